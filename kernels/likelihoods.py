@@ -1,0 +1,36 @@
+"""The likelihoods: maths on loaded values, nothing else.
+
+Each takes its parameters as a tuple and the target, and returns (base, excess, derivatives): the nll in nats of each
+element is base + log1p(excess), with None for no excess and excess in [0, 1] otherwise; derivatives is a tuple, one a
+parameter. The logarithm is left to the caller because a sum needs fewer of them: log1p(a) + log1p(b) = log1p(a + b +
+ab).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def bernoulli(params, target):
+    """Bernoulli nll of `target` given logits, stable for any finite logit (Kingma & Welling 2014, appendix C.1)."""
+    logit = params[0]
+    e = tl.exp(-tl.abs(logit))
+    sigmoid = tl.where(logit >= 0, 1.0, e) / (1.0 + e)
+    return tl.maximum(logit, 0.0) - logit * target, e, (sigmoid - target,)
+
+
+@triton.jit
+def mse(params, target):
+    """Squared error: the Gaussian nll at variance 1/2, less a constant."""
+    error = params[0] - target
+    return error * error, None, (2.0 * error,)
+
+
+@triton.jit
+def gaussian(params, target):
+    """Gaussian nll given mean and log-variance (Kingma & Welling 2014, appendix C.2)."""
+    error = params[0] - target
+    scaled = error * tl.exp(-params[1])
+    excess = error * scaled
+    half_log_2pi = 0.91893853320467274178
+    return 0.5 * (params[1] + excess) + half_log_2pi, None, (scaled, 0.5 - 0.5 * excess)

@@ -1,0 +1,247 @@
+"""Reduces any likelihood: forward, forward with gradient, backward, in one kernel that compiles out the rest."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from vae_fast.kernels import likelihoods, reductions, tiling
+from vae_fast.kernels.elementary import log1p
+
+SCALE_PROGRAMS = 1024  # where the upstream gradient is 1 they read it and return; fewer would not fill a large GPU
+
+
+class Upstream(NamedTuple):
+    """Upstream gradients of scalar losses, on the device, and where the gradient of the kl goes.
+
+    The reconstruction's is total + reconstruction; each kl's is (total * beta + kl) / kl_count. beta is `beta_tensor`,
+    or the number where that is None.
+    """
+
+    total: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
+    beta_tensor: torch.Tensor | None = None
+    kl_grad: torch.Tensor | None = None
+    beta: float = 1.0
+    kl_count: int = 1
+
+
+class FirstStage(NamedTuple):
+    """`loss` is elementwise ("none"), or else `partials` holds `count` partial sums for each of `rows`."""
+
+    loss: torch.Tensor | None
+    partials: torch.Tensor | None
+    rows: int
+    count: int
+    grads: tuple
+
+
+def forward(params, target, likelihood, reduction, wanted):
+    """The reduced nll of `target` and the gradients of the parameters that are `wanted`, for an upstream gradient of 1.
+
+    params: tensors of one shape [B, ...] and dtype, any strides; target: of that shape; likelihood: a name in
+    `likelihoods`; wanted: one bool a parameter. Returns (loss, gradients with None where not wanted). Reads (p + 1)N
+    elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a program. Two launches; one for
+    "none", and for "sample" up to MAX_COLUMNS elements a sample.
+    """
+    stage = first_stage(params, target, likelihood, reduction, wanted)
+    if stage.loss is not None:
+        return stage.loss, stage.grads
+    if reduction == "sample" and stage.count == 1:
+        return stage.partials, stage.grads
+    out = stage.partials.new_empty((stage.rows,) if reduction == "sample" else ())
+    divisor = reductions.divisor(reduction, target.shape)
+    strides = (stage.count, 1)
+    reductions.sum_partials(stage.partials, out, outer=stage.rows, count=stage.count, strides=strides, divisor=divisor)
+    return out, stage.grads
+
+
+def first_stage(params, target, likelihood, reduction, wanted):
+    """The elementwise loss or the partial sums, and the wanted gradients, in one launch."""
+    loss = torch.empty_like(params[0], dtype=tiling.accumulator(params[0].dtype)) if reduction == "none" else None
+    grads = _empty_grads(params, wanted)
+    view, tiles, operands = _plan(params, target, loss, None, grads, reduction)
+    rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
+    partials = None if reduction == "none" else reductions.workspace(params[0], rows * count)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, partials, None)
+    return FirstStage(loss, partials, rows, count, grads)
+
+
+def backward(grad_loss, params, target, likelihood, reduction, wanted):
+    """Gradients of the wanted parameters, recomputed: reads (p + 1)N elements, writes N each, in one launch.
+
+    grad_loss: of the loss's shape, any strides; or, for a scalar loss, an `Upstream`.
+    """
+    grads = _empty_grads(params, wanted)
+    scalars, elementwise = None, None
+    if reduction in ("none", "sample"):
+        elementwise = tiling.expand_upstream(grad_loss, target, reduction)
+    else:
+        scalars = _as_upstream(grad_loss)
+    view, tiles, operands = _plan(params, target, None, elementwise, grads, reduction)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, None, scalars)
+    return grads
+
+
+def scale_(grads, grad_loss):
+    """Multiply the gradients made in forward by the upstream gradient, in place, and write the kl's, in one launch.
+
+    Where the upstream gradient is 1 no gradient is touched: the comparison is made on the device, because on the host
+    it would cost a synchronisation and break graph capture. Otherwise moves 2N elements for each of `grads`.
+    """
+    size = grads[0].numel()
+    programs = min(triton.cdiv(size, tiling.FLAT_TILE), SCALE_PROGRAMS)
+    with tiling.on_device(grads[0]):
+        _scale[(programs,)](
+            tuple(grads), tuple(_as_upstream(grad_loss)), size, programs,
+            TILE=tiling.FLAT_TILE, WIDE=size > tiling.MAX_INT32_EXTENT, num_warps=8,
+        )  # fmt: skip
+
+
+def _as_upstream(grad_loss):
+    return grad_loss if isinstance(grad_loss, Upstream) else Upstream(reconstruction=grad_loss)
+
+
+def _empty_grads(params, wanted):
+    return tuple(torch.empty_like(p) if want else None for p, want in zip(params, wanted, strict=True))
+
+
+def _plan(params, target, loss, upstream, grads, reduction):
+    """The joint view, its tiles, and the operands in the kernel's order."""
+    view, operands = tiling.view([*params, target, loss, upstream, *grads], by_sample=reduction == "sample")
+    p = len(params)
+    return view, tiling.tiles(view), (tuple(operands[:p]), *operands[p : p + 3], tuple(operands[p + 3 :]))
+
+
+def _launch(params, target, likelihood, reduction, view, tiles, operands, partials, scalars):
+    halvings = 2 if params[0].element_size() >= 4 else 3  # elements of one 16-byte access: 4 or 8
+    with tiling.on_device(target):
+        _reconstruct[(tiles.programs,)](
+            *operands, partials, None if scalars is None else tuple(scalars), (view.rows, view.columns), view.shape,
+            reductions.divisor(reduction, target.shape),
+            LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction,
+            HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
+            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps,
+        )  # fmt: skip
+
+
+# Triton's launcher has a local `params`: a kernel argument of that name cannot be launched.
+@triton.jit
+def _reconstruct(
+    parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor,
+    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, HALVINGS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
+    # A mask on an odd size would narrow every access: full blocks go without one.
+    if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
+        _tile(
+            parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor, row, column,
+            LIKELIHOOD, REDUCTION, HALVINGS, ROWS, COLUMNS, False,
+        )  # fmt: skip
+    else:
+        _tile(
+            parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor, row, column,
+            LIKELIHOOD, REDUCTION, HALVINGS, ROWS, COLUMNS, True,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor, first_row, first_column,
+    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, HALVINGS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    row = first_row + tl.arange(0, ROWS)[:, None]
+    column = first_column + tl.arange(0, COLUMNS)[None, :]
+    inside = tiling.inside(row, column, size, EDGE)
+    values = ()
+    for k in tl.static_range(len(parameters)):
+        values = values + (tiling.load(parameters[k], row, column, shape, inside),)
+    x = tiling.load(target, row, column, shape, inside).to(values[0].dtype)
+    base, excess, derivatives = LIKELIHOOD(values, x)
+
+    if loss is not None:
+        nll = base
+        if excess is not None:
+            nll = base + log1p(excess)
+        tiling.store(loss, row, column, shape, inside, nll)
+    if partials is not None:
+        sums = sum_nll(base, excess, inside, HALVINGS)
+        if REDUCTION == "sample":
+            line = first_row + tl.arange(0, ROWS)
+            block = line * tl.cdiv(size[1], COLUMNS) + first_column // COLUMNS
+            tl.store(partials + block, sums, mask=line < size[0])
+        else:
+            tl.store(partials + tl.program_id(0), tl.sum(sums, 0))
+
+    scale = 1.0
+    if upstream is not None:
+        scale = tiling.load_upstream(upstream, row, column, size, shape, REDUCTION, EDGE)
+    if scalars is not None:
+        scale = scalar_upstream(scalars).to(x.dtype)
+    scale = scale / tl.full((1, 1), divisor, x.dtype)
+    for k in tl.static_range(len(grads)):
+        if grads[k] is not None:
+            tiling.store(grads[k], row, column, shape, inside, derivatives[k] * scale)
+
+
+@triton.jit
+def sum_nll(base, excess, inside, HALVINGS: tl.constexpr):
+    """The nll of each row, with one logarithm for 2^HALVINGS neighbours that a thread holds."""
+    if inside is not None:
+        base = tl.where(inside, base, 0.0)
+    if excess is None:
+        return tl.sum(base, 1)
+    else:
+        if inside is not None:
+            excess = tl.where(inside, excess, 0.0)
+        for _ in tl.static_range(HALVINGS):
+            left, right = tl.split(tl.reshape(excess, (excess.shape[0], excess.shape[1] // 2, 2)))
+            excess = left + right + left * right
+            left, right = tl.split(tl.reshape(base, (base.shape[0], base.shape[1] // 2, 2)))
+            base = left + right
+        return tl.sum(base + log1p(excess), 1)
+
+
+@triton.jit
+def scalar_upstream(scalars):
+    """The reconstruction's upstream gradient (see `Upstream`); the first program writes the kl's gradient."""
+    total, reconstruction, kl, beta_tensor, kl_grad, beta, kl_count = scalars
+    g = 0.0
+    if total is not None:
+        g = tl.load(total)
+    if kl_grad is not None:  # noqa: SIM102 (one condition is for the compiler, the other for the GPU)
+        if tl.program_id(0) == 0:
+            weight = beta
+            if beta_tensor is not None:
+                weight = tl.load(beta_tensor)
+            kl_g = g * weight
+            if kl is not None:
+                kl_g = kl_g + tl.load(kl)
+            tl.store(kl_grad, kl_g / kl_count)
+    if reconstruction is not None:
+        g = g + tl.load(reconstruction)
+    return g
+
+
+@triton.jit
+def _scale(grads, scalars, size, programs, TILE: tl.constexpr, WIDE: tl.constexpr):
+    g = scalar_upstream(scalars)
+    if g != 1.0:
+        start = tl.program_id(0)
+        if WIDE:
+            start = start.to(tl.int64)
+        start = start * TILE
+        while start < size:
+            at = start + tl.arange(0, TILE)
+            for k in tl.static_range(len(grads)):
+                if start + TILE <= size:
+                    value = tiling.upcast(tl.load(grads[k] + at))
+                    tl.store(grads[k] + at, (value * g).to(grads[k].dtype.element_ty))
+                else:
+                    value = tiling.upcast(tl.load(grads[k] + at, mask=at < size, other=0))
+                    tl.store(grads[k] + at, (value * g).to(grads[k].dtype.element_ty), mask=at < size)
+            start += programs * TILE

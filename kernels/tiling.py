@@ -1,0 +1,219 @@
+"""How tensors are seen as rows x columns: index maps, tile sizes, grids and the device guard.
+
+Rows are samples (dimension 0) and columns are the elements of one sample, in the order of the output's memory.
+Dimensions that are contiguous in every tensor of a launch are merged, so that almost every layout ends with one column
+dimension. Where a launch needs no sum per sample and everything merges, the whole tensor is a single row.
+"""
+
+import contextlib
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+# A thread owns 16 elements: four 16-byte accesses of float32, two of bfloat16. Fewer leave the bodies of the noise and
+# the sums without independent work to hide their latency, more cost occupancy.
+ELEMENTS_PER_THREAD = 16
+FLAT_TILE = 4096  # one row: the whole tensor
+ROW_TILE = 2048  # several rows: samples of up to 2048 elements share a program
+MAX_COLUMNS = 4096  # longest sample that one program takes whole; a longer one is split and summed in a second launch
+LATENT_ROWS = 32  # a sum over samples: enough rows for its partial sums to stay at 1/32 of the input
+
+# The last tile's row and column numbers overhang the tensor and must not wrap, so 32-bit ones stop short of 2^31.
+MAX_INT32_EXTENT = 2**31 - 2 * FLAT_TILE
+
+
+class View(NamedTuple):
+    """Tensors of one shape as rows x columns; `shape` and `strides[i][1:]` run from the innermost dimension out."""
+
+    rows: int
+    columns: int
+    shape: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    wide: bool
+
+
+class Tiles(NamedTuple):
+    rows: int
+    columns: int
+    row_blocks: int
+    column_blocks: int
+
+    @property
+    def programs(self):
+        return self.row_blocks * self.column_blocks
+
+    @property
+    def axes(self):
+        """Where the grid runs; in one direction a program finds its tile without a division."""
+        if self.row_blocks == 1:
+            return "columns"
+        return "rows" if self.column_blocks == 1 else "both"
+
+    @property
+    def warps(self):
+        return min(max(self.rows * self.columns // (32 * ELEMENTS_PER_THREAD), 1), 8)
+
+
+def view(tensors, by_sample):
+    """The joint view of `tensors` (None is passed through) and, for each, its operand (tensor, strides).
+
+    The first tensor decides the order of the columns. `by_sample` keeps one row a sample.
+    """
+    present = [t for t in tensors if t is not None]
+    joint = _merge(tuple(present[0].shape), tuple(t.stride() for t in present), by_sample)
+    strides = iter(joint.strides)
+    return joint, [None if t is None else (t, next(strides)) for t in tensors]
+
+
+@lru_cache(maxsize=4096)
+def _merge(shape, strides, by_sample):
+    batch = 0
+    order = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -strides[0][d])
+    if not by_sample:
+        dims = _merge_dims(order, shape, strides)
+        if len(dims) <= 1:
+            size, inner = dims[0] if dims else (1, tuple(1 for _ in strides))
+            return View(1, size, (size,), tuple((0, s) for s in inner), _is_wide(shape, strides))
+    dims = _merge_dims([d for d in order if d != batch], shape, strides) or [(1, tuple(1 for _ in strides))]
+    columns = math.prod(size for size, _ in dims)
+    per_tensor = tuple((s[batch], *(inner[k] for _, inner in dims)) for k, s in enumerate(strides))
+    return View(shape[batch], columns, tuple(size for size, _ in dims), per_tensor, _is_wide(shape, strides))
+
+
+def _merge_dims(order, shape, strides):
+    """Merge dimensions (outermost first in `order`) that are contiguous in every tensor; returns innermost first."""
+    merged = []
+    for d in reversed(order):
+        inner = tuple(s[d] for s in strides)
+        if merged:
+            size, below = merged[-1]
+            if all(outer == stride * size for outer, stride in zip(inner, below, strict=True)):
+                merged[-1] = (size * shape[d], below)
+                continue
+        merged.append((shape[d], inner))
+    return merged
+
+
+def _is_wide(shape, strides):
+    """Whether an offset in elements, or a row or column number with its tile's overhang, needs 64 bits."""
+    reach = max(sum((size - 1) * stride for size, stride in zip(shape, s, strict=True)) for s in strides)
+    return max(math.prod(shape), reach) > MAX_INT32_EXTENT
+
+
+def tiles(joint, over_samples=False):
+    """The tile of a program and how many there are. `over_samples` is for sums along dimension 0."""
+    if over_samples:
+        columns = min(triton.next_power_of_2(joint.columns), ROW_TILE // LATENT_ROWS)
+        rows = LATENT_ROWS
+    elif joint.rows == 1:
+        rows, columns = 1, min(triton.next_power_of_2(joint.columns), FLAT_TILE)
+    else:
+        columns = triton.next_power_of_2(joint.columns)
+        columns = columns if columns <= MAX_COLUMNS else ROW_TILE
+        rows = min(max(ROW_TILE // columns, 1), triton.next_power_of_2(joint.rows))
+    return Tiles(rows, columns, triton.cdiv(joint.rows, rows), triton.cdiv(joint.columns, columns))
+
+
+def expand_upstream(grad, like, reduction):
+    """The upstream gradient of a loss of `like`, seen in its shape without a copy."""
+    if reduction == "sample":
+        grad = grad.reshape(-1, *(1 for _ in like.shape[1:]))
+    return grad.expand(like.shape)
+
+
+def accumulator(dtype):
+    """Arithmetic and losses are float32, float64 for float64 inputs."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def on_device(tensor):
+    """Launch on the tensor's own device: Triton launches on the current one, whatever the pointers say."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+@triton.jit
+def tile(columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr):
+    """This program's first row and first column. Rows advance slowest."""
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    if AXES == "columns":
+        return program * 0, program * COLUMNS
+    elif AXES == "rows":
+        return program * ROWS, program * 0
+    else:
+        blocks = tl.cdiv(columns, COLUMNS)
+        return (program // blocks) * ROWS, (program % blocks) * COLUMNS
+
+
+@triton.jit
+def offset(row, column, shape, strides):
+    """Offset in elements of [row, column] in a tensor with these strides (row first, then innermost out)."""
+    at = row * strides[0]
+    for d in tl.static_range(len(shape)):
+        if d + 1 < len(shape):
+            at = at + (column % shape[d]) * strides[d + 1]
+            column = column // shape[d]
+        else:
+            at = at + column * strides[d + 1]
+    return at
+
+
+@triton.jit
+def inside(row, column, size, EDGE: tl.constexpr):
+    """The mask of a tile that overhangs the tensor; None for a full one."""
+    if EDGE:
+        return (row < size[0]) & (column < size[1])
+    else:
+        return None
+
+
+@triton.jit
+def load_upstream(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE: tl.constexpr):
+    """A loss's upstream gradient, each number read once: elementwise, a sample's, a latent's, or one for all."""
+    if REDUCTION != "none" and REDUCTION != "sample":
+        row = tl.zeros((1, 1), tl.int32)
+    if REDUCTION != "none" and REDUCTION != "latent":
+        column = tl.zeros((1, 1), tl.int32)
+    return load(operand, row, column, shape, inside(row, column, size, EDGE))
+
+
+@triton.jit
+def load(operand, row, column, shape, inside):
+    """Values at [row, column] as float32 (float64 stays); 0 outside."""
+    at = operand[0] + offset(row, column, shape, operand[1])
+    if inside is None:
+        value = tl.load(at)
+    else:
+        value = tl.load(at, mask=inside, other=0)
+    return upcast(value)
+
+
+@triton.jit
+def store(operand, row, column, shape, inside, value):
+    """Store `value` at [row, column] in the tensor's own dtype."""
+    at = operand[0] + offset(row, column, shape, operand[1])
+    tl.store(at, value.to(operand[0].dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def upcast(value):
+    if value.dtype == tl.float64:
+        return value
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def accumulator_type(pointer):
+    """The type that `upcast` gives to what the pointer points to."""
+    if pointer.dtype.element_ty == tl.float64:
+        return tl.float64
+    else:
+        return tl.float32

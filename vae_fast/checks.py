@@ -1,0 +1,227 @@
+"""Argument checks of the public functions: each error names the argument, what it was, and what is wanted.
+
+None of them reads a tensor's values: on a GPU that would wait for the device.
+"""
+
+import math
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOAT_NAMES = "float32, bfloat16, float16 or float64"
+LATENT_REDUCTIONS = ("none", "sample", "latent", "sum", "mean", "batchmean")
+REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
+SEED_MIN, SEED_MAX = -(2**63), 2**64
+
+
+def is_tensor(name, value, what="a tensor"):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
+
+
+def is_float(name, tensor, what="values"):
+    is_tensor(name, tensor)
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} is {_dtype(tensor)}: expected {FLOAT_NAMES} {what}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}: expected a dense (strided) tensor")
+
+
+def has_batch(name, tensor):
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} has shape []: expected [B, ...] with the batch in dimension 0")
+
+
+def same_shape(name, tensor, other_name, other):
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)}, {other_name} has {list(other.shape)}: they must be equal"
+        )
+
+
+def same_dtype(name, tensor, other_name, other):
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name} is {_dtype(tensor)}, {other_name} is {_dtype(other)}: they must be equal")
+
+
+def same_device(name, tensor, other_name, other):
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}, {other_name} is on {other.device}: they must be on one device")
+
+
+def no_grad(name, tensor):
+    if tensor.requires_grad:
+        raise ValueError(f"{name} requires a gradient: expected one that does not, detach it")
+
+
+def matches(name, tensor, other_name, other):
+    """A float tensor of another's shape, dtype and device."""
+    is_float(name, tensor)
+    same_shape(name, tensor, other_name, other)
+    same_dtype(name, tensor, other_name, other)
+    same_device(name, tensor, other_name, other)
+
+
+def posterior(mu, logvar):
+    is_float("mu", mu)
+    has_batch("mu", mu)
+    matches("logvar", logvar, "mu", mu)
+
+
+def moments(tensor, dim):
+    """A tensor that splits in halves along `dim`; returns dim counted from the front."""
+    is_float("moments", tensor)
+    if tensor.dim() < 2:
+        raise ValueError(
+            f"moments has shape {list(tensor.shape)}: expected [B, ...] with mu and logvar along dim {dim!r}"
+        )
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim is {type(dim).__name__}: expected int")
+    front = dim + tensor.dim() if dim < 0 else dim
+    if not 1 <= front < tensor.dim():
+        raise ValueError(
+            f"dim is {dim}: expected a dimension of moments {list(tensor.shape)} other than the batch's, 0"
+        )
+    if tensor.shape[front] % 2:
+        raise ValueError(
+            f"moments has size {tensor.shape[front]} along dim {dim}: expected an even size, mu and then logvar"
+        )
+    return front
+
+
+def prior(value, shape, like):
+    """The prior's two tensors expanded to the posterior's `shape`, or two Nones."""
+    if value is None:
+        return None, None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        what = f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else type(value).__name__
+        raise TypeError(f"prior is {what}: expected a tuple (mu, logvar) of tensors")
+    for name, tensor in zip(("prior mu", "prior logvar"), value, strict=True):
+        is_float(name, tensor)
+        same_dtype(name, tensor, "mu", like)
+        same_device(name, tensor, "mu", like)
+        _expands(name, tensor, shape)
+    return tuple(t if t.shape == shape else t.expand(shape) for t in value)
+
+
+def _expands(name, tensor, shape):
+    aligned = zip(reversed(tensor.shape), reversed(shape), strict=False)
+    if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in aligned):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected one that expands to mu's {list(shape)}")
+
+
+def clamp(value):
+    """(low, high), or two Nones."""
+    if value is None:
+        return None, None
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(_is_number(v) for v in value):
+        raise TypeError(f"logvar_clamp is {value!r}: expected a tuple (low, high) of numbers")
+    low, high = map(float, value)
+    if not low <= high:
+        raise ValueError(f"logvar_clamp is {value!r}: expected low <= high")
+    return low, high
+
+
+def reduction(value, choices):
+    if value not in choices:
+        raise ValueError(f"reduction is {value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def one_source(seed, generator, eps):
+    given = [name for name, value in (("seed", seed), ("generator", generator), ("eps", eps)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} were given: expected at most one of seed, generator and eps")
+
+
+def seed_int(value):
+    """The int as the 64-bit word that stands for it, signed."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"seed is {type(value).__name__}: expected an int or an int64 tensor of one element")
+    if not SEED_MIN <= value < SEED_MAX:
+        raise ValueError(f"seed is {value}: expected an int in [-2^63, 2^64)")
+    return value - 2**64 if value >= 2**63 else value
+
+
+def seed_tensor(tensor, like):
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"seed is {_dtype(tensor)}: expected int64")
+    if tensor.numel() != 1:
+        raise ValueError(f"seed has shape {list(tensor.shape)}: expected one element")
+    same_device("seed", tensor, "mu", like)
+
+
+def generator(value, like):
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"generator is {type(value).__name__}: expected torch.Generator")
+    if value.device.type != like.device.type:
+        raise ValueError(f"generator is on {value.device}, mu is on {like.device}: they must be on one device")
+
+
+def eps(tensor, shape, like):
+    is_float("eps", tensor)
+    if tensor.shape != shape:
+        raise ValueError(f"eps has shape {list(tensor.shape)}, mu has {list(shape)}: they must be equal")
+    same_device("eps", tensor, "mu", like)
+    no_grad("eps", tensor)
+
+
+def output(value, target, row):
+    """The likelihood's parameter tensors as a tuple, checked against the target."""
+    names = row.parameters
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(values) != len(names) or (len(names) > 1 and isinstance(value, torch.Tensor)):
+        wanted = f"the tuple ({', '.join(names)})" if len(names) > 1 else f"one tensor ({names[0]})"
+        raise TypeError(f"output is {_describe(value)}: expected {wanted} for likelihood {row.name!r}")
+    first_name = "output" if len(names) == 1 else f"output's {names[0]}"
+    first = values[0]
+    is_float(first_name, first, names[0] if len(names) == 1 else "values")
+    has_batch(first_name, first)
+    for name, tensor in zip(names[1:], values[1:], strict=True):
+        matches(f"output's {name}", tensor, first_name, first)
+    is_float("target", target)
+    same_shape("target", target, first_name, first)
+    same_device("target", target, first_name, first)
+    no_grad("target", target)
+    return values
+
+
+def kl(tensor, target):
+    is_tensor("kl", tensor)
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"kl is {_dtype(tensor)}: expected float32 or float64 nats")
+    if tensor.dim() and tensor.shape != target.shape[:1]:
+        batch = target.shape[0]
+        raise ValueError(
+            f'kl has shape {list(tensor.shape)}: expected [{batch}] (reduction="sample") or [] (reduction="batchmean")'
+        )
+    same_device("kl", tensor, "target", target)
+
+
+def beta(value, target):
+    """(beta tensor or None, number)."""
+    if isinstance(value, torch.Tensor):
+        is_float("beta", value)
+        if value.dim():
+            raise ValueError(f"beta has shape {list(value.shape)}: expected a number or a 0-d tensor")
+        same_device("beta", value, "target", target)
+        no_grad("beta", value)
+        return value, 0.0
+    if not _is_number(value):
+        raise TypeError(f"beta is {type(value).__name__}: expected a number or a 0-d tensor")
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"beta is {value}: expected a finite number >= 0")
+    return None, float(value)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _dtype(tensor):
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _describe(value):
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "one tensor" if isinstance(value, torch.Tensor) else type(value).__name__

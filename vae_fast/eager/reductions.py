@@ -1,0 +1,34 @@
+"""Reductions of elementwise losses and of their upstream gradients."""
+
+import torch
+
+
+def accumulator(dtype):
+    """Arithmetic and losses are float32, float64 for float64 inputs."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def divisor(reduction, shape):
+    """What the sum is divided by."""
+    if reduction == "mean":
+        return shape.numel()
+    return shape[0] if reduction in ("batchmean", "latent") else 1
+
+
+def reduce(values, reduction):
+    """Reduce elementwise `values` [B, ...]; an empty batch sums to 0 and averages to NaN."""
+    if reduction == "none":
+        return values
+    if reduction == "sample":
+        return values.flatten(1).sum(1) if values.dim() > 1 else values
+    total = values.sum(0) if reduction == "latent" else values.sum()
+    count = divisor(reduction, values.shape)
+    return total if count == 1 else total / count
+
+
+def spread(grad, like, reduction):
+    """The upstream gradient of a reduced loss, for each element of `like`: a view where nothing was divided."""
+    if reduction == "sample":
+        grad = grad.reshape(-1, *(1 for _ in like.shape[1:]))
+    count = divisor(reduction, like.shape)
+    return (grad if count == 1 else grad / count).expand(like.shape)

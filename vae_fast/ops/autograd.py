@@ -1,0 +1,51 @@
+"""What the autograd Functions share: which kind to apply, and the guard against double backward."""
+
+import torch
+from torch.autograd import Function
+
+
+def transformed():
+    """Whether to apply the Function that compilers and torch.func can transform, which costs more host time."""
+    compiling = torch.compiler.is_compiling()
+    functorch = torch._C._are_functorch_transforms_active()
+    if compiling and functorch:
+        # Opaque ops inside torch.compile(torch.func.grad(f)) give silent zeros.
+        raise RuntimeError(
+            "vae_fast does not support torch.compile over torch.func transforms: compile the function inside the "
+            "transform, or leave out one of the two"
+        )
+    return compiling or functorch
+
+
+def needs_grad(*tensors):
+    """Whether a backward pass can reach any of the tensors; decided before apply, where grad mode is the caller's."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def once(backward, *tensors):
+    """backward(*tensors), whose own gradient raises: `once_differentiable` would lose it silently under torch.func.
+
+    While compiling there is no double backward, and PyTorch says so itself.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Once.apply(backward, *tensors)
+    return tuple(backward(*tensors))
+
+
+class _Once(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(backward, *tensors):
+        return tuple(backward(*tensors))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "vae_fast's losses cannot be differentiated twice (gradient penalty, grad of grad, Hessian): "
+            "compute that term with PyTorch's own functions"
+        )

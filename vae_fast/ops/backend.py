@@ -1,0 +1,78 @@
+"""Which room computes: Triton kernels or eager PyTorch."""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+
+BACKENDS = ("triton", "eager", "auto")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _checked(name, source):
+    if name not in BACKENDS:
+        raise ValueError(f"{source} is {name!r}: expected one of {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
+# A plain global, for the whole process: torch.compile guards on it, and cannot trace a ContextVar.
+_current = _checked(os.environ.get("VAE_FAST_BACKEND", "auto"), "VAE_FAST_BACKEND")
+
+
+@contextlib.contextmanager
+def use_backend(name):
+    """Within the block, compute with "triton", "eager", or "auto".
+
+    "auto" is Triton for CUDA tensors where it is installed, and eager otherwise. It holds for all threads of the process.
+    The environment variable VAE_FAST_BACKEND sets the default. A backward pass uses the backend of its forward,
+    wherever it runs. "triton" takes CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1, set before triton is
+    imported).
+
+    Raises ValueError for any other name; the functions raise RuntimeError where "triton" cannot take their tensors.
+
+    >>> with use_backend("eager"):
+    ...     gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item()
+    0.0
+    """
+    global _current
+    before, _current = _current, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def choose(tensor):
+    """The backend for `tensor`, "triton" or "eager"."""
+    name = _current
+    if name == "auto":
+        return "triton" if tensor.is_cuda and HAS_TRITON else "eager"
+    if name == "triton":
+        _check_triton(tensor)
+    return name
+
+
+def _check_triton(tensor):
+    if not HAS_TRITON:
+        raise RuntimeError('backend is "triton", but it is not installed: pip install triton, or use "eager" or "auto"')
+    if not tensor.is_cuda and not interpreting():
+        raise RuntimeError(
+            f'backend is "triton", but the tensor is on {tensor.device}: move it to CUDA, use "eager" or "auto", '
+            "or set TRITON_INTERPRET=1 before Python starts, to interpret the kernels on the CPU"
+        )
+
+
+def interpreting():
+    """Whether Triton's kernels run in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def room(backend, name, tensor):
+    """The module `name` of the backend's room. An empty tensor has nothing to launch: eager knows what its sums are."""
+    return _module("kernels" if backend == "triton" and tensor.numel() else "eager", name)
+
+
+@functools.cache
+def _module(package, name):
+    return importlib.import_module(f"vae_fast.{package}.{name}")

@@ -1,0 +1,145 @@
+"""The latent op: reparameterised sample and KL of a diagonal Gaussian, as raw ops and Functions."""
+
+from typing import NamedTuple
+
+import torch
+from torch.autograd import Function
+
+from vae_fast.eager.reductions import accumulator
+from vae_fast.ops import autograd
+from vae_fast.ops.backend import room
+from vae_fast.ops.library import define
+
+
+class Spec(NamedTuple):
+    """What is asked of the op. The posterior is (mu, logvar), or moments that hold both along `dim` and None."""
+
+    reduction: str | None
+    low: float | None
+    high: float | None
+    dim: int
+    backend: str
+
+
+def latent(mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
+    """The tensors asked for: z where seed or eps is given, kl where a reduction is."""
+    tensors = (mu, logvar, prior_mu, prior_logvar, seed, eps)
+    if autograd.transformed():
+        return _Transformable.apply(*tensors, spec)
+    if autograd.needs_grad(mu, logvar, prior_mu, prior_logvar):
+        return _Ordinary.apply(*tensors, spec)
+    return _forward(*tensors, *spec)
+
+
+def _halves(mu, logvar, dim):
+    return (mu, logvar) if logvar is not None else mu.chunk(2, dim)
+
+
+def _forward_impl(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend):
+    mu, logvar = _halves(mu, logvar, dim)
+    made = room(backend, "gaussian", mu).forward(
+        mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, clamp=(low, high), reduction=reduction
+    )
+    return [t for t in made if t is not None]
+
+
+def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend):
+    mu, _ = _halves(mu, logvar, dim)
+    made = [] if seed is None and eps is None else [torch.empty_like(mu)]
+    dtype = accumulator(mu.dtype)
+    if reduction == "none":
+        made.append(torch.empty_like(mu, dtype=dtype))
+    elif reduction == "latent":
+        made.append(mu.sum(0, dtype=dtype))
+    elif reduction is not None:
+        made.append(mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype))
+    return made
+
+
+def _backward_impl(
+    grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend, prior_grad
+):
+    packed = torch.empty_like(mu) if logvar is None else None
+    mu, logvar = _halves(mu, logvar, dim)
+    grads = room(backend, "gaussian", mu).backward(
+        grad_z, grad_kl, mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, clamp=(low, high),
+        reduction=reduction, prior_grad=prior_grad, out=None if packed is None else packed.chunk(2, dim),
+    )  # fmt: skip
+    posterior = grads[:2] if packed is None else [packed]
+    return [g for g in (*posterior, *grads[2:]) if g is not None]
+
+
+def _backward_fake(
+    grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend, prior_grad
+):
+    grads = [torch.empty_like(mu)] if logvar is None or grad_kl is not None else []
+    if logvar is not None:
+        grads.append(torch.empty_like(logvar))
+    if prior_grad:
+        grads += [torch.empty_like(prior_mu), torch.empty_like(prior_logvar)]
+    return grads
+
+
+_TENSORS = "Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps"
+_SPEC = "str? reduction, float? low, float? high, int dim, str backend"
+_forward = define(f"gaussian_forward({_TENSORS}, {_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
+_backward = define(
+    f"gaussian_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, {_SPEC}, bool prior_grad) -> Tensor[]",
+    _backward_impl,
+    _backward_fake,
+)
+
+
+def _differentiate(ctx, *grads):
+    """Gradients of the Functions' inputs: the four parameters, seed, eps and spec."""
+    tensors, spec = ctx.saved_tensors, ctx.spec
+    sampled = tensors[4] is not None or tensors[5] is not None
+    grad_z = grads[0] if sampled else None
+    grad_kl = grads[-1] if spec.reduction is not None else None
+    if grad_z is None and grad_kl is None:
+        return (None,) * 7
+    prior_grad = grad_kl is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
+    made = autograd.once(lambda *args: _backward(*args, *spec, prior_grad), grad_z, grad_kl, *tensors)
+    prior = tuple(made[-2:]) if prior_grad else (None, None)
+    if tensors[1] is None:
+        return made[0], None, *prior, None, None, None
+    if grad_kl is None:
+        return grad_z, made[0], *prior, None, None, None
+    return made[0], made[1], *prior, None, None, None
+
+
+class _Ordinary(Function):
+    """For plain calls: `ctx` in forward costs 10 microseconds less than `setup_context`."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        *tensors, spec = inputs
+        ctx.spec = spec
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(_forward(*tensors, *spec))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _differentiate(ctx, *grads)
+
+
+class _Transformable(Function):
+    """For torch.compile and torch.func."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs):
+        *tensors, spec = inputs
+        return tuple(_forward(*tensors, *spec))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.spec = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _differentiate(ctx, *grads)
