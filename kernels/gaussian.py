@@ -131,7 +131,9 @@ def _forward_tile(
     mu, logvar, prior_mu, prior_logvar, z, eps, kl = operands
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
-    inside = tiling.inside(row, column, size, EDGE)
+    inside = None
+    if EDGE:
+        inside = (row < size[0]) & (column < size[1])
     m = tiling.load(mu, row, column, shape, inside)
     v = clamped(tiling.load(logvar, row, column, shape, inside), LOW, HIGH)
     std = tl.exp(0.5 * v)
@@ -139,8 +141,7 @@ def _forward_tile(
         e = _noise(eps, seed, positions, row, column, first_column, shape, inside, QUADS, COLUMNS, WIDE)
         tiling.store(z, row, column, shape, inside, m + std * e.to(std.dtype))
     if REDUCTION is not None:
-        prior_m, prior_v = _load_prior(prior_mu, prior_logvar, row, column, shape, inside)
-        terms = divergence(m, v, std, prior_m, prior_v)
+        terms = divergence(m, v, std, _load_prior(prior_mu, prior_logvar, row, column, shape, inside))
         if EDGE:
             terms = tl.where(inside, terms, 0.0)
         if REDUCTION == "none":
@@ -186,7 +187,9 @@ def _backward_tile(
     )
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
-    inside = tiling.inside(row, column, size, EDGE)
+    inside = None
+    if EDGE:
+        inside = (row < size[0]) & (column < size[1])
     raw = tiling.load(logvar, row, column, shape, inside)
     v = clamped(raw, LOW, HIGH)
     std = tl.exp(0.5 * v)
@@ -199,13 +202,13 @@ def _backward_tile(
     if grad_kl is not None:
         g = tiling.load_upstream(grad_kl, row, column, size, shape, REDUCTION, EDGE) / divisor
         m = tiling.load(mu, row, column, shape, inside)
-        prior_m, prior_v = _load_prior(prior_mu, prior_logvar, row, column, shape, inside)
-        kl_mu, kl_logvar, kl_prior_logvar = divergence_gradient(m, v, std, prior_m, prior_v)
+        prior = _load_prior(prior_mu, prior_logvar, row, column, shape, inside)
+        kl_mu, kl_logvar = divergence_gradient(m, v, std, prior)
         d_mu = d_mu + g * kl_mu
         d_logvar = d_logvar + g * kl_logvar
         if out_prior_mu is not None:
             tiling.store(out_prior_mu, row, column, shape, inside, -g * kl_mu)
-            tiling.store(out_prior_logvar, row, column, shape, inside, g * kl_prior_logvar)
+            tiling.store(out_prior_logvar, row, column, shape, inside, -g * (kl_logvar + 0.5 * kl_mu * (m - prior[0])))
     if out_mu is not None:
         tiling.store(out_mu, row, column, shape, inside, d_mu)
     tiling.store(out_logvar, row, column, shape, inside, clamped_gradient(d_logvar, raw, LOW, HIGH))
@@ -213,8 +216,9 @@ def _backward_tile(
 
 @triton.jit
 def _load_prior(prior_mu, prior_logvar, row, column, shape, inside):
+    """(mu, logvar), or () for N(0, I). Triton 3.6 cannot return None."""
     if prior_mu is None:
-        return None, None
+        return ()
     else:
         return (
             tiling.load(prior_mu, row, column, shape, inside),
@@ -258,24 +262,24 @@ def clamped_gradient(gradient, logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 
 @triton.jit
-def divergence(mu, logvar, std, prior_mu, prior_logvar):
+def divergence(mu, logvar, std, prior):
     """KL(N(mu, exp(logvar)) || prior) of each element in nats (Kingma & Welling 2014, appendix B)."""
-    if prior_mu is None:
+    if len(prior) == 0:
         return 0.5 * (mu * mu + expm1_minus_x(logvar, std * std))
     else:
-        ratio = logvar - prior_logvar
-        shift = mu - prior_mu
-        return 0.5 * (expm1_minus_x(ratio, tl.exp(ratio)) + shift * shift * tl.exp(-prior_logvar))
+        ratio = logvar - prior[1]
+        shift = mu - prior[0]
+        return 0.5 * (expm1_minus_x(ratio, tl.exp(ratio)) + shift * shift * tl.exp(-prior[1]))
 
 
 @triton.jit
-def divergence_gradient(mu, logvar, std, prior_mu, prior_logvar):
-    """Derivatives of `divergence` in mu, logvar and prior_logvar; the one in prior_mu is minus the first."""
-    if prior_mu is None:
-        return mu, 0.5 * expm1(logvar, std * std), None
+def divergence_gradient(mu, logvar, std, prior):
+    """Derivatives of `divergence` in mu and logvar.
+
+    In the prior's mu it is minus the first, in its logvar minus the second and half of the first times (mu - prior mu).
+    """
+    if len(prior) == 0:
+        return mu, 0.5 * expm1(logvar, std * std)
     else:
-        ratio = logvar - prior_logvar
-        shift = mu - prior_mu
-        precision = tl.exp(-prior_logvar)
-        d_logvar = 0.5 * expm1(ratio, tl.exp(ratio))
-        return shift * precision, d_logvar, -d_logvar - 0.5 * shift * shift * precision
+        ratio = logvar - prior[1]
+        return (mu - prior[0]) * tl.exp(-prior[1]), 0.5 * expm1(ratio, tl.exp(ratio))

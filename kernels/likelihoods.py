@@ -1,9 +1,9 @@
 """The likelihoods: maths on loaded values, nothing else.
 
 Each takes its parameters as a tuple and the target, and returns (base, excess, derivatives): the nll in nats of each
-element is base + log1p(excess), with None for no excess and excess in [0, 1] otherwise; derivatives is a tuple, one a
-parameter. The logarithm is left to the caller because a sum needs fewer of them: log1p(a) + log1p(b) = log1p(a + b +
-ab).
+element is base + log1p(excess[0]), excess being a tuple of one in [0, 1], or () where there is no logarithm;
+derivatives is a tuple, one a parameter. The logarithm is left to the caller because a sum needs fewer of them: log1p(a)
++ log1p(b) = log1p(a + b + ab).
 """
 
 import triton
@@ -16,14 +16,14 @@ def bernoulli(params, target):
     logit = params[0]
     e = tl.exp(-tl.abs(logit))
     sigmoid = tl.where(logit >= 0, 1.0, e) / (1.0 + e)
-    return tl.maximum(logit, 0.0) - logit * target, e, (sigmoid - target,)
+    return tl.maximum(logit, 0.0) - logit * target, (e,), (sigmoid - target,)
 
 
 @triton.jit
 def mse(params, target):
     """Squared error: the Gaussian nll at variance 1/2, less a constant."""
     error = params[0] - target
-    return error * error, None, (2.0 * error,)
+    return error * error, (), (2.0 * error,)
 
 
 @triton.jit
@@ -33,4 +33,4 @@ def gaussian(params, target):
     scaled = error * tl.exp(-params[1])
     excess = error * scaled
     half_log_2pi = 0.91893853320467274178
-    return 0.5 * (params[1] + excess) + half_log_2pi, None, (scaled, 0.5 - 0.5 * excess)
+    return 0.5 * (params[1] + excess) + half_log_2pi, (), (scaled, 0.5 - 0.5 * excess)

@@ -92,11 +92,11 @@ def scale_(grads, grad_loss):
     it would cost a synchronisation and break graph capture. Otherwise moves 2N elements for each of `grads`.
     """
     size = grads[0].numel()
-    programs = min(triton.cdiv(size, tiling.FLAT_TILE), SCALE_PROGRAMS)
+    programs = min(tiling.ceil_div(size, tiling.FLAT_TILE), SCALE_PROGRAMS)
     with tiling.on_device(grads[0]):
         _scale[(programs,)](
             tuple(grads), tuple(_as_upstream(grad_loss)), size, programs,
-            TILE=tiling.FLAT_TILE, WIDE=size > tiling.MAX_INT32_EXTENT, num_warps=8,
+            TILE=tiling.FLAT_TILE, WIDE=size > tiling.MAX_INT32_EXTENT - programs * tiling.FLAT_TILE, num_warps=8,
         )  # fmt: skip
 
 
@@ -121,17 +121,18 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, partia
         _reconstruct[(tiles.programs,)](
             *operands, partials, None if scalars is None else tuple(scalars), (view.rows, view.columns), view.shape,
             reductions.divisor(reduction, target.shape),
-            LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction,
+            LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps,
         )  # fmt: skip
 
 
-# Triton's launcher has a local `params`: a kernel argument of that name cannot be launched.
+# Triton's launcher has a local `params`: a kernel argument of that name cannot be launched. Triton 3.6 can index a
+# tuple that holds None, but neither compare it with None nor take its length: SCALARS and `parameters` stand in.
 @triton.jit
 def _reconstruct(
     parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor,
-    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, HALVINGS: tl.constexpr,
+    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr, HALVINGS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
@@ -139,24 +140,26 @@ def _reconstruct(
     if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
         _tile(
             parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, HALVINGS, ROWS, COLUMNS, False,
+            LIKELIHOOD, REDUCTION, SCALARS, HALVINGS, ROWS, COLUMNS, False,
         )  # fmt: skip
     else:
         _tile(
             parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, HALVINGS, ROWS, COLUMNS, True,
+            LIKELIHOOD, REDUCTION, SCALARS, HALVINGS, ROWS, COLUMNS, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _tile(
     parameters, target, loss, upstream, grads, partials, scalars, size, shape, divisor, first_row, first_column,
-    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, HALVINGS: tl.constexpr,
+    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr, HALVINGS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
-    inside = tiling.inside(row, column, size, EDGE)
+    inside = None
+    if EDGE:
+        inside = (row < size[0]) & (column < size[1])
     values = ()
     for k in tl.static_range(len(parameters)):
         values = values + (tiling.load(parameters[k], row, column, shape, inside),)
@@ -165,8 +168,8 @@ def _tile(
 
     if loss is not None:
         nll = base
-        if excess is not None:
-            nll = base + log1p(excess)
+        if len(excess) == 1:
+            nll = base + log1p(excess[0])
         tiling.store(loss, row, column, shape, inside, nll)
     if partials is not None:
         sums = sum_nll(base, excess, inside, HALVINGS)
@@ -180,10 +183,10 @@ def _tile(
     scale = 1.0
     if upstream is not None:
         scale = tiling.load_upstream(upstream, row, column, size, shape, REDUCTION, EDGE)
-    if scalars is not None:
+    if SCALARS:
         scale = scalar_upstream(scalars).to(x.dtype)
     scale = scale / tl.full((1, 1), divisor, x.dtype)
-    for k in tl.static_range(len(grads)):
+    for k in tl.static_range(len(parameters)):
         if grads[k] is not None:
             tiling.store(grads[k], row, column, shape, inside, derivatives[k] * scale)
 
@@ -193,17 +196,18 @@ def sum_nll(base, excess, inside, HALVINGS: tl.constexpr):
     """The nll of each row, with one logarithm for 2^HALVINGS neighbours that a thread holds."""
     if inside is not None:
         base = tl.where(inside, base, 0.0)
-    if excess is None:
+    if len(excess) == 0:
         return tl.sum(base, 1)
     else:
+        e = excess[0]
         if inside is not None:
-            excess = tl.where(inside, excess, 0.0)
+            e = tl.where(inside, e, 0.0)
         for _ in tl.static_range(HALVINGS):
-            left, right = tl.split(tl.reshape(excess, (excess.shape[0], excess.shape[1] // 2, 2)))
-            excess = left + right + left * right
+            left, right = tl.split(tl.reshape(e, (e.shape[0], e.shape[1] // 2, 2)))
+            e = left + right + left * right
             left, right = tl.split(tl.reshape(base, (base.shape[0], base.shape[1] // 2, 2)))
             base = left + right
-        return tl.sum(base + log1p(excess), 1)
+        return tl.sum(base + log1p(e), 1)
 
 
 @triton.jit

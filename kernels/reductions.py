@@ -32,7 +32,7 @@ def sum_partials(partials, out, *, outer, count, strides, divisor):
     """
     rows, columns, warps = sum_tile(outer, count)
     with tiling.on_device(partials):
-        _sum_partials[(triton.cdiv(outer, rows),)](
+        _sum_partials[(tiling.ceil_div(outer, rows),)](
             partials, out, outer, count, strides, divisor, ROWS=rows, COLUMNS=columns, num_warps=warps
         )
     return out
@@ -40,8 +40,8 @@ def sum_partials(partials, out, *, outer, count, strides, divisor):
 
 def sum_tile(outer, count):
     """Rows, columns and warps of a program that adds `count` partial sums for each of `outer` rows."""
-    columns = min(triton.next_power_of_2(count), SUM_TILE)
-    rows = min(triton.next_power_of_2(outer), max(tiling.ROW_TILE // columns, 1))
+    columns = min(tiling.power_of_2(count), SUM_TILE)
+    rows = min(tiling.power_of_2(outer), max(tiling.ROW_TILE // columns, 1))
     return rows, columns, min(max(rows * columns // 1024, 1), 8)
 
 
@@ -55,10 +55,10 @@ def _sum_partials(partials, out, outer, count, strides, divisor, ROWS: tl.conste
 @triton.jit
 def add_partials(partials, row, outer, count, strides, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The sum of each row's `count` partial sums, as float32 (float64 stays): [ROWS]."""
-    sums = tl.zeros((ROWS, COLUMNS), tiling.accumulator_type(partials))
+    sums = tiling.upcast(tl.zeros((ROWS, COLUMNS), partials.dtype.element_ty))
     start = 0
     while start < count:
-        column = start + tl.arange(0, COLUMNS)
+        column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
         at = row[:, None] * strides[0] + column[None, :] * strides[1]
         inside = (row < outer)[:, None] & (column < count)[None, :]
         sums += tiling.upcast(tl.load(partials + at, mask=inside, other=0))

@@ -26,6 +26,15 @@ LATENT_ROWS = 32  # a sum over samples: enough rows for its partial sums to stay
 MAX_INT32_EXTENT = 2**31 - 2 * FLAT_TILE
 
 
+def power_of_2(n):
+    """The least power of two that is not below n >= 1. (Triton's own costs a microsecond a call on the host.)"""
+    return 1 << (n - 1).bit_length()
+
+
+def ceil_div(a, b):
+    return -(-a // b)
+
+
 class View(NamedTuple):
     """Tensors of one shape as rows x columns; `shape` and `strides[i][1:]` run from the innermost dimension out."""
 
@@ -107,15 +116,15 @@ def _is_wide(shape, strides):
 def tiles(joint, over_samples=False):
     """The tile of a program and how many there are. `over_samples` is for sums along dimension 0."""
     if over_samples:
-        columns = min(triton.next_power_of_2(joint.columns), ROW_TILE // LATENT_ROWS)
+        columns = min(power_of_2(joint.columns), ROW_TILE // LATENT_ROWS)
         rows = LATENT_ROWS
     elif joint.rows == 1:
-        rows, columns = 1, min(triton.next_power_of_2(joint.columns), FLAT_TILE)
+        rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE)
     else:
-        columns = triton.next_power_of_2(joint.columns)
+        columns = power_of_2(joint.columns)
         columns = columns if columns <= MAX_COLUMNS else ROW_TILE
-        rows = min(max(ROW_TILE // columns, 1), triton.next_power_of_2(joint.rows))
-    return Tiles(rows, columns, triton.cdiv(joint.rows, rows), triton.cdiv(joint.columns, columns))
+        rows = min(max(ROW_TILE // columns, 1), power_of_2(joint.rows))
+    return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns))
 
 
 def expand_upstream(grad, like, reduction):
@@ -166,22 +175,16 @@ def offset(row, column, shape, strides):
 
 
 @triton.jit
-def inside(row, column, size, EDGE: tl.constexpr):
-    """The mask of a tile that overhangs the tensor; None for a full one."""
-    if EDGE:
-        return (row < size[0]) & (column < size[1])
-    else:
-        return None
-
-
-@triton.jit
 def load_upstream(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE: tl.constexpr):
     """A loss's upstream gradient, each number read once: elementwise, a sample's, a latent's, or one for all."""
     if REDUCTION != "none" and REDUCTION != "sample":
         row = tl.zeros((1, 1), tl.int32)
     if REDUCTION != "none" and REDUCTION != "latent":
         column = tl.zeros((1, 1), tl.int32)
-    return load(operand, row, column, shape, inside(row, column, size, EDGE))
+    inside = None
+    if EDGE:
+        inside = (row < size[0]) & (column < size[1])
+    return load(operand, row, column, shape, inside)
 
 
 @triton.jit
@@ -208,12 +211,3 @@ def upcast(value):
         return value
     else:
         return value.to(tl.float32)
-
-
-@triton.jit
-def accumulator_type(pointer):
-    """The type that `upcast` gives to what the pointer points to."""
-    if pointer.dtype.element_ty == tl.float64:
-        return tl.float64
-    else:
-        return tl.float32

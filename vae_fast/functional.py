@@ -180,5 +180,4 @@ def _noise(mu, seed, generator, eps, chosen):
     if chosen == "triton":
         return torch.randint(2**63 - 1, (1,), generator=generator, device=mu.device), None
     # On the eager path Philox costs more than the whole loss at small sizes: eps is drawn, and kept for backward.
-    with torch.no_grad():
-        return None, torch.empty_like(mu, dtype=accumulator(mu.dtype)).normal_(generator=generator)
+    return None, torch.empty_like(mu, dtype=accumulator(mu.dtype)).normal_(generator=generator)

@@ -26,11 +26,14 @@ def scale_(grads, grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, bet
 
 def _upstream(grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta):
     """The reconstruction's upstream gradient, and the gradient of each kl."""
-    present = [g for g in (grad_total, grad_reconstruction, grad_kl) if g is not None]
-    zero = present[0].new_zeros(())
-    total = zero if grad_total is None else grad_total
-    kl_grad = total * (beta if beta_tensor is None else beta_tensor)
-    if grad_kl is not None:
-        kl_grad = kl_grad + grad_kl
-    upstream = total if grad_reconstruction is None else total + grad_reconstruction
-    return upstream, (kl_grad / max(kl.numel(), 1)).to(kl.dtype)
+    weighted = None if grad_total is None else grad_total * (beta if beta_tensor is None else beta_tensor)
+    kl_grad = _add(weighted, grad_kl, like=kl) / max(kl.numel(), 1)
+    return _add(grad_total, grad_reconstruction, like=kl), kl_grad.to(kl.dtype)
+
+
+def _add(a, b, like):
+    """The sum of two upstream gradients, either of which may be None."""
+    if a is None or b is None:
+        present = b if a is None else a
+        return like.new_zeros(()) if present is None else present
+    return a + b

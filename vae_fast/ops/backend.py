@@ -24,10 +24,10 @@ _current = _checked(os.environ.get("VAE_FAST_BACKEND", "auto"), "VAE_FAST_BACKEN
 def use_backend(name):
     """Within the block, compute with "triton", "eager", or "auto".
 
-    "auto" is Triton for CUDA tensors where it is installed, and eager otherwise. It holds for all threads of the process.
-    The environment variable VAE_FAST_BACKEND sets the default. A backward pass uses the backend of its forward,
-    wherever it runs. "triton" takes CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1, set before triton is
-    imported).
+    "auto" is Triton for CUDA tensors where it is installed, and eager otherwise. It holds for all threads of the
+    process. The environment variable VAE_FAST_BACKEND sets the default. A backward pass uses the backend of its
+    forward, wherever it runs. "triton" takes CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1, set before
+    triton is imported).
 
     Raises ValueError for any other name; the functions raise RuntimeError where "triton" cannot take their tensors.
 

@@ -74,15 +74,11 @@ _scale = define(
 
 
 def _only_kl(ctx, grad_kl):
-    """Backward where only the kl was used: the reconstruction's gradient is not even zero."""
-    kl = ctx.saved_tensors[2]
-    return (
-        None,
-        None,
-        None,
-        (grad_kl / max(kl.numel(), 1)).to(kl.dtype).expand(kl.shape),
-        *(None for _ in ctx.saved_tensors[3:]),
-    )
+    """Backward where at most the kl was used: the reconstruction's gradient is not even zero."""
+    if grad_kl is not None:
+        kl = ctx.saved_tensors[2]
+        grad_kl = (grad_kl / max(kl.numel(), 1)).to(kl.dtype).expand(kl.shape)
+    return None, None, None, grad_kl, *(None for _ in ctx.needs_input_grad[4:])
 
 
 def _recompute(ctx, grad_total, grad_reconstruction, grad_kl):

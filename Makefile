@@ -1,0 +1,67 @@
+# make demo   on any machine with Python >= 3.10; `make` alone lists the targets.
+# An existing environment can be used instead of .venv: make demo PYTHON=/path/to/python
+
+BASE_PYTHON ?= python3
+ifeq ($(origin PYTHON),command line)
+READY :=
+else
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+endif
+
+# What another active environment may have set must not reach ours.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX TRITON_INTERPRET VAE_FAST_BACKEND
+
+# One thread: at these sizes more gain nothing, and on a busy machine they wait for each other.
+export OMP_NUM_THREADS := 1
+PYTEST = $(PYTHON) -m pytest -q
+
+CHECKS := lint test-cpu
+ifeq ($(shell uname -s),Linux)
+CHECKS += test-interpreter test-interpreter-3.6
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean $(CHECKS)
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 26
+
+demo: $(READY)  ## train a VAE on 1,797 real handwritten digits; writes runs/digits
+	$(PYTHON) -m vae_fast train
+
+test:  ## every check below
+	@$(MAKE) --no-print-directory --keep-going $(CHECKS)
+
+lint: $(READY)  ## style and format
+	@echo "== lint and format"
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+test-cpu: $(READY)  ## the CPU path, and each kernel compiled for sm_90 and gfx942
+	@echo "== the CPU path, and each kernel compiled for sm_90 and gfx942"
+	$(PYTEST)
+
+test-interpreter: $(READY)  ## the kernels in Triton's interpreter
+	@echo "== the kernels in Triton's interpreter"
+	TRITON_INTERPRET=1 $(PYTEST)
+
+test-interpreter-3.6: .venv/triton36/.ready  ## the same on triton 3.6.0, torch 2.11's pair
+	@echo "== the kernels in the interpreter of triton 3.6.0"
+	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton36 $(PYTEST)
+
+# Torch comes first, alone: nothing that depends on it can then choose another build.
+.venv/.ready: pyproject.toml constraints.txt
+	@$(BASE_PYTHON) -c "import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f'$(BASE_PYTHON) is Python {v[0]}.{v[1]}: 3.10 or newer is needed (make BASE_PYTHON=...)')"
+	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt torch==2.13.0 setuptools
+	.venv/bin/python -m pip install -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+.venv/triton36/.ready: $(READY) constraints.txt
+	$(PYTHON) -m pip install --no-deps --upgrade --target .venv/triton36 triton==3.6.0
+	@touch $@
+
+clean:  ## remove the environment, builds and caches (runs/ stays)
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

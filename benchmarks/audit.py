@@ -1,0 +1,240 @@
+"""The machine code of Triton kernels, compiled with no GPU present, held against a budget.
+
+On any kernel of your own, with CPU or "meta" tensors (TRITON_INTERPRET must be unset):
+
+    from benchmarks.audit import Budget, audit, check
+    from benchmarks.launches import record_launches
+
+    with record_launches() as launches:
+        my_kernel[(4,)](x, y, n, BLOCK=1024, num_warps=4)     # or any code that ends in such launches; nothing is run
+    report = audit(launches[0], "sm_90", elements=("BLOCK",))
+    print(report)
+    assert check(report, Budget(issued=40, integer=20, special=3, narrow=1)) == []
+
+Counts are per element and of the main path (see `controlflow`): full tiles, without the masked tail. An element's
+share is what all threads of a program issue, over the elements that it takes; predicated instructions count as issued.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import triton
+from triton.compiler import ASTSource
+from triton.runtime.cache import get_cache_manager
+
+from benchmarks import gcn, sass
+from benchmarks.controlflow import Instruction, main_path
+from benchmarks.launches import TARGETS
+
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Resources:
+    registers: int
+    spilled: int  # bytes a thread spills; AMD: 4 a register
+    local: int  # bytes of local memory of a thread, spills included
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One kernel, as specialised for one launch, on one target."""
+
+    kernel: str
+    target: str
+    threads: int  # of a program
+    elements: int  # that a program takes on its main path
+    shared: int  # bytes of shared memory of a program
+    resources: Resources
+    loops: int  # loop bodies on the main path, each counted once: `elements` must be those of one round
+    calls: int  # subroutines that the main path calls; their instructions are not counted
+    instructions: int  # in the whole code, all paths
+    main: tuple[Instruction, ...] = field(repr=False)
+
+    @property
+    def pipes(self):
+        """Instructions of the main path by pipe: what one thread issues."""
+        return Counter(i.pipe for i in self.main)
+
+    @property
+    def loads(self):
+        """Global loads of one thread on the main path, by width in bits."""
+        return Counter(i.bits for i in self.main if i.access == "load")
+
+    @property
+    def stores(self):
+        """Global stores of one thread on the main path, by width in bits."""
+        return Counter(i.bits for i in self.main if i.access == "store")
+
+    @property
+    def issued(self):
+        """Instructions issued per element."""
+        return self._per_element(len(self.main))
+
+    @property
+    def integer(self):
+        """Integer, logic and compare instructions per element; multiplications, on the FMA pipe, are apart."""
+        return self._per_element(self.pipes["integer"])
+
+    @property
+    def special(self):
+        """Special functions and conversions between int and float per element."""
+        return self._per_element(self.pipes["special"])
+
+    @property
+    def floating(self):
+        """Float arithmetic per element."""
+        return self._per_element(self.pipes["float"])
+
+    def _per_element(self, count):
+        return count * self.threads / self.elements
+
+    def __str__(self):
+        widths = " ".join(
+            f"{kind} {'+'.join(f'{count}x{bits}' for bits, count in sorted(counts.items(), reverse=True)) or 0}"
+            for kind, counts in (("loads", self.loads), ("stores", self.stores))
+        )
+        used = self.resources
+        return (
+            f"{self.kernel} {self.target}: {used.registers} registers, {used.spilled} spilled, {used.local} local, "
+            f"{self.shared} shared; {widths}; per element {self.issued:.1f} issued, {self.integer:.1f} integer, "
+            f"{self.special:.2f} special, {self.floating:.1f} float"
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds per element (None: none), and how wide global accesses must be.
+
+    `narrow` accesses of one thread may be narrower than `bits`: those of a seed, a scalar, a partial sum.
+    """
+
+    issued: float | None = None
+    integer: float | None = None
+    special: float | None = None
+    bits: int = 128
+    narrow: int = 0
+
+
+def check(report, budget):
+    """What is wrong with an `Audit`, one line each; an empty list where nothing is."""
+    failures = []
+    used = report.resources
+    if used.spilled:
+        failures.append(f"spills {used.spilled} bytes a thread ({used.registers} registers)")
+    if used.local:
+        failures.append(f"uses {used.local} bytes of local memory a thread")
+    if report.calls:
+        failures.append(f"calls {report.calls} subroutines on the main path")
+    narrow = {bits: count for bits, count in (report.loads + report.stores).items() if bits < budget.bits}
+    if sum(narrow.values()) > budget.narrow:
+        listed = ", ".join(f"{count} of {bits}" for bits, count in sorted(narrow.items()))
+        failures.append(f"main path has accesses narrower than {budget.bits} bits: {listed}; allowed: {budget.narrow}")
+    for pipe in ("issued", "integer", "special"):
+        count, limit = getattr(report, pipe), getattr(budget, pipe)
+        if limit is not None and count > limit:
+            failures.append(f"{count:.2f} {pipe} instructions per element, over the budget of {limit:g}")
+    return [f"{report.kernel} on {report.target}: {failure}" for failure in failures]
+
+
+def audit(launch, target, *, elements):
+    """Compile what a `Launch` would run on "sm_80", "sm_90", "sm_100" or "gfx942", and read the machine code.
+
+    elements: how many elements a program takes (one round, where the main path has a loop); or the names of the
+    constexpr arguments whose product that is, such as ("ROWS", "COLUMNS").
+    """
+    compiled = compile_launch(launch, target)
+    if "cubin" in compiled.asm:
+        code, resources = _nvidia(compiled, TARGETS[target])
+    else:
+        code, resources = gcn.parse(compiled.asm["amdgcn"]), _amd(compiled.asm["amdgcn"])
+    path = main_path(code)
+    return Audit(
+        kernel=launch.name,
+        target=target,
+        threads=compiled.metadata.num_warps * TARGETS[target].warp_size,
+        elements=elements if isinstance(elements, int) else _tile_size(launch, elements),
+        shared=compiled.metadata.shared,
+        resources=resources,
+        loops=path.loops,
+        calls=sum(i.opcode.startswith("CALL") or i.opcode == "s_swappc_b64" for i in path.instructions),
+        instructions=len(code),
+        main=tuple(path.instructions),
+    )
+
+
+def compile_launch(launch, target):
+    """Triton's compiled kernel for a `Launch`; Triton's own cache on disk keeps it."""
+    special = launch.specialize(TARGETS[target])
+    source = ASTSource(launch.kernel, special.signature, special.constants, special.attributes)
+    return triton.compile(source, target=TARGETS[target], options=vars(special.options))
+
+
+def _tile_size(launch, names):
+    arguments = launch.arguments
+    sizes = [arguments[name] for name in names if name in arguments]
+    if not sizes:
+        raise ValueError(f"elements: {launch.name} has none of the arguments {', '.join(names)}; give their number")
+    return prod(getattr(size, "value", size) for size in sizes)
+
+
+def _nvidia(compiled, target):
+    """Instructions and resources of a cubin. Local memory that is no spill is an array, as in the slow path of sin."""
+    cubin = compiled.asm["cubin"]
+    listing = _cached(cubin, lambda: _disassemble(cubin))
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
+    code = sass.parse(listing)
+    local = max(usage["STACK"], usage["LOCAL"]) or 4 * sum(i.opcode.startswith(sass.LOCAL) for i in code)
+    spilled = _spilled(compiled.asm["ptx"], target.arch) if local else 0
+    return code, Resources(usage["REG"], spilled, local)
+
+
+def _disassemble(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return _run(NVIDIA_TOOLS / "cuobjdump", "-sass", "-res-usage", file.name).stdout
+
+
+def _spilled(ptx, arch):
+    """Bytes of spill loads and stores, which ptxas alone tells from other local memory."""
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        name = sm_arch_from_capability(arch)
+        log = _run(get_ptxas(arch).path, "-v", f"--gpu-name={name}", source, "-o", Path(folder, "kernel.cubin")).stderr
+    return max((int(size) for size in re.findall(r"(\d+) bytes spill (?:stores|loads)", log)), default=0)
+
+
+def _run(tool, *arguments):
+    """cuobjdump calls nvdisasm, which lies beside it."""
+    environment = {**os.environ, "PATH": f"{NVIDIA_TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, env=environment, check=True)
+
+
+def _cached(binary, disassemble):
+    """The disassembly, kept in Triton's cache on disk: it takes longer than a compilation found there."""
+    cache = get_cache_manager(hashlib.sha256(b"sass and resource usage" + binary).hexdigest())
+    found = cache.get_file("kernel.sass")
+    if found:
+        return Path(found).read_text()
+    listing = disassemble()
+    cache.put(listing, "kernel.sass", binary=False)
+    return listing
+
+
+def _amd(assembly):
+    def number(key):
+        return int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))
+
+    spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
+    return Resources(number("vgpr_count"), spilled, number("private_segment_fixed_size"))

@@ -1,0 +1,190 @@
+"""Instructions, basic blocks, and the main path through them: the part of the machine code that most elements take.
+
+A kernel whose launcher cannot promise full tiles has two paths, chosen at run time: full tiles with wide accesses, and
+tails with masked, often narrow ones. Only the first decides the speed on large tensors, so counts are of one path from
+the entry to the exit. Among all such paths (each loop body passed once) the main path is the one of greatest weight:
+
+- *bulk* is the widest access that carries at least a quarter of the bytes of all global accesses in the code;
+- a global access as wide as bulk or wider adds (its bytes)^2 to the weight of a path, a narrower one takes that away.
+  So full tiles win over tails, a tail that can be skipped is skipped, and an early return that moves nothing loses;
+- among equals the path of fewest instructions wins: that without masks, or the fast path of sin or of a long division.
+
+In a kernel that has narrow accesses only, bulk is narrow, nothing is skipped, and the count includes them all.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+BULK_SHARE = 1 / 4
+EXIT = -1  # as a branch target: the end of the kernel
+
+
+@dataclass(frozen=True)
+class Instruction:
+    text: str
+    opcode: str
+    pipe: str
+    access: str = ""  # "load", "store" or "atomic" for one of global memory
+    bits: int = 0  # its width in one lane
+    targets: tuple[int, ...] = ()  # numbers of the instructions that a branch may go to, or EXIT
+    falls_through: bool = True
+    likely: bool = False  # a branch that is always taken, except to leave a loop that it closes
+    asks: tuple[str, bool] | None = None  # (flag, value): a branch that is taken where the flag has this value
+    sets: tuple[str, bool | None] | None = None  # (flag, value): the flag's new value, None where it is not a constant
+
+
+@dataclass
+class Block:
+    instructions: list[Instruction] = field(default_factory=list)
+    taken: set[int] = field(default_factory=set)  # blocks that its last instruction branches to
+    through: set[int] = field(default_factory=set)  # the block behind it, where it may go on there
+
+    @property
+    def successors(self):
+        return sorted(self.taken | self.through)
+
+
+@dataclass(frozen=True)
+class Path:
+    instructions: list[Instruction]
+    loops: int  # loop bodies on it, each counted once
+
+
+def main_path(instructions):
+    """The `Path` that most elements take; the rule is at the top of this file."""
+    blocks = split_into_blocks(instructions)
+    edges, headers = _unroll_once(blocks)
+    bulk = bulk_bits(instructions)
+    asked = {i.asks[0] for i in instructions if i.asks}
+    # For each block and what is known of the flags there: (weight, minus the number of instructions, where from).
+    best = {0: {frozenset(): (0, 0, None)}}
+    for number in _topological(edges):
+        gain = sum(_weight(i, bulk) for i in blocks[number].instructions)
+        for known, (weight, count, _) in best.get(number, {}).items():
+            after = _flags_after(blocks[number], dict(known), asked)
+            score = (weight + gain, count - len(blocks[number].instructions), (number, known))
+            for successor in edges[number]:
+                if successor not in _excluded(blocks[number], edges[number], after):
+                    states = best.setdefault(successor, {})
+                    key = frozenset(after.items())
+                    states[key] = max(states.get(key, score), score, key=lambda s: s[:2])
+    chosen = _trace_back(best, len(blocks) - 1)
+    return Path([i for number in chosen for i in blocks[number].instructions], len(headers.intersection(chosen)))
+
+
+def bulk_bits(instructions):
+    """The widest global access that carries at least a quarter of the bytes of all."""
+    carried = Counter()
+    for i in instructions:
+        carried[i.bits] += i.bits
+    return max((bits for bits, total in carried.items() if total >= BULK_SHARE * carried.total()), default=0)
+
+
+def split_into_blocks(instructions):
+    """Basic blocks in the order of the code: the first is the entry, the last an empty one that stands for the exit."""
+    end = len(instructions)
+    starts = {0, end}
+    for number, i in enumerate(instructions):
+        if i.targets or not i.falls_through:
+            starts.update((*(t for t in i.targets if t != EXIT), number + 1))
+    starts = sorted(starts)
+    block_at = {start: block for block, start in enumerate(starts)} | {EXIT: len(starts) - 1}
+    blocks = []
+    for start, following in pairwise(starts):
+        last = instructions[following - 1]
+        through = {block_at[following]} if last.falls_through else set()
+        blocks.append(Block(instructions[start:following], {block_at[t] for t in last.targets}, through))
+    return [*blocks, Block()]
+
+
+def _weight(instruction, bulk):
+    square = (instruction.bits // 8) ** 2
+    return square if instruction.bits >= bulk else -square
+
+
+def _flags_after(block, known, asked):
+    """What is known of the flags that some branch asks for, at the end of a block."""
+    for i in block.instructions:
+        if i.sets and i.sets[0] in asked:
+            known.pop(i.sets[0], None)
+            if i.sets[1] is not None:
+                known[i.sets[0]] = i.sets[1]
+    return known
+
+
+def _excluded(block, onward, known):
+    """Successors to which a block does not go, given what is known of the flags."""
+    last = block.instructions[-1] if block.instructions else None
+    if last is None:
+        return set()
+    if last.likely and block.taken.intersection(onward):
+        return block.through - block.taken
+    if last.asks and last.asks[0] in known:
+        taken = known[last.asks[0]] == last.asks[1]
+        return block.through - block.taken if taken else block.taken - block.through
+    return set()
+
+
+def _trace_back(best, exit_block):
+    if exit_block not in best:
+        raise ValueError("the machine code has no path from its entry to an exit")
+    number, known = exit_block, max(best[exit_block], key=lambda state: best[exit_block][state][:2])
+    chosen = []
+    while (origin := best[number][known][2]) is not None:
+        number, known = origin
+        chosen.append(number)
+    return chosen[::-1]
+
+
+def _unroll_once(blocks):
+    """Successors without cycles, and the loop headers: the end of a loop's body goes on to where the loop exits."""
+    edges = {number: block.successors for number, block in enumerate(blocks)}
+    _, back_edges = _search(edges)
+    loops = [(tail, header, _loop_body(blocks, tail, header)) for tail, header in back_edges]
+    for tail, header, _ in loops:
+        edges[tail].remove(header)
+    loops.sort(key=lambda loop: -len(loop[2]))  # outer loops first: inner ones may exit by them
+    for tail, _, body in loops:
+        exits = {successor for number in body for successor in edges[number] if successor not in body}
+        edges[tail] += sorted(exits.difference(edges[tail]))
+    return edges, {header for _, header, _ in loops}
+
+
+def _loop_body(blocks, tail, header):
+    """The header, and the blocks that reach the loop's end without passing it."""
+    body, ahead = {header}, [tail]
+    while ahead:
+        number = ahead.pop()
+        if number not in body:
+            body.add(number)
+            ahead += [p for p, block in enumerate(blocks) if number in block.successors]
+    return body
+
+
+def _topological(edges):
+    """The blocks that the entry reaches, each before its successors."""
+    order, back_edges = _search(edges)
+    if back_edges:
+        raise ValueError("the machine code has a loop with two entries, whose main path is not defined")
+    return order[::-1]
+
+
+def _search(edges):
+    """Depth-first from the entry: blocks in the order of leaving them, and the edges to a block not yet left."""
+    order, back_edges, open_ = [], [], {0}
+    seen, stack = {0}, [(0, iter(edges[0]))]
+    while stack:
+        number, onward = stack[-1]
+        successor = next(onward, None)
+        if successor is None:
+            order.append(number)
+            open_.discard(number)
+            stack.pop()
+        elif successor in open_:
+            back_edges.append((number, successor))
+        elif successor not in seen:
+            seen.add(successor)
+            open_.add(successor)
+            stack.append((successor, iter(edges[successor])))
+    return order, back_edges

@@ -1,0 +1,42 @@
+"""The comparison: both contenders compute the same loss, and both are timed."""
+
+import os
+
+import pytest
+import torch
+
+from vae_fast import VAE
+from vae_fast.app import compare
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is timed in the interpreter")
+
+
+def model(likelihood):
+    torch.manual_seed(0)
+    return VAE((4, 5), 3, (8,), likelihood=likelihood, beta=0.5)
+
+
+@pytest.mark.parametrize("likelihood", compare.FORMULAS)
+def test_both_losses_and_gradients_are_equal(likelihood):
+    vae, x, eps = model(likelihood), torch.rand(7, 4, 5), torch.randn(7, 3)
+    results = []
+    for loss in (compare.fused_loss, compare.eager_loss):
+        value = loss(vae, x, eps)
+        results.append((value, *torch.autograd.grad(value, vae.parameters())))
+    torch.testing.assert_close(*results)
+
+
+def test_timings(monkeypatch):
+    vae = model("bernoulli")
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    fused, eager = compare.compare(vae, torch.rand(10, 4, 5), batch_size=4, learning_rate=1e-3, rounds=5)
+    assert (fused.name, eager.name) == ("fused", "eager PyTorch")
+    assert 0 < fused.milliseconds < 1000
+    assert 0 < eager.milliseconds < 1000
+    assert fused.loss == pytest.approx(eager.loss, rel=1e-4)
+    torch.testing.assert_close(vae.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_likelihood_without_an_eager_formula_is_not_compared(monkeypatch):
+    monkeypatch.delitem(compare.FORMULAS, "mse")
+    assert compare.compare(model("mse"), torch.rand(10, 4, 5), batch_size=4, learning_rate=1e-3) == []

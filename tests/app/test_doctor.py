@@ -1,0 +1,84 @@
+"""The doctor: it runs every op, says which backend it ran on and why, and fails on NaN."""
+
+import os
+
+import pytest
+import torch
+
+import vae_fast
+from vae_fast.app import doctor
+from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.ops import backend
+
+CPU = torch.device("cpu")
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def test_every_op_is_checked_and_passes():
+    name = "triton" if interpreted else "eager"
+    with vae_fast.use_backend(name):
+        checks = list(doctor.run_checks(CPU))
+    ops = {"sample_kl", "sample_kl_packed", "reparameterize", "gaussian_kl"}
+    losses = {f"{op} {likelihood}" for op in ("reconstruction_loss", "elbo_loss") for likelihood in LIKELIHOODS}
+    assert {check.op for check in checks} == ops | losses
+    assert [check for check in checks if not check.passed] == []
+    assert any(check.error > 0 for check in checks)
+
+
+def test_nan_fails():
+    assert not doctor.Check("op", "what", float("nan"), doctor.ALLOWED).passed
+
+
+def test_an_op_that_raises_fails_and_the_others_still_run(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(vae_fast.functional, "gaussian_kl", broken)
+    checks = list(doctor.run_checks(CPU))
+    (failed,) = (check for check in checks if not check.passed)
+    assert (failed.op, failed.what) == ("gaussian_kl", "RuntimeError: no kernel image")
+    assert checks[-1].op.startswith("elbo_loss")
+
+
+def test_environment_names_versions_and_device():
+    values = dict(doctor.environment(CPU))
+    assert list(values) == ["vae_fast", "python", "torch", "triton", "numpy", "lightning", "device", "backend"]
+    assert values["vae_fast"] == vae_fast.__version__
+    assert values["torch"] == torch.__version__
+    assert values["device"].startswith("cpu (")
+
+
+def test_a_missing_package_is_said_to_be_missing():
+    assert doctor._version("no-such-package") == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("device", "has_triton", "expected"),
+    [
+        ("cpu", True, "eager: tensors are on the CPU, and Triton compiles for GPUs"),
+        ("cuda", True, "triton: tensors are on a GPU"),
+        ("cuda", False, "eager: triton is not installed"),
+    ],
+)
+def test_the_backend_and_its_reason(monkeypatch, device, has_triton, expected):
+    monkeypatch.delenv("VAE_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(backend, "HAS_TRITON", has_triton)
+    monkeypatch.setattr(torch, "empty", lambda size, device: _On(device))
+    assert doctor._backend(torch.device(device)) == expected
+
+
+def test_a_forced_backend_and_one_that_cannot_run(monkeypatch):
+    monkeypatch.setenv("VAE_FAST_BACKEND", "eager")
+    with vae_fast.use_backend("eager"):
+        assert doctor._backend(CPU) == "eager: VAE_FAST_BACKEND is eager"
+    monkeypatch.setattr(backend, "HAS_TRITON", False)
+    with vae_fast.use_backend("triton"):
+        assert doctor._backend(CPU).startswith('none: backend is "triton", but ')
+
+
+class _On:
+    """As much of a tensor as the choice of a backend asks for."""
+
+    def __init__(self, device):
+        self.device = device
+        self.is_cuda = device.type == "cuda"

@@ -1,0 +1,74 @@
+"""The wheel and the sdist hold the kernels, and what they hold can be imported from anywhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("build")
+pytest.importorskip("setuptools")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="packages do not depend on the backend"
+)
+
+ROOT = Path(__file__).parents[2]
+KERNELS = {f"vae_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+SOURCES = {str(path.relative_to(ROOT)) for path in (ROOT / "vae_fast").rglob("*.py")} | KERNELS | {"vae_fast/py.typed"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """An sdist, and a wheel made from it, both from a copy: setuptools leaves its marks where it builds."""
+    folder = tmp_path_factory.mktemp("package")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("vae_fast", "kernels"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "dist"
+
+
+def test_the_wheel_holds_every_source_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert not any(info.external_attr >> 16 & 0o170000 == 0o120000 for info in archive.infolist())
+    assert names == SOURCES
+
+
+def test_the_sdist_holds_the_kernels_as_files(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        files = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    assert SOURCES.issubset(files)
+
+
+def test_the_wheel_works_away_from_the_sources(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "import vae_fast, importlib.util, torch\n"
+        "print(vae_fast.__file__, importlib.util.find_spec('vae_fast.kernels.gaussian').origin)\n"
+        "print(vae_fast.gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item())\n"
+        "print(importlib.util.find_spec('kernels'))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, text=True, check=False
+    )
+    found = f"{tmp_path}/vae_fast/__init__.py {tmp_path}/vae_fast/kernels/gaussian.py"
+    assert (result.stdout.splitlines(), result.stderr) == ([found, "0.0", "None"], "")
+
+
+def test_the_link_is_relative():
+    link = ROOT / "vae_fast" / "kernels"
+    assert link.is_symlink()
+    assert link.readlink() == Path("../kernels")

@@ -1,0 +1,213 @@
+"""`fit`: what it learns, returns and leaves behind, and what it says of bad arguments."""
+
+import logging
+import os
+import sys
+
+import pytest
+import torch
+
+import vae_fast
+from vae_fast.app import training
+from vae_fast.app.data import digits
+from vae_fast.app.training import fit, resolve_device
+from vae_fast.models.storage import MissingExtra
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="training is the model's, tested there"
+)
+
+KEYS = ["negative_elbo", "reconstruction", "kl"]
+
+
+def model(seed=0, **options):
+    torch.manual_seed(seed)
+    return vae_fast.VAE((8, 8), 4, (32,), **options)
+
+
+def fast(vae, data, **options):
+    return fit(vae, data, **{"epochs": 1, "progress": False, "device": "cpu", **options})
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digits()
+
+
+def test_training_on_the_digits_learns(images):
+    history = fast(model(), images.train, epochs=4, test_data=images.test, learning_rate=5e-3)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    names = [f"{part}_{key}" for part in ("train", "test") for key in KEYS]
+    assert list(history[0]) == ["epoch", *names, "samples_per_second"]
+    elbos = [row["test_negative_elbo"] for row in history]
+    assert elbos == sorted(elbos, reverse=True)
+    assert elbos[-1] < 29
+    for row in history:
+        for part in ("train", "test"):
+            assert row[f"{part}_negative_elbo"] == pytest.approx(row[f"{part}_reconstruction"] + row[f"{part}_kl"])
+        assert row["samples_per_second"] > 0
+
+
+def test_test_losses_are_those_of_the_model(images):
+    vae = model()
+    history = fast(vae, images.train, test_data=images.test, batch_size=359)
+    reconstruction, kl = (part.item() for part in vae.loss(images.test, seed=0)[1:])
+    assert history[-1]["test_reconstruction"] == pytest.approx(reconstruction, rel=1e-5)
+    assert history[-1]["test_kl"] == pytest.approx(kl, rel=1e-5)
+
+
+def test_train_losses_weigh_each_sample_equally(images):
+    """Nothing is learned at this rate: the mean over the epoch, short last batch included, is that of all samples."""
+    vae = model()
+    history = fast(vae, images.train[:70], batch_size=64, learning_rate=1e-30)
+    kl = vae.encode(images.train[:70]).kl(reduction="batchmean").item()
+    assert history[0]["train_kl"] == pytest.approx(kl, rel=1e-5)
+
+
+def test_the_negative_elbo_does_not_depend_on_beta(images):
+    row = fast(model(beta=0.1), images.train[:64])[0]
+    assert row["train_negative_elbo"] == pytest.approx(row["train_reconstruction"] + row["train_kl"])
+
+
+def test_without_test_data_there_are_no_test_losses(images):
+    assert list(fast(model(), images.train[:64])[0]) == [
+        "epoch",
+        *(f"train_{key}" for key in KEYS),
+        "samples_per_second",
+    ]
+
+
+def test_the_same_seed_trains_the_same_model_and_leaves_the_generator_alone(images):
+    first, second, other = model(), model(), model()
+    fast(first, images.train[:200], seed=5)
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    fast(second, images.train[:200], seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    fast(other, images.train[:200], seed=6)
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(first.encoder.layers[0].weight, other.encoder.layers[0].weight)
+
+
+def test_each_epoch_sees_each_sample_once_in_another_order(images):
+    seen = []
+    vae = model()
+    vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    data = torch.arange(10.0).view(10, 1, 1).expand(10, 8, 8) / 10
+    fast(vae, data, epochs=2, batch_size=4)
+    assert [len(batch) for batch in seen] == [4, 4, 2, 4, 4, 2]
+    first, second = (torch.cat(seen[part])[:, 0, 0] for part in (slice(3), slice(3, 6)))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == data[:, 0, 0].tolist()
+    assert first.tolist() != second.tolist()
+
+
+def test_nothing_is_written_nor_said(images, tmp_path, monkeypatch, capfd, recwarn):
+    monkeypatch.chdir(tmp_path)
+    level = logging.getLogger("lightning.pytorch").level
+    fast(model(), images.train[:64])
+    out, err = capfd.readouterr()
+    assert (out, err, [str(warning.message) for warning in recwarn]) == ("", "", [])
+    assert list(tmp_path.iterdir()) == []
+    assert logging.getLogger("lightning.pytorch").level == level
+
+
+def test_progress_prints_a_line_for_each_epoch(images, capfd):
+    history = fast(model(), images.train[:64], epochs=3, test_data=images.test, progress=True)
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "test losses in nats per sample"
+    assert lines[1].split() == ["epoch", "negative", "ELBO", "reconstruction", "KL", "samples/s"]
+    for line, row in zip(lines[2:5], history):
+        shown = [float(number.replace(",", "")) for number in line.split()]
+        wanted = [row["epoch"], *(row[f"test_{key}"] for key in KEYS), row["samples_per_second"]]
+        assert shown == pytest.approx(wanted, abs=1)
+    assert "3/3" in lines[5]
+
+
+def test_a_gaussian_model_takes_any_real_data():
+    data = torch.randn(40, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
+    history = fast(model(likelihood="gaussian"), data, epochs=3)
+    assert history[-1]["train_negative_elbo"] < history[0]["train_negative_elbo"]
+
+
+def test_fit_is_exported():
+    assert vae_fast.fit is fit
+
+
+DATA = torch.rand(4, 8, 8)
+BAD_ARGUMENTS = [
+    ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is Linear: expected a vae_fast.VAE"),
+    ({"data": DATA.numpy()}, TypeError, "data is ndarray: expected a tensor"),
+    ({"data": DATA.to(torch.uint8)}, TypeError, "data is uint8: expected a floating point tensor"),
+    ({"data": torch.rand(4)}, ValueError, r"data has shape \[4\]: expected \[N, ...\] with 1 sample or more"),
+    ({"data": DATA[:0]}, ValueError, r"data has shape \[0, 8, 8\]: expected \[N, ...\] with 1 sample or more"),
+    ({"data": DATA * float("nan")}, ValueError, "data has values that are NaN or infinite: expected finite ones"),
+    ({"data": DATA / 0}, ValueError, "data has values that are NaN or infinite: expected finite ones"),
+    (
+        {"data": DATA * 0 + 16},
+        ValueError,
+        r"data has values from 16 to 16: likelihood 'bernoulli' wants them in \[0, 1\]",
+    ),
+    (
+        {"data": DATA * 0 - 1},
+        ValueError,
+        r"data has values from -1 to -1: likelihood 'bernoulli' wants them in \[0, 1\]",
+    ),
+    ({"data": torch.rand(4, 9)}, ValueError, r"x has shape \[4, 9\]: expected \[B, 8, 8\]"),
+    ({"test_data": DATA * 0 + 2}, ValueError, "test_data has values from 2 to 2"),
+    ({"test_data": [1]}, TypeError, "test_data is list: expected a tensor"),
+    ({"epochs": 0}, ValueError, "epochs is 0: expected 1 or more"),
+    ({"epochs": 1.5}, TypeError, "epochs is float: expected an int"),
+    ({"epochs": True}, TypeError, "epochs is bool: expected an int"),
+    ({"batch_size": -1}, ValueError, "batch_size is -1: expected 1 or more"),
+    ({"batch_size": "64"}, TypeError, "batch_size is str: expected an int"),
+    ({"learning_rate": 0}, ValueError, "learning_rate is 0: expected a finite number above 0"),
+    ({"learning_rate": float("inf")}, ValueError, "learning_rate is inf: expected a finite number above 0"),
+    ({"learning_rate": "fast"}, TypeError, "learning_rate is str: expected a number"),
+    ({"seed": "1"}, TypeError, "seed is str: expected an int"),
+    ({"seed": 2**64}, ValueError, r"seed is 18446744073709551616: expected an int in \[-2\^63, 2\^64\)"),
+    ({"device": "tpu"}, ValueError, "device is 'tpu': expected 'auto', 'cpu', 'cuda' or 'cuda:<index>'"),
+    ({"device": 0}, TypeError, "device is int: expected a str"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_ARGUMENTS)
+def test_bad_arguments(arguments, error, message):
+    arguments = {"model": model(), "data": DATA, **arguments}
+    with pytest.raises(error, match=f"^{message}"):
+        fast(arguments.pop("model"), arguments.pop("data"), **arguments)
+
+
+@pytest.mark.parametrize("name", ["", "cpu:", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "CPU"])
+def test_devices_that_have_no_meaning(name):
+    with pytest.raises(ValueError, match=f"device is '{name}': expected 'auto', 'cpu'"):
+        resolve_device(name)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == resolve_device("cuda") == resolve_device("cuda:0") == torch.device("cuda", 0)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device is 'cuda:2': PyTorch finds 2 CUDA devices here"):
+        resolve_device("cuda:2")
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device is 'cuda': PyTorch finds 0 CUDA devices here"):
+        fast(model(), DATA, device="cuda")
+
+
+def test_data_that_would_fill_the_gpu_stays_on_the_host(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * DATA.nbytes - 1, 0))
+    assert training._place(DATA, torch.device("cuda", 0)) is DATA
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "vae_fast.app.lightning_module", raising=False)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    with pytest.raises(MissingExtra, match=r"lightning.* is not installed: pip install vae-fast\[app\]"):
+        fast(model(), DATA)

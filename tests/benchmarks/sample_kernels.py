@@ -1,0 +1,129 @@
+"""Small kernels, good ones and deliberately bad ones, for the tests of the measuring tools."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def square_plus_exp(x):
+    return x * x + tl.exp(x)
+
+
+@triton.jit
+def full_tiles(x, y, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    """Elementwise, no mask: the size must be a multiple of BLOCK."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, FUNCTION(tl.load(x + at).to(tl.float32)))
+
+
+@triton.jit
+def tiles_and_tail(x, y, n, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    """The same for any size: a path for full tiles and one for the tail."""
+    start = tl.program_id(0) * BLOCK
+    at = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= n:
+        tl.store(y + at, FUNCTION(tl.load(x + at).to(tl.float32)))
+    else:
+        tl.store(y + at, FUNCTION(tl.load(x + at, mask=at < n, other=0).to(tl.float32)), mask=at < n)
+
+
+@triton.jit
+def tiles_and_tail_around_shared_maths(x, y, n, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    """The same with two choices, and the maths between them."""
+    start = tl.program_id(0) * BLOCK
+    at = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= n:  # noqa: SIM108
+        value = tl.load(x + at)
+    else:
+        value = tl.load(x + at, mask=at < n, other=0)
+    value = FUNCTION(value.to(tl.float32))
+    if start + BLOCK <= n:
+        tl.store(y + at, value)
+    else:
+        tl.store(y + at, value, mask=at < n)
+
+
+@triton.jit
+def persistent(x, y, n, programs, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    """The same in a loop."""
+    start = tl.program_id(0) * BLOCK
+    while start < n:
+        at = start + tl.arange(0, BLOCK)
+        if start + BLOCK <= n:
+            tl.store(y + at, FUNCTION(tl.load(x + at).to(tl.float32)))
+        else:
+            tl.store(y + at, FUNCTION(tl.load(x + at, mask=at < n, other=0).to(tl.float32)), mask=at < n)
+        start += programs * BLOCK
+
+
+@triton.jit
+def early_return(flag, x, y, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    """Touches nothing where the flag is 1."""
+    if tl.load(flag) != 1.0:
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(y + at, FUNCTION(tl.load(x + at).to(tl.float32)))
+
+
+@triton.jit
+def row_sums(x, sums, columns, row_stride, COLUMNS: tl.constexpr):
+    """One program a row, any row stride."""
+    row, column = tl.program_id(0), tl.arange(0, COLUMNS)
+    values = tl.load(x + row * row_stride + column, mask=column < columns, other=0)
+    tl.store(sums + row, tl.sum(values, 0))
+
+
+@triton.jit
+def add_all(inputs, out, n, BLOCK: tl.constexpr):
+    """inputs: (pointer, pointer or None, (scale, shift))."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(inputs[0] + at, mask=at < n, other=0)
+    if inputs[1] is not None:
+        total += tl.load(inputs[1] + at, mask=at < n, other=0)
+    tl.store(out + at, total * inputs[2][0] + inputs[2][1], mask=at < n)
+
+
+@triton.jit
+def histogram_atomics(x, counts, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.atomic_add(counts + tl.load(x + at, mask=at < n, other=0), 1, mask=at < n)
+
+
+@triton.jit
+def holds_its_whole_tile(x, y, BLOCK: tl.constexpr):
+    """Bad with a large BLOCK and few warps: every value must be kept until the sum is known, so registers spill."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at)
+    tl.store(y + at, value / tl.sum(value, 0))
+
+
+@triton.jit
+def cosine(x, y, BLOCK: tl.constexpr):
+    """Bad: the slow path of cos for large angles keeps an array in local memory."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.cos(tl.load(x + at)))
+
+
+@triton.jit
+def stores_past_the_end(x, y, n, BLOCK: tl.constexpr):
+    """Bad: the store has no mask."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at, mask=at < n, other=0))
+
+
+@triton.jit
+def offset_by_device_function(pointer, at):
+    return tl.load(pointer + at - 1)
+
+
+@triton.jit
+def loads_before_the_start(x, y, BLOCK: tl.constexpr):
+    """Bad, inside a device function."""
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, offset_by_device_function(x, at))
+
+
+@triton.jit
+def programs_overlap(x, y, n, BLOCK: tl.constexpr):
+    """Bad: neighbouring programs both store one element."""
+    at = tl.program_id(0) * (BLOCK - 1) + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at, mask=at < n, other=0), mask=at < n)

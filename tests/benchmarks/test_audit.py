@@ -1,0 +1,193 @@
+"""The machine-code audit: right on known kernels, the main path found, and the bad kernels caught."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.audit import Budget, audit, check
+from benchmarks.cards import H200, bound
+from benchmarks.launches import TARGETS, record_launches, variants
+from tests.benchmarks import sample_kernels as kernels
+
+pytestmark = pytest.mark.compiled_only
+
+BLOCK = 2048
+NVIDIA = ["sm_80", "sm_90", "sm_100"]
+F = kernels.square_plus_exp
+
+
+def recorded(kernel, *args, grid=(4,), **kwargs):
+    with record_launches() as launches:
+        kernel[grid](*args, **kwargs)
+    return launches[0]
+
+
+def audited(target, kernel, *args, elements=("BLOCK",), **kwargs):
+    return audit(recorded(kernel, *args, **{"BLOCK": BLOCK, "num_warps": 4, **kwargs}), target, elements=elements)
+
+
+def meta(size, dtype=torch.float32):
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def full(target, dtype, **kwargs):
+    return audited(target, kernels.full_tiles, meta(8192, dtype), meta(8192, dtype), FUNCTION=F, **kwargs)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_good_kernel(target):
+    report = full(target, torch.float32)
+    assert report.kernel == "full_tiles"
+    assert report.elements == BLOCK
+    assert report.threads == 4 * (64 if target == "gfx942" else 32)
+    assert report.resources.registers > 0
+    accesses = BLOCK * 32 // (report.threads * 128)
+    assert report.loads == report.stores == {128: accesses}
+    assert report.special == 1.0  # one exp an element
+    assert report.floating >= 2.0
+    assert sum(report.pipes.values()) == len(report.main)
+    assert report.pipes["other"] == 0
+    assert report.loops == report.calls == 0
+    assert check(report, Budget(issued=20, integer=8, special=1)) == []
+    assert f"full_tiles {target}" in str(report)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "kernel", [kernels.tiles_and_tail, kernels.tiles_and_tail_around_shared_maths, kernels.persistent]
+)
+def test_the_main_path_leaves_the_tail_out(kernel, dtype, target):
+    """With a tail, the count is that of the kernel which has none, and a little for choosing; not of both paths."""
+    extra = (4,) if kernel is kernels.persistent else ()
+    report = audited(target, kernel, meta(9001, dtype), meta(9001, dtype), 9001, *extra, FUNCTION=F)
+    without = full(target, dtype)
+    assert report.loads == without.loads
+    assert report.stores == without.stores
+    assert report.special == without.special
+    per_thread = BLOCK / report.threads
+    masks = 4 * per_thread if kernel is kernels.tiles_and_tail_around_shared_maths else 0  # made before the choice
+    assert len(without.main) <= len(report.main) <= len(without.main) + 40 + masks
+    assert len(report.main) < 0.75 * report.instructions
+    assert report.loops == (kernel is kernels.persistent)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_main_path_does_not_return_early(target):
+    report = audited(target, kernels.early_return, meta(1), meta(8192), meta(8192), FUNCTION=F)
+    without = full(target, torch.float32)
+    assert report.stores == without.stores
+    assert len(without.main) <= len(report.main) <= len(without.main) + 15
+
+
+def test_catches_a_spill():
+    report = audited("sm_90", kernels.holds_its_whole_tile, meta(8192), meta(8192), BLOCK=8192, num_warps=1)
+    failures = check(report, Budget())
+    assert any("full_tiles" not in f and "on sm_90: spills" in f for f in failures), failures
+    assert any("bytes of local memory" in f for f in failures)
+    assert report.resources.spilled > 0
+
+
+def test_catches_a_spill_on_amd():
+    report = audited("gfx942", kernels.holds_its_whole_tile, meta(32768), meta(32768), BLOCK=32768, num_warps=1)
+    assert any("spills" in f for f in check(report, Budget()))
+
+
+def test_catches_local_memory_that_is_no_spill():
+    report = audited("sm_90", kernels.cosine, meta(8192), meta(8192))
+    assert report.resources.spilled == 0
+    failures = check(report, Budget())
+    assert len(failures) == 1
+    assert "bytes of local memory" in failures[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_catches_narrow_accesses(target):
+    x, y = meta(8193, torch.bfloat16)[1:], meta(8192, torch.bfloat16)  # one element off 16-byte alignment
+    report = audited(target, kernels.full_tiles, x, y, FUNCTION=F)
+    failures = check(report, Budget())
+    assert len(failures) == 1
+    assert f"on {target}: main path has accesses narrower than 128 bits: {BLOCK // report.threads} of 16" in failures[0]
+    assert check(report, Budget(narrow=BLOCK // report.threads)) == []
+    assert check(report, Budget(bits=16)) == []
+
+
+def test_catches_each_count_over_its_budget():
+    report = full("sm_90", torch.float32)
+    failures = check(report, Budget(issued=report.issued - 0.1, integer=report.integer - 0.1, special=0.9))
+    assert [f.split("instructions")[0].split()[-1] for f in failures] == ["issued", "integer", "special"]
+    assert "1.00 special instructions per element, over the budget of 0.9" in failures[2]
+    assert check(report, Budget(issued=report.issued, integer=report.integer, special=1.0)) == []
+
+
+def test_elements_by_number_or_by_name():
+    assert audited("sm_90", kernels.full_tiles, meta(8192), meta(8192), FUNCTION=F, elements=512).elements == 512
+    report = audited("sm_90", kernels.full_tiles, meta(8192), meta(8192), FUNCTION=F, elements=("ROWS", "BLOCK"))
+    assert report.elements == BLOCK
+    with pytest.raises(ValueError, match="full_tiles has none of the arguments ROWS"):
+        audited("sm_90", kernels.full_tiles, meta(8192), meta(8192), FUNCTION=F, elements=("ROWS",))
+
+
+def test_the_resource_that_bounds_a_kernel():
+    report = full("sm_90", torch.float32)
+    resource, load = bound(report, 8, H200)
+    assert resource == "memory"
+    assert max(load.values()) < 1
+    resource, load = bound(report, 0.5, H200)  # as if it moved almost nothing
+    assert resource == "special"
+    assert load["special"] == pytest.approx(1 / (0.97 * 0.5), rel=0.01)
+
+
+class TestLaunches:
+    def test_nothing_is_run_and_all_is_noted(self):
+        x, y = torch.zeros(100), torch.full((128,), 7.0)
+        launch = recorded(kernels.add_all, (x, None, (2.0, 1)), y, 100, BLOCK=128, num_warps=8, grid=(3, 2))
+        assert y.eq(7).all()
+        assert (launch.name, launch.grid) == ("add_all", (3, 2))
+        assert launch.arguments["BLOCK"] == 128
+        assert launch.arguments["inputs"][1] is None
+        assert launch.kwargs["num_warps"] == 8
+
+    def test_the_grid_may_be_a_function(self):
+        x = torch.zeros(1000)
+        launch = recorded(kernels.full_tiles, x, x, FUNCTION=F, BLOCK=256, grid=lambda meta: (1000 // meta["BLOCK"],))
+        assert launch.grid == (3,)
+
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_specialises_as_the_launcher_of_triton_does(self, target):
+        x = torch.zeros(101)
+        launch = recorded(kernels.add_all, (x[1:], None, (2.0, 1)), x, 32, BLOCK=128, num_warps=8)
+        special = launch.specialize(TARGETS[target])
+        assert special.signature == {
+            "inputs": ("*fp32", "constexpr", ("fp32", "constexpr")),
+            "out": "*fp32",
+            "n": "i32",
+            "BLOCK": "constexpr",
+        }
+        assert special.constants == {(0, 1): None, (0, 2, 1): 1, (3,): 128}
+        aligned = {path for path, facts in special.attributes.items() if ["tt.divisibility", 16] in facts}
+        assert aligned == {(1,), (2,)}  # out and n; the first input starts 4 bytes off
+        assert special.options.num_warps == 8
+
+    def test_meta_tensors_of_any_size(self):
+        launch = recorded(kernels.full_tiles, meta(2**34), meta(2**34), FUNCTION=F, BLOCK=128)
+        on_amd = launch.specialize(TARGETS["gfx942"]).attributes
+        assert on_amd[0,] == [["tt.divisibility", 16]]  # beyond 2 GiB: no 32-bit offsets
+        small = recorded(kernels.full_tiles, meta(64), meta(64), FUNCTION=F, BLOCK=128)
+        assert ["tt.pointer_range", 32] in small.specialize(TARGETS["gfx942"]).attributes[0,]
+
+    def test_variants_are_what_compiles_differently(self):
+        x, odd = meta(8192), meta(8193)[1:]
+        with record_launches() as launches:
+            for a, size in ((x, 8192), (x, 4096), (odd, 8192), (x, 8191), (x, 1)):
+                kernels.tiles_and_tail[(1,)](a, x, size, FUNCTION=F, BLOCK=128)
+        distinct = variants(launches, TARGETS["sm_90"])
+        assert distinct == [launches[0], *launches[2:]]
+        assert "square_plus_exp" in distinct[0].variant(TARGETS["sm_90"])
+
+    def test_launching_is_restored(self):
+        before = type(F).run
+        with pytest.raises(ZeroDivisionError), record_launches():
+            raise ZeroDivisionError
+        assert type(F).run is before

@@ -1,0 +1,150 @@
+"""count_traffic: exact bytes, and the bad kernels that it must catch."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.traffic import OutOfBounds, count_traffic
+from tests.benchmarks import sample_kernels as kernels
+
+pytestmark = pytest.mark.interpreter_only
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+def test_counts_the_lanes_that_the_mask_lets_through(dtype):
+    x, y = torch.zeros(1000, dtype=dtype), torch.empty(1000)
+    with count_traffic() as traffic:
+        kernels.tiles_and_tail[(4,)](x, y, 1000, FUNCTION=kernels.square_plus_exp, BLOCK=256)
+    assert traffic.kernels == ["tiles_and_tail"]
+    assert (traffic.launches, traffic.programs) == (1, 4)
+    assert traffic.bytes == {
+        ("tiles_and_tail", "x", "load"): 1000 * x.element_size(),
+        ("tiles_and_tail", "y", "store"): 1000 * 4,
+    }
+    assert not traffic.overwrites
+    assert not traffic.gaps
+    torch.testing.assert_close(y, torch.ones(1000))
+
+
+def test_what_two_programs_load_counts_twice():
+    flag, x, y = torch.zeros(1), torch.zeros(512), torch.empty(512)
+    with count_traffic() as traffic:
+        kernels.early_return[(2,)](flag, x, y, FUNCTION=kernels.square_plus_exp, BLOCK=256)
+    assert traffic.moved(arg="flag") == 2 * 4
+
+
+def test_early_return_moves_the_flag_alone():
+    flag, x, y = torch.ones(1), torch.zeros(512), torch.empty(512)
+    with count_traffic() as traffic:
+        kernels.early_return[(2,)](flag, x, y, FUNCTION=kernels.square_plus_exp, BLOCK=256)
+    assert traffic.moved() == 2 * 4
+
+
+def test_sums_over_launches_and_selects():
+    x, y = torch.zeros(256), torch.empty(256)
+    with count_traffic() as traffic:
+        kernels.full_tiles[(2,)](x, y, FUNCTION=kernels.square_plus_exp, BLOCK=128)
+        kernels.row_sums[(1,)](y, x, 256, 256, COLUMNS=256)
+    assert traffic.kernels == ["full_tiles", "row_sums"]
+    assert traffic.moved(kind="load") == 2 * 1024
+    assert traffic.moved(kernel="row_sums") == 1024 + 4
+    assert traffic.moved(kernel="row_sums", arg="sums", kind="store") == 4
+    assert "row_sums.x: load 1024 bytes" in str(traffic)
+
+
+def test_names_tensors_in_tuples_and_passes_none():
+    x, out = torch.ones(100), torch.empty(100)
+    with count_traffic() as traffic:
+        kernels.add_all[(1,)]((x, None, (2.0, 1)), out, 100, BLOCK=128)
+        kernels.add_all[(1,)](inputs=(x, x.clone(), (2.0, 1)), out=out, n=100, BLOCK=128)
+    assert traffic.moved(arg="inputs[0]") == 800
+    assert traffic.moved(arg="inputs[1]") == 400
+    assert traffic.moved(arg="inputs") == 1200
+    assert out.eq(5).all()
+
+
+def test_halves_of_one_tensor_are_told_apart():
+    both = torch.ones(8, 20)
+    left, right = both.chunk(2, dim=1)  # their spans overlap, their elements do not
+    sums = torch.empty(8)
+    with count_traffic() as traffic:
+        kernels.add_all[(1,)]((right[0], left[0], (1.0, 0)), torch.empty(10), 10, BLOCK=16)
+        kernels.row_sums[(8,)](left, sums, 10, 20, COLUMNS=16)
+    assert traffic.moved(arg="inputs[0]") == traffic.moved(arg="inputs[1]") == 40
+    assert traffic.moved(kernel="row_sums", arg="x") == 320
+    assert not traffic.gaps
+
+
+def test_lanes_between_the_elements_of_a_view_are_gaps():
+    left = torch.ones(8, 20)[:, :10]
+    with count_traffic() as traffic:
+        kernels.row_sums[(7,)](left, torch.empty(8), 16, 20, COLUMNS=16)
+    assert traffic.gaps == {("row_sums", "x", "load"): 7 * 6}
+
+
+def test_expanded_and_permuted_views():
+    expanded = torch.ones(1).expand(64)
+    with count_traffic() as traffic:
+        kernels.row_sums[(4,)](expanded, torch.empty(4), 1, 0, COLUMNS=1)
+        kernels.row_sums[(4,)](torch.ones(16, 4).T, torch.empty(4), 1, 1, COLUMNS=1)
+    assert traffic.moved(arg="x") == 2 * 4 * 4
+    assert not traffic.gaps
+
+
+def test_atomics_are_counted_apart():
+    x, counts = torch.zeros(100, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
+    with count_traffic() as traffic:
+        kernels.histogram_atomics[(1,)](x, counts, 100, BLOCK=128)
+    assert traffic.moved(kind="atomic") == 400
+    assert traffic.moved(kind="store") == 0
+    assert not traffic.overwrites
+    assert counts[0] == 100
+
+
+def test_catches_a_store_past_the_end():
+    memory = torch.full((256,), 7.0)
+    with (
+        pytest.raises(OutOfBounds, match=r"stores_past_the_end: 28 .* store .* 0 bytes past the end of y"),
+        count_traffic(),
+    ):
+        kernels.stores_past_the_end[(1,)](torch.ones(100), memory[:100], 100, BLOCK=128)
+    assert memory.eq(7).all()  # raised before memory was touched
+
+
+def test_catches_a_load_in_a_device_function():
+    with (
+        pytest.raises(OutOfBounds, match="1 unmasked lanes of a load .* 4 bytes before the start of x"),
+        count_traffic(),
+    ):
+        kernels.loads_before_the_start[(1,)](torch.ones(101)[1:], torch.empty(64), BLOCK=64)
+
+
+def test_bounds_can_be_left_unchecked():
+    memory = torch.full((256,), 7.0)
+    with count_traffic(bounds=False) as traffic:
+        kernels.stores_past_the_end[(1,)](torch.ones(100), memory[:100], 100, BLOCK=128)
+    assert traffic.moved(arg="y") == 400
+
+
+def test_catches_an_address_stored_twice():
+    with count_traffic() as traffic:
+        kernels.programs_overlap[(3,)](torch.ones(100), torch.empty(100), 100, BLOCK=32)
+    assert traffic.overwrites == {("programs_overlap", "y"): 2}
+
+
+def test_storing_again_in_the_next_launch_is_no_overwrite():
+    x, y = torch.zeros(128), torch.empty(128)
+    with count_traffic() as traffic:
+        for _ in range(2):
+            kernels.full_tiles[(1,)](x, y, FUNCTION=kernels.square_plus_exp, BLOCK=128)
+    assert not traffic.overwrites
+
+
+def test_other_errors_and_the_interpreter_itself_are_left_alone():
+    from triton.runtime import interpreter
+
+    before = interpreter.GridExecutor.__call__
+    with pytest.raises(Exception, match="no_such_attribute"), count_traffic():
+        kernels.full_tiles[(1,)](torch.zeros(8), torch.zeros(8), FUNCTION=lambda x: x.no_such_attribute, BLOCK=8)
+    assert interpreter.GridExecutor.__call__ is before

@@ -1,0 +1,51 @@
+"""Fixtures and markers of all tests; what they are made of is in tests/support."""
+
+import contextlib
+
+import pytest
+import torch
+
+from tests.support.environment import BACKENDS, MARKERS, describe, skip_reason
+from tests.support.poison import poisoned
+
+
+def pytest_configure(config):
+    for marker, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{marker}: {meaning}")
+    config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation:UserWarning")
+
+
+def pytest_report_header():
+    return f"vae_fast: {describe()}"
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers():
+        reason = skip_reason(marker.name, marker.args, marker.kwargs)
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _poison(request):
+    """Uninitialised memory is NaN, unless the test is marked no_poison("why")."""
+    marker = request.node.get_closest_marker("no_poison")
+    if marker is not None and not (marker.args and str(marker.args[0]).strip()):
+        pytest.fail('no_poison needs a reason: @pytest.mark.no_poison("why")')
+    with contextlib.nullcontext() if marker else poisoned():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test draws the same numbers, alone or after others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=BACKENDS, ids=str)
+def backend(request):
+    """Each backend that can run here, in use: `backend.name`, and `backend.device` for the tensors."""
+    from vae_fast import use_backend
+
+    with use_backend(request.param.name):
+        yield request.param

@@ -1,0 +1,43 @@
+"""The fast path of variational autoencoders: fused sample, KL and reconstruction losses with their own gradients."""
+
+from vae_fast.distributions import DiagonalGaussian
+from vae_fast.functional import (
+    ELBO,
+    elbo_loss,
+    gaussian_kl,
+    reconstruction_loss,
+    reparameterize,
+    sample_kl,
+    sample_kl_packed,
+)
+from vae_fast.losses import ELBOLoss, GaussianKL, ReconstructionLoss
+from vae_fast.models.vae import VAE
+from vae_fast.ops.backend import use_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELBO",
+    "VAE",
+    "DiagonalGaussian",
+    "ELBOLoss",
+    "GaussianKL",
+    "ReconstructionLoss",
+    "elbo_loss",
+    "fit",
+    "gaussian_kl",
+    "reconstruction_loss",
+    "reparameterize",
+    "sample_kl",
+    "sample_kl_packed",
+    "use_backend",
+]
+
+
+def __getattr__(name):
+    # Training needs the `app` extra; importing the losses must not.
+    if name == "fit":
+        from vae_fast.app.training import fit
+
+        return fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

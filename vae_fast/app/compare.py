@@ -1,0 +1,91 @@
+"""One training step with the fused losses against the same step in eager PyTorch, interleaved in one run."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vae_fast.models import VAE
+
+ROUNDS = 200
+WARM_UP = 20
+
+# What a user would write: each sums over everything. A likelihood that is not here is not compared.
+FORMULAS: dict[str, Callable[..., Tensor]] = {
+    "bernoulli": lambda output, x: F.binary_cross_entropy_with_logits(output, x, reduction="sum"),
+    "mse": lambda output, x: F.mse_loss(output, x, reduction="sum"),
+    "gaussian": lambda output, x: F.gaussian_nll_loss(
+        output[0], x, output[1].exp(), full=True, eps=0.0, reduction="sum"
+    ),
+}
+
+
+class Timing(NamedTuple):
+    """One contender: median ms of a training step (forward, backward, Adam), and its last loss in nats per sample."""
+
+    name: str
+    milliseconds: float
+    loss: float
+
+
+def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rounds: int = ROUNDS) -> list[Timing]:
+    """Time training steps of two copies of `model`, which take turns on the same batches of `data` with the same noise.
+
+    Both start from the model's weights, so their losses agree to rounding as long as both are right. Returns the fused
+    contender first; an empty list where there is no eager formula for the likelihood.
+    """
+    if model.likelihood not in FORMULAS:
+        return []
+    losses = {"fused": fused_loss, "eager PyTorch": eager_loss}
+    steps = {name: _training_step(copy.deepcopy(model), loss, learning_rate) for name, loss in losses.items()}
+    milliseconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(WARM_UP + rounds):
+        batch = data[torch.arange(number * batch_size, (number + 1) * batch_size, device=data.device) % len(data)]
+        with torch.no_grad():
+            eps = torch.randn_like(model.encoder(batch).chunk(2, dim=1)[0])
+        # Whoever goes second finds the batch in the cache: they take turns at that too.
+        for name in sorted(steps, reverse=number % 2 == 1):
+            milliseconds[name].append(_time(steps[name], batch, eps))
+    medians = {name: statistics.median(times[WARM_UP:]) for name, times in milliseconds.items()}
+    return [Timing(name, medians[name], step(batch, eps).item()) for name, step in steps.items()]
+
+
+def fused_loss(model: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """The loss as `vae_fast` computes it."""
+    return model.loss(x, eps=eps).total
+
+
+def eager_loss(model: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """The same loss as formulas on tensors, differentiated by autograd."""
+    mu, logvar = model.encoder(x).chunk(2, dim=1)
+    output = model.decoder(mu + torch.exp(0.5 * logvar) * eps)
+    kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+    return (FORMULAS[model.likelihood](output, x) + model.beta * kl) / len(x)
+
+
+def _training_step(model: VAE, loss_function: Callable, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+
+    def step(x: Tensor, eps: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_function(model, x, eps)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _time(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, eps: Tensor) -> float:
+    """Milliseconds of one step, until the device has done it."""
+    synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    step(x, eps)
+    synchronize()
+    return 1e3 * (time.perf_counter() - start)

@@ -1,0 +1,104 @@
+"""The four figures of a training run, as PNG files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vae_fast.models import VAE
+from vae_fast.models.storage import atomic_path
+
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+PANELS = (("negative_elbo", "negative ELBO"), ("reconstruction", "reconstruction"), ("kl", "KL"))
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of this size in inches, written to `path` in one piece. No window system is touched."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        with atomic_path(path) as file:
+            figure.savefig(file, format="png", dpi=150)
+
+
+def curves(history: list[dict[str, float]], path: Path) -> None:
+    """The negative ELBO and its two parts against the epoch, in training and in testing."""
+    epochs = [row["epoch"] for row in history]
+    with _figure(path, 9, 3) as figure:
+        for axes, (key, title) in zip(figure.subplots(1, 3), PANELS):
+            for part, style in (("train", "C0--"), ("test", "C1-")):
+                axes.plot(epochs, [row[f"{part}_{key}"] for row in history], style, label=part)
+            axes.set(title=title, xlabel="epoch", ylabel="nats per sample")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.axes[0].legend(frameon=False)
+
+
+def reconstructions(model: VAE, images: Tensor, path: Path, columns: int = 12) -> None:
+    """Test images, and below each what the model makes of it."""
+    images = images[:columns]
+    pairs = torch.stack((images, model.reconstruct(images).to(images)))
+    with _figure(path, 0.7 * len(images) + 1, 1.6) as figure:
+        grid = figure.subplots(2, len(images), squeeze=False)
+        for row, name in enumerate(("test image", "reconstruction")):
+            for axes, image in zip(grid[row], pairs[row]):
+                _show(axes, image, vmin=float(images.min()), vmax=float(images.max()))
+            grid[row][0].set_ylabel(name, rotation=0, ha="right", va="center")
+
+
+def samples(model: VAE, path: Path, generator: torch.Generator, side: int = 10) -> None:
+    """Images generated from the prior: the mean of each, without pixel noise."""
+    images = model.generate(side * side, generator=generator)
+    with _figure(path, 5, 5.3) as figure:
+        for axes, image in zip(figure.subplots(side, side).flat, images):
+            _show(axes, image, vmin=float(images.min()), vmax=float(images.max()))
+        figure.suptitle("samples from the prior")
+
+
+@torch.no_grad()
+def latent(model: VAE, images: Tensor, labels: Tensor | None, path: Path) -> None:
+    """The posterior means of test images on their first two principal components, coloured by class, or else by KL."""
+    posterior = model.encode(images)
+    means = posterior.mode().flatten(1).float().cpu()
+    points, share = _principal_components(means)
+    with _figure(path, 5.6, 4.6) as figure:
+        axes = figure.subplots()
+        if labels is None:
+            kl = posterior.kl(reduction="sample").float().cpu()
+            figure.colorbar(axes.scatter(*points.T, c=kl, s=12), label="KL, nats per sample")
+        else:
+            for number, label in enumerate(labels.unique().tolist()):
+                axes.scatter(*points[labels == label].T, s=12, color=f"C{number}", label=str(label))
+            figure.legend(title="digit", loc="outside right upper", frameon=False, markerscale=1.5)
+        axes.set(
+            title="posterior means of test images",
+            xlabel=f"component 1 ({share[0]:.0%} of the variance)",
+            ylabel=f"component 2 ({share[1]:.0%} of the variance)",
+        )
+
+
+def _principal_components(means: Tensor) -> tuple[np.ndarray, list[float]]:
+    """Coordinates [N, 2] on the first two components, and the share of the variance of each."""
+    centred = torch.nn.functional.pad(means - means.mean(0), (0, max(0, 2 - means.shape[1])))
+    _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+    variances = sizes.square()
+    return (centred @ axes[:2].T).numpy(), (variances[:2] / variances.sum()).tolist()
+
+
+def _show(axes, image: Tensor, vmin: float, vmax: float) -> None:
+    """Draw one image: [height, width], or with 1 or 3 channels before or after."""
+    pixels = image.detach().float().cpu()
+    if pixels.dim() == 3 and pixels.shape[0] in (1, 3):
+        pixels = pixels.movedim(0, -1)
+    if pixels.shape[-1] == 3 and pixels.dim() == 3:
+        pixels = ((pixels - vmin) / max(vmax - vmin, 1e-12)).clamp(0, 1)
+    axes.imshow(pixels.numpy(), cmap="gray", vmin=vmin, vmax=vmax)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,158 @@
+"""`fit`: train a VAE on a tensor of samples."""
+
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from vae_fast import checks
+from vae_fast.likelihoods import lookup
+from vae_fast.models import VAE, arguments
+from vae_fast.models.storage import import_extra
+
+
+def fit(
+    model: VAE,
+    data: Tensor,
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    test_data: Tensor | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train `model` with Adam, through Lightning.
+
+    Args:
+        model: trained in place; it comes back on the device it was on.
+        data: [N, ...], floating point, N >= 1; in [0, 1] for the likelihood "bernoulli".
+        epochs: passes over `data`.
+        batch_size: samples a step; the last step of an epoch takes what is left.
+        learning_rate: Adam's.
+        test_data: measured after each epoch, always with the same noise.
+        seed: of the shuffling and of the noise in training. PyTorch's own generators are left as they were.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:<index>".
+        progress: show a bar, and print a line for each epoch.
+
+    Returns:
+        One dict an epoch: "epoch" (from 1), "train_negative_elbo", "train_reconstruction", "train_kl" (means over the
+        epoch, in nats per sample), the same three with "test_" if there is `test_data`, and "samples_per_second" (of
+        training alone). The negative ELBO is reconstruction + KL, whatever the model's beta.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of its range.
+        ImportError: Lightning is not installed: `pip install vae-fast[app]`.
+    """
+    if not isinstance(model, VAE):
+        raise TypeError(f"model is {type(model).__name__}: expected a vae_fast.VAE")
+    check_data("data", data, model.likelihood)
+    if test_data is not None:
+        check_data("test_data", test_data, model.likelihood)
+    arguments.size("epochs", epochs)
+    arguments.size("batch_size", batch_size)
+    arguments.rate("learning_rate", learning_rate)
+    check_seed(seed)
+    target = resolve_device(device)
+    module = import_extra("vae_fast.app.lightning_module")
+    home = next(model.parameters()).device
+
+    show = import_extra("vae_fast.app.progress").EpochProgress(epochs, test_data is not None) if progress else None
+    shuffle = torch.Generator().manual_seed(seed)
+    loader = module.TensorLoader(_place(data, target), batch_size, shuffle)
+    test = None if test_data is None else module.TensorLoader(_place(test_data, target), batch_size)
+    training = module.VAETraining(model, test, learning_rate, show or _ignore)
+    with _own_random_state(seed, target), _quiet(), show or nullcontext():
+        _trainer(epochs, target).fit(training, loader)
+    model.to(home)
+    return training.history
+
+
+def check_data(name: str, data: Tensor, likelihood: str) -> None:
+    """Raise unless `data` is a tensor of samples that `likelihood` can score."""
+    if not isinstance(data, Tensor):
+        raise TypeError(f"{name} is {type(data).__name__}: expected a tensor")
+    if not data.is_floating_point():
+        raise TypeError(f"{name} is {str(data.dtype).removeprefix('torch.')}: expected a floating point tensor")
+    if data.dim() < 2 or data.numel() == 0:
+        raise ValueError(f"{name} has shape {list(data.shape)}: expected [N, ...] with 1 sample or more")
+    low, high = (value.item() for value in data.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} has values that are NaN or infinite: expected finite ones")
+    if lookup(likelihood).domain == "[0, 1]" and not 0 <= low <= high <= 1:
+        raise ValueError(f"{name} has values from {low:g} to {high:g}: likelihood {likelihood!r} wants them in [0, 1]")
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless PyTorch's generators take `seed`."""
+    if not checks.SEED_MIN <= arguments.integer("seed", seed) < checks.SEED_MAX:
+        raise ValueError(f"seed is {seed}: expected an int in [-2^63, 2^64)")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA if there is one, and otherwise the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not isinstance(name, str):
+        raise TypeError(f"device is {type(name).__name__}: expected a str")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise ValueError(f"device is {name!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:<index>'")
+    if name == "cpu":
+        return torch.device("cpu")
+    index = int(name.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here")
+    return torch.device("cuda", index)
+
+
+def _place(data: Tensor, device: torch.device) -> Tensor:
+    """`data` on `device`, where it takes less than half of what is free; elsewhere Lightning moves each batch."""
+    if device.type == "cuda" and 2 * data.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return data
+    return data.to(device)
+
+
+def _trainer(epochs: int, device: torch.device):
+    """A Lightning Trainer that writes no files and shows nothing of its own."""
+    return import_extra("lightning.pytorch").Trainer(
+        max_epochs=epochs,
+        accelerator=device.type,
+        devices=1 if device.type == "cpu" else [device.index],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@contextmanager
+def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notes on hardware it found and loggers it could use; errors and our own warnings stay."""
+    names = ("lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _ignore(row: dict[str, float]) -> None:
+    pass

@@ -1,0 +1,60 @@
+"""The encoder and the decoder that `VAE` builds when it is given none: plain multilayer perceptrons with ReLU."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+def _layers(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers through `sizes`, a ReLU between any two, none after the last."""
+    layers: list[nn.Module] = []
+    for size_in, size_out in pairwise(sizes):
+        layers += [nn.Linear(size_in, size_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class MLPEncoder(nn.Module):
+    """Maps x [B, *input_shape] to the moments [B, 2 * latent_dim]: mu first, then logvar."""
+
+    def __init__(self, input_shape: Sequence[int], latent_dim: int, hidden_dims: Sequence[int]):
+        super().__init__()
+        self.input_shape = tuple(input_shape)
+        self.layers = _layers([math.prod(input_shape), *hidden_dims, 2 * latent_dim])
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check("x", x, self.input_shape)
+        return self.layers(x.flatten(1))
+
+
+class MLPDecoder(nn.Module):
+    """Maps z [B, latent_dim] to the parameters of the likelihood, each [B, *input_shape].
+
+    With one parameter the output is a tensor, with two it is a tuple of two.
+    """
+
+    def __init__(self, input_shape: Sequence[int], latent_dim: int, hidden_dims: Sequence[int], num_parameters: int):
+        super().__init__()
+        self.input_shape = tuple(input_shape)
+        self.latent_dim = latent_dim
+        self.num_parameters = num_parameters
+        self.layers = _layers([latent_dim, *reversed(hidden_dims), num_parameters * math.prod(input_shape)])
+
+    def forward(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
+        _check("z", z, (self.latent_dim,))
+        output = self.layers(z)
+        if self.num_parameters == 1:
+            return output.unflatten(1, self.input_shape)
+        return output.unflatten(1, (self.num_parameters, *self.input_shape)).unbind(1)
+
+
+def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
+    if value.shape[1:] != shape or value.dim() == 0:
+        wanted = ", ".join(["B", *map(str, shape)])
+        raise ValueError(f"{name} has shape {list(value.shape)}: expected [{wanted}]")
+    if not value.is_floating_point():
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"{name} is {dtype}: expected a floating point tensor")

@@ -1,0 +1,112 @@
+"""Files: written whole or not at all, and read with errors that say which file is wrong and how."""
+
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT = "vae_fast.VAE"
+VERSION = 1
+
+
+class MissingExtra(ImportError):
+    """A package of the extra `app` is not installed; the message says how to install it."""
+
+
+def import_extra(name: str) -> ModuleType:
+    """Import a module that only the extra `app` installs, or one of ours that needs it.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"{error.name} is not installed: pip install vae-fast[app]") from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what was written there becomes `path` on success, and is removed on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def writable_folder(path: str | os.PathLike, name: str = "path") -> Path:
+    """Create the folder `path` if it is not there, and make sure that files can be written in it.
+
+    Raises:
+        OSError: it cannot be created or written; the subclass is the operating system's own. `name` is the argument
+            that the message names.
+    """
+    folder = Path(path)
+    probe = folder / f".{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{name} is {folder}: expected a folder that can be written ({error.strerror})"
+        ) from error
+    return folder
+
+
+def save(model: nn.Module, config: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write the weights of `model` and `config` into the folder `path`: both whole, or neither."""
+    safetensors = import_extra("safetensors.torch")
+    folder = writable_folder(path)
+    with atomic_path(folder / CONFIG) as config_file, atomic_path(folder / WEIGHTS) as weights_file:
+        config_file.write_text(json.dumps({"format": FORMAT, "version": VERSION, **config}, indent=2) + "\n")
+        safetensors.save_model(model, str(weights_file))
+        weights_file.chmod(config_file.stat().st_mode)  # safetensors lets the owner alone read what it writes
+
+
+def load_config(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the config that `save` wrote into the folder `path`."""
+    file = Path(path) / CONFIG
+    try:
+        config = json.loads(_readable(file).read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"{file} is not valid JSON ({error}): expected the file that VAE.save wrote") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f'{file} does not say "format": "{FORMAT}": expected the file that VAE.save wrote')
+    if config.get("version") != VERSION:
+        raise ValueError(f"{file} has version {config.get('version')}: this release reads version {VERSION}")
+    return {key: value for key, value in config.items() if key not in ("format", "version")}
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+    """Copy the weights that `save` wrote into the folder `path` into `model`, on the devices it is on."""
+    safetensors = import_extra("safetensors.torch")
+    file = _readable(Path(path) / WEIGHTS)
+    try:
+        safetensors.load_model(model, file)
+    except import_extra("safetensors").SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}): expected VAE.save's") from error
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit the model: {error}") from error
+
+
+def _readable(file: Path) -> Path:
+    """`file`, once it is known to be one that can be opened."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        message = f"path is {file.parent}: expected a folder that VAE.save wrote, but {file.name} cannot be read"
+        raise OSError(error.errno, f"{message} ({error.strerror})") from error
+    return file
