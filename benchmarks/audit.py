@@ -2,8 +2,8 @@
 
 On any kernel of your own, with CPU or "meta" tensors (TRITON_INTERPRET must be unset):
 
-    from benchmarks.audit import Budget, audit, check
-    from benchmarks.launches import record_launches
+    from vae_fast.benchmarks.audit import Budget, audit, check
+    from vae_fast.benchmarks.launches import record_launches
 
     with record_launches() as launches:
         my_kernel[(4,)](x, y, n, BLOCK=1024, num_warps=4)     # or any code that ends in such launches; nothing is run
@@ -29,9 +29,9 @@ import triton
 from triton.compiler import ASTSource
 from triton.runtime.cache import get_cache_manager
 
-from benchmarks import gcn, sass
-from benchmarks.controlflow import Instruction, main_path
-from benchmarks.launches import TARGETS
+from vae_fast.benchmarks import gcn, sass
+from vae_fast.benchmarks.controlflow import Instruction, main_path
+from vae_fast.benchmarks.launches import TARGETS
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

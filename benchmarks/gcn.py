@@ -2,7 +2,7 @@
 
 import re
 
-from benchmarks.controlflow import EXIT, Instruction
+from vae_fast.benchmarks.controlflow import EXIT, Instruction
 
 # The first that matches decides (AMD Instinct MI300 instruction set architecture, chapters 5 to 11).
 PIPES = [

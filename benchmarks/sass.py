@@ -2,7 +2,7 @@
 
 import re
 
-from benchmarks.controlflow import EXIT, Instruction
+from vae_fast.benchmarks.controlflow import EXIT, Instruction
 
 # Where an instruction is issued to, for sm_80 to sm_100, by the opcode before its first dot (names: CUDA Binary
 # Utilities; pipes: CUDA C++ Programming Guide, "Arithmetic instructions", and the pipes of Nsight Compute).

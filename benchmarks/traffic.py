@@ -2,7 +2,7 @@
 
 Needs Triton's interpreter: TRITON_INTERPRET=1 in the environment before Triton is imported. On any kernel of your own:
 
-    from benchmarks.traffic import count_traffic
+    from vae_fast.benchmarks.traffic import count_traffic
 
     with count_traffic() as traffic:
         my_kernel[(4,)](x, y, n, BLOCK=1024)

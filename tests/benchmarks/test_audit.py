@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.audit import Budget, audit, check
-from benchmarks.cards import H200, bound
-from benchmarks.launches import TARGETS, record_launches, variants
+from vae_fast.benchmarks.audit import Budget, audit, check
+from vae_fast.benchmarks.cards import H200, bound
+from vae_fast.benchmarks.launches import TARGETS, record_launches, variants
 from tests.benchmarks import sample_kernels as kernels
 
 pytestmark = pytest.mark.compiled_only

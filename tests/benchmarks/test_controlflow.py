@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import gcn, sass
-from benchmarks.controlflow import main_path
+from vae_fast.benchmarks import gcn, sass
+from vae_fast.benchmarks.controlflow import main_path
 
 
 def nvidia(*lines):

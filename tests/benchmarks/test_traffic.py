@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.traffic import OutOfBounds, count_traffic
+from vae_fast.benchmarks.traffic import OutOfBounds, count_traffic
 from tests.benchmarks import sample_kernels as kernels
 
 pytestmark = pytest.mark.interpreter_only

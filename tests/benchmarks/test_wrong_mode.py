@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks.launches import record_launches
-from benchmarks.traffic import count_traffic
+from vae_fast.benchmarks.launches import record_launches
+from vae_fast.benchmarks.traffic import count_traffic
 
 
 @pytest.mark.compiled_only
