@@ -3,7 +3,8 @@
 None of them reads a tensor's values: on a GPU that would wait for the device.
 """
 
-import math
+import numbers
+import sys
 
 import torch
 
@@ -23,6 +24,10 @@ def is_float(name, tensor, what="values"):
     is_tensor(name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} is {_dtype(tensor)}: expected {FLOAT_NAMES} {what}")
+    is_dense(name, tensor)
+
+
+def is_dense(name, tensor):
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} has layout {tensor.layout}: expected a dense (strided) tensor")
 
@@ -116,7 +121,10 @@ def clamp(value):
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(_is_number(v) for v in value):
         raise TypeError(f"logvar_clamp is {value!r}: expected a tuple (low, high) of numbers")
-    low, high = map(float, value)
+    try:
+        low, high = map(float, value)
+    except OverflowError:
+        raise ValueError(f"logvar_clamp is {value!r}: expected numbers that a float can hold") from None
     if not low <= high:
         raise ValueError(f"logvar_clamp is {value!r}: expected low <= high")
     return low, high
@@ -135,10 +143,11 @@ def one_source(seed, generator, eps):
 
 def seed_int(value):
     """The int as the 64-bit word that stands for it, signed."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"seed is {type(value).__name__}: expected an int or an int64 tensor of one element")
     if not SEED_MIN <= value < SEED_MAX:
         raise ValueError(f"seed is {value}: expected an int in [-2^63, 2^64)")
+    value = int(value)
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -189,6 +198,7 @@ def kl(tensor, target):
     is_tensor("kl", tensor)
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"kl is {_dtype(tensor)}: expected float32 or float64 nats")
+    is_dense("kl", tensor)
     if tensor.dim() and tensor.shape != target.shape[:1]:
         batch = target.shape[0]
         raise ValueError(
@@ -199,22 +209,28 @@ def kl(tensor, target):
 
 def beta(value, target):
     """(beta tensor or None, number)."""
-    if isinstance(value, torch.Tensor):
-        is_float("beta", value)
-        if value.dim():
-            raise ValueError(f"beta has shape {list(value.shape)}: expected a number or a 0-d tensor")
-        same_device("beta", value, "target", target)
-        no_grad("beta", value)
-        return value, 0.0
+    if not isinstance(value, torch.Tensor):
+        return None, beta_number(value)
+    is_float("beta", value)
+    if value.dim():
+        raise ValueError(f"beta has shape {list(value.shape)}: expected a number or a 0-d tensor")
+    same_device("beta", value, "target", target)
+    no_grad("beta", value)
+    return value, 0.0
+
+
+def beta_number(value):
+    """The weight as a float."""
     if not _is_number(value):
         raise TypeError(f"beta is {type(value).__name__}: expected a number or a 0-d tensor")
-    if not (value >= 0 and math.isfinite(value)):
+    # Not isfinite: torch.compile cannot trace it for a number that varies.
+    if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"beta is {value}: expected a finite number >= 0")
-    return None, float(value)
+    return float(value)
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (float, int, numbers.Real)) and not isinstance(value, bool)
 
 
 def _dtype(tensor):

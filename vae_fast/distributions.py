@@ -56,6 +56,7 @@ class DiagonalGaussian:
 
     def sample_kl(self, *, prior=None, reduction="sample", seed=None, generator=None, eps=None):
         """A differentiable sample and the KL in one pass, as the function of that name."""
+        prior = _parameters(prior)
         posterior, function = (self._halves, sample_kl) if self._moments is None else (self._moments, sample_kl_packed)
         clamp = self.logvar_clamp
         return function(
@@ -68,14 +69,22 @@ class DiagonalGaussian:
 
     def kl(self, prior=None, *, reduction="batchmean"):
         """KL to `prior`, a DiagonalGaussian or a tuple (mu, logvar), in nats; to N(0, I) where it is None."""
-        if isinstance(prior, DiagonalGaussian):
-            prior = (prior.mu, prior.logvar)
-        return gaussian_kl(*self._halves, prior=prior, logvar_clamp=self.logvar_clamp, reduction=reduction)
+        return gaussian_kl(*self._halves, prior=_parameters(prior), logvar_clamp=self.logvar_clamp, reduction=reduction)
 
     def log_prob(self, value):
-        """The log-density of `value` [B, ...] in nats per sample: [B], summed over elements."""
-        return -reconstruction_loss((self.mu, self.logvar), value, "gaussian", reduction="sample")
+        """The log-density of `value` [B, ...], nats per sample: [B], summed over elements. Differentiable in it, too."""
+        checks.is_float("value", value)
+        checks.same_shape("value", value, "mu", self.mu)
+        checks.same_device("value", value, "mu", self.mu)
+        mean = self.mu
+        if value.requires_grad:  # a target has no gradient, but the difference is all that counts
+            mean, value = mean - value, torch.zeros_like(value)
+        return -reconstruction_loss((mean, self.logvar.to(mean.dtype)), value, "gaussian", reduction="sample")
 
     def __repr__(self):
         mu = self.mu
         return f"DiagonalGaussian(shape={list(mu.shape)}, dtype={mu.dtype}, device={mu.device})"
+
+
+def _parameters(prior):
+    return (prior.mu, prior.logvar) if isinstance(prior, DiagonalGaussian) else prior

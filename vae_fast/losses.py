@@ -1,5 +1,6 @@
 """The losses as modules: the functions' options are set once, and calls look like those of torch.nn's losses."""
 
+import torch
 from torch import nn
 
 from vae_fast import checks, likelihoods
@@ -58,6 +59,8 @@ class ELBOLoss(nn.Module):
     def __init__(self, likelihood="bernoulli", *, beta=1.0):
         super().__init__()
         likelihoods.lookup(likelihood)
+        if not isinstance(beta, torch.Tensor):
+            checks.beta_number(beta)
         self.likelihood, self.beta = likelihood, beta
 
     def forward(self, output, target, kl):

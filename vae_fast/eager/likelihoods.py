@@ -11,7 +11,7 @@ import torch
 
 
 class Likelihood(NamedTuple):
-    """terms(params, target, out) yields tensors that add up to the nll, one after the other in `out` (None: a new tensor).
+    """terms(params, target, out) yields tensors that add up to the nll, one after the other in `out` (None: new ones).
 
     derivatives(params, target, outs) returns one tensor a parameter, in `outs` where that is not None.
     """

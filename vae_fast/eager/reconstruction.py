@@ -26,7 +26,7 @@ def forward(params, target, likelihood, reduction, wanted):
         sums += [term.sum() for term in row.terms(*inputs, scratch)]
         if any(wanted):
             _write(outs, row.derivatives(*inputs, buffers), 1 / max(count, 1))
-    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+    total = sum(sums[1:], sums[0])
     return total if count == 1 else total / count, grads
 
 

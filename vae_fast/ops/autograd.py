@@ -4,22 +4,24 @@ import torch
 from torch.autograd import Function
 
 
-def transformed():
-    """Whether to apply the Function that compilers and torch.func can transform, which costs more host time."""
+def select(ordinary, transformable, *tensors):
+    """The Function to apply for these inputs, or None where no backward pass can reach them.
+
+    `ordinary` is for plain calls; `transformable`, for compilers and torch.func, costs more host time. Decided before
+    apply, where grad mode is the caller's.
+    """
     compiling = torch.compiler.is_compiling()
-    functorch = torch._C._are_functorch_transforms_active()
-    if compiling and functorch:
-        # Opaque ops inside torch.compile(torch.func.grad(f)) give silent zeros.
-        raise RuntimeError(
-            "vae_fast does not support torch.compile over torch.func transforms: compile the function inside the "
-            "transform, or leave out one of the two"
-        )
-    return compiling or functorch
-
-
-def needs_grad(*tensors):
-    """Whether a backward pass can reach any of the tensors; decided before apply, where grad mode is the caller's."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch._C._are_functorch_transforms_active():
+        if compiling:
+            # Opaque ops inside torch.compile(torch.func.grad(f)) give silent zeros.
+            raise RuntimeError(
+                "vae_fast does not support torch.compile over torch.func transforms: compile the function inside the "
+                "transform, or leave out one of the two"
+            )
+        return transformable
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        return None
+    return transformable if compiling else ordinary
 
 
 def once(backward, *tensors):

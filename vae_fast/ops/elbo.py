@@ -22,11 +22,10 @@ class Spec(NamedTuple):
 
 def elbo(params, target, kl, beta_tensor, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d."""
-    if autograd.transformed():
-        return _Transformable.apply(spec, beta_tensor, target, kl, *params)
-    if autograd.needs_grad(kl, *params):
-        return _Ordinary.apply(spec, beta_tensor, target, kl, *params)
-    return _forward(params, target, kl, beta_tensor, *spec[:2], [False] * len(params), spec.backend)
+    function = autograd.select(_Ordinary, _Transformable, kl, *params)
+    if function is None:
+        return _forward(params, target, kl, beta_tensor, *spec[:2], [False] * len(params), spec.backend)
+    return function.apply(spec, beta_tensor, target, kl, *params)
 
 
 def _forward_impl(params, target, kl, beta_tensor, beta, likelihood, wanted, backend):
@@ -63,9 +62,9 @@ def _scale_impl(grads, grad_total, grad_reconstruction, grad_kl, kl, beta_tensor
 _UPSTREAM = "Tensor? grad_total, Tensor? grad_reconstruction, Tensor? grad_kl"
 _BETA = "Tensor kl, Tensor? beta_tensor, float beta"
 _SPEC = f"Tensor[] params, Tensor target, {_BETA}, str likelihood, bool[] wanted, str backend"
-_forward = define(f"elbo_forward({_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
-_backward = define(f"elbo_backward({_UPSTREAM}, {_SPEC}) -> Tensor[]", _backward_impl, _backward_fake)
-_scale = define(
+_forward, _forward_direct = define(f"elbo_forward({_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
+_backward, _backward_direct = define(f"elbo_backward({_UPSTREAM}, {_SPEC}) -> Tensor[]", _backward_impl, _backward_fake)
+_, _scale = define(
     f"elbo_scale_(Tensor(a!)[] grads, {_UPSTREAM}, {_BETA}, str backend) -> Tensor",
     _scale_impl,
     lambda grads, total, reconstruction, grad_kl, kl, beta_tensor, beta, backend: kl.new_empty(()),
@@ -81,13 +80,13 @@ def _only_kl(ctx, grad_kl):
     return None, None, None, grad_kl, *(None for _ in ctx.needs_input_grad[4:])
 
 
-def _recompute(ctx, grad_total, grad_reconstruction, grad_kl):
+def _recompute(ctx, grad_total, grad_reconstruction, grad_kl, call):
     kl = ctx.saved_tensors[2]
     wanted, spec = ctx.needs_input_grad[4:], ctx.spec
 
     def backward(grad_total, grad_reconstruction, grad_kl, beta_tensor, target, kl, *params):
         upstream = (grad_total, grad_reconstruction, grad_kl)
-        return _backward(*upstream, params, target, kl, beta_tensor, *spec[:2], wanted, spec.backend)
+        return call(*upstream, params, target, kl, beta_tensor, *spec[:2], wanted, spec.backend)
 
     kl_grad, *grads = autograd.once(backward, grad_total, grad_reconstruction, grad_kl, *ctx.saved_tensors)
     return None, None, None, kl_grad.expand(kl.shape), *place(grads, wanted)
@@ -99,7 +98,7 @@ class _Ordinary(Function):
     @staticmethod
     def forward(ctx, spec, beta_tensor, target, kl, *params):
         wanted = made_in_forward(params, ctx.needs_input_grad[4:])
-        *losses, ctx.grads = _split(_forward(params, target, kl, beta_tensor, *spec[:2], wanted, spec.backend))
+        *losses, ctx.grads = _split(_forward_direct(params, target, kl, beta_tensor, *spec[:2], wanted, spec.backend))
         ctx.spec = spec
         ctx.save_for_backward(beta_tensor, target, kl, *params)
         ctx.set_materialize_grads(False)
@@ -111,7 +110,7 @@ class _Ordinary(Function):
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
         if not grads or torch.is_grad_enabled():
-            return _recompute(ctx, *upstream)
+            return _recompute(ctx, *upstream, _backward_direct)
         beta_tensor, _, kl, *_ = ctx.saved_tensors
         kl_grad = _scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
         return None, None, None, kl_grad.expand(kl.shape), *place(grads, ctx.needs_input_grad[4:])
@@ -136,7 +135,7 @@ class _Transformable(Function):
     def backward(ctx, *upstream):
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
-        return _recompute(ctx, *upstream)
+        return _recompute(ctx, *upstream, _backward)
 
 
 def _split(made):

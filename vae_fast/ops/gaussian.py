@@ -24,11 +24,8 @@ class Spec(NamedTuple):
 def latent(mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
     """The tensors asked for: z where seed or eps is given, kl where a reduction is."""
     tensors = (mu, logvar, prior_mu, prior_logvar, seed, eps)
-    if autograd.transformed():
-        return _Transformable.apply(*tensors, spec)
-    if autograd.needs_grad(mu, logvar, prior_mu, prior_logvar):
-        return _Ordinary.apply(*tensors, spec)
-    return _forward(*tensors, *spec)
+    function = autograd.select(_Ordinary, _Transformable, *tensors[:4])
+    return _forward(*tensors, *spec) if function is None else function.apply(*tensors, spec)
 
 
 def _halves(mu, logvar, dim):
@@ -82,16 +79,16 @@ def _backward_fake(
 
 _TENSORS = "Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps"
 _SPEC = "str? reduction, float? low, float? high, int dim, str backend"
-_forward = define(f"gaussian_forward({_TENSORS}, {_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
-_backward = define(
+_forward, _forward_direct = define(f"gaussian_forward({_TENSORS}, {_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
+_backward, _backward_direct = define(
     f"gaussian_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, {_SPEC}, bool prior_grad) -> Tensor[]",
     _backward_impl,
     _backward_fake,
 )
 
 
-def _differentiate(ctx, *grads):
-    """Gradients of the Functions' inputs: the four parameters, seed, eps and spec."""
+def _differentiate(ctx, grads, call):
+    """Gradients of the Functions' inputs: the four parameters, seed, eps and spec. `call` calls the raw backward."""
     tensors, spec = ctx.saved_tensors, ctx.spec
     sampled = tensors[4] is not None or tensors[5] is not None
     grad_z = grads[0] if sampled else None
@@ -99,7 +96,7 @@ def _differentiate(ctx, *grads):
     if grad_z is None and grad_kl is None:
         return (None,) * 7
     prior_grad = grad_kl is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
-    made = autograd.once(lambda *args: _backward(*args, *spec, prior_grad), grad_z, grad_kl, *tensors)
+    made = autograd.once(lambda *args: call(*args, *spec, prior_grad), grad_z, grad_kl, *tensors)
     prior = tuple(made[-2:]) if prior_grad else (None, None)
     if tensors[1] is None:
         return made[0], None, *prior, None, None, None
@@ -117,11 +114,11 @@ class _Ordinary(Function):
         ctx.spec = spec
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        return tuple(_forward(*tensors, *spec))
+        return tuple(_forward_direct(*tensors, *spec))
 
     @staticmethod
     def backward(ctx, *grads):
-        return _differentiate(ctx, *grads)
+        return _differentiate(ctx, grads, _backward_direct)
 
 
 class _Transformable(Function):
@@ -142,4 +139,4 @@ class _Transformable(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        return _differentiate(ctx, *grads)
+        return _differentiate(ctx, grads, _backward)

@@ -19,11 +19,10 @@ class Spec(NamedTuple):
 
 def reconstruct(params, target, spec):
     """The reduced nll of `target`."""
-    if autograd.transformed():
-        return _Transformable.apply(spec, target, *params)
-    if autograd.needs_grad(*params):
-        return _Ordinary.apply(spec, target, *params)
-    return _forward(params, target, spec.likelihood, spec.reduction, [False] * len(params), spec.backend)[0]
+    function = autograd.select(_Ordinary, _Transformable, *params)
+    if function is None:
+        return _forward(params, target, spec.likelihood, spec.reduction, [False] * len(params), spec.backend)[0]
+    return function.apply(spec, target, *params)
 
 
 def made_in_forward(params, wanted):
@@ -69,9 +68,11 @@ def _scale_impl(grads, grad_loss, backend):
 
 
 _SPEC = "Tensor[] params, Tensor target, str likelihood, str reduction, bool[] wanted, str backend"
-_forward = define(f"reconstruction_forward({_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
-_backward = define(f"reconstruction_backward(Tensor grad_loss, {_SPEC}) -> Tensor[]", _backward_impl, _backward_fake)
-_scale = define(
+_forward, _forward_direct = define(f"reconstruction_forward({_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
+_backward, _backward_direct = define(
+    f"reconstruction_backward(Tensor grad_loss, {_SPEC}) -> Tensor[]", _backward_impl, _backward_fake
+)
+_, _scale = define(
     "reconstruction_scale_(Tensor(a!)[] grads, Tensor grad_loss, str backend) -> ()",
     _scale_impl,
     lambda *_: None,
@@ -79,12 +80,12 @@ _scale = define(
 )
 
 
-def _recompute(ctx, grad_loss):
+def _recompute(ctx, grad_loss, call):
     target, *params = ctx.saved_tensors
     wanted, spec = ctx.needs_input_grad[2:], ctx.spec
 
     def backward(grad_loss, target, *params):
-        return _backward(grad_loss, params, target, spec.likelihood, spec.reduction, wanted, spec.backend)
+        return call(grad_loss, params, target, spec.likelihood, spec.reduction, wanted, spec.backend)
 
     return None, None, *place(autograd.once(backward, grad_loss, target, *params), wanted)
 
@@ -96,7 +97,7 @@ class _Ordinary(Function):
     def forward(ctx, spec, target, *params):
         scalar = spec.reduction not in ("none", "sample")
         wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[2:]])
-        loss, *ctx.grads = _forward(params, target, spec.likelihood, spec.reduction, wanted, spec.backend)
+        loss, *ctx.grads = _forward_direct(params, target, spec.likelihood, spec.reduction, wanted, spec.backend)
         ctx.spec = spec
         ctx.save_for_backward(target, *params)
         return loss
@@ -105,7 +106,7 @@ class _Ordinary(Function):
     def backward(ctx, grad_loss):
         grads, ctx.grads = ctx.grads, None
         if not grads or torch.is_grad_enabled():
-            return _recompute(ctx, grad_loss)
+            return _recompute(ctx, grad_loss, _backward_direct)
         _scale(grads, grad_loss, ctx.spec.backend)
         return None, None, *place(grads, ctx.needs_input_grad[2:])
 
@@ -127,4 +128,4 @@ class _Transformable(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        return _recompute(ctx, grad_loss)
+        return _recompute(ctx, grad_loss, _backward)
