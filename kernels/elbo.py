@@ -40,12 +40,12 @@ def scale_(grads, grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, bet
 
 
 def gather(grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta):
-    return Upstream(grad_total, grad_reconstruction, grad_kl, beta_tensor, kl.new_empty(()), beta, kl.numel())
+    return Upstream(grad_total, grad_reconstruction, grad_kl, beta_tensor, kl.new_empty(()), kl.numel(), beta)
 
 
 @triton.jit
 def _total(
-    partials, count, kl, kl_count, kl_stride, beta_tensor, beta, divisor, total_out, reconstruction_out, kl_out,
+    partials, count, kl, kl_count, kl_stride, beta_tensor, beta: "fp64", divisor, total_out, reconstruction_out, kl_out,
     COLUMNS: tl.constexpr, KL_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, 1)

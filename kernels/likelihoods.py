@@ -6,8 +6,26 @@ derivatives is a tuple, one a parameter. The logarithm is left to the caller bec
 + log1p(b) = log1p(a + b + ab).
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Issued(NamedTuple):
+    """Instructions per element on sm_90 (make audit) of the kernel that reduces it, without `tiling.ISSUED`."""
+
+    sum: float  # the nll summed
+    gradient: float
+    both: float
+    each: float  # the nll of each element
+
+
+ISSUED = {
+    "bernoulli": Issued(sum=28, gradient=20, both=37, each=44),
+    "mse": Issued(sum=8, gradient=8, both=12, each=7),
+    "gaussian": Issued(sum=18, gradient=18, both=25, each=16),
+}
 
 
 @triton.jit
@@ -32,5 +50,5 @@ def gaussian(params, target):
     error = params[0] - target
     scaled = error * tl.exp(-params[1])
     excess = error * scaled
-    half_log_2pi = 0.91893853320467274178
-    return 0.5 * (params[1] + excess) + half_log_2pi, (), (scaled, 0.5 - 0.5 * excess)
+    # log(2 pi) / 2 is written in place: a variable would hold it in float32.
+    return 0.5 * (params[1] + excess) + 0.91893853320467274178, (), (scaled, 0.5 - 0.5 * excess)

@@ -22,6 +22,15 @@ ROW_TILE = 2048  # several rows: samples of up to 2048 elements share a program
 MAX_COLUMNS = 4096  # longest sample that one program takes whole; a longer one is split and summed in a second launch
 LATENT_ROWS = 32  # a sum over samples: enough rows for its partial sums to stay at 1/32 of the input
 
+# Instructions per element on sm_90 that a layout adds to a kernel's own number `ISSUED`, for `make audit`. Numbers of
+# this kind bound what was measured from above, within a tenth; they hold in layouts that allow 16-byte accesses.
+ISSUED = {
+    "rows": 4,  # several rows, or a sum for each column
+    "dimension": 4.2,  # each column dimension beyond the first: a division
+    "half": 0.7,  # each tensor of 16 bits: a conversion
+    "wide": 0.8,  # 64-bit offsets
+}
+
 # The last tile's row and column numbers overhang the tensor and must not wrap, so 32-bit ones stop short of 2^31.
 MAX_INT32_EXTENT = 2**31 - 2 * FLAT_TILE
 
@@ -62,9 +71,10 @@ class Tiles(NamedTuple):
             return "columns"
         return "rows" if self.column_blocks == 1 else "both"
 
-    @property
-    def warps(self):
-        return min(max(self.rows * self.columns // (32 * ELEMENTS_PER_THREAD), 1), 8)
+    def warps(self, view):
+        """Where offsets take a division a thread has half as many elements, or it runs out of registers."""
+        elements = ELEMENTS_PER_THREAD if len(view.shape) == 1 else ELEMENTS_PER_THREAD // 2
+        return max(self.rows * self.columns // (32 * elements), 1)
 
 
 def view(tensors, by_sample):

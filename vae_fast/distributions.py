@@ -72,7 +72,7 @@ class DiagonalGaussian:
         return gaussian_kl(*self._halves, prior=_parameters(prior), logvar_clamp=self.logvar_clamp, reduction=reduction)
 
     def log_prob(self, value):
-        """The log-density of `value` [B, ...], nats per sample: [B], summed over elements. Differentiable in it, too."""
+        """The log-density of `value` [B, ...]: [B], nats per sample, summed over elements; differentiable in both."""
         checks.is_float("value", value)
         checks.same_shape("value", value, "mu", self.mu)
         checks.same_device("value", value, "mu", self.mu)

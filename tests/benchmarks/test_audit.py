@@ -5,10 +5,10 @@ import torch
 
 pytest.importorskip("triton")
 
+from tests.benchmarks import sample_kernels as kernels
 from vae_fast.benchmarks.audit import Budget, audit, check
 from vae_fast.benchmarks.cards import H200, bound
 from vae_fast.benchmarks.launches import TARGETS, record_launches, variants
-from tests.benchmarks import sample_kernels as kernels
 
 pytestmark = pytest.mark.compiled_only
 

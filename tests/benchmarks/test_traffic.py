@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from vae_fast.benchmarks.traffic import OutOfBounds, count_traffic
 from tests.benchmarks import sample_kernels as kernels
+from vae_fast.benchmarks.traffic import OutOfBounds, count_traffic
 
 pytestmark = pytest.mark.interpreter_only
 

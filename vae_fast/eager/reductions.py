@@ -15,13 +15,18 @@ def divisor(reduction, shape):
     return shape[0] if reduction in ("batchmean", "latent") else 1
 
 
+def latent_like(values, dtype):
+    """A tensor for one number a latent, in the memory format of a sample."""
+    return torch.empty_like(values[0], dtype=dtype) if len(values) else values.new_empty(values.shape[1:], dtype=dtype)
+
+
 def reduce(values, reduction):
     """Reduce elementwise `values` [B, ...]; an empty batch sums to 0 and averages to NaN."""
     if reduction == "none":
         return values
     if reduction == "sample":
         return values.flatten(1).sum(1) if values.dim() > 1 else values
-    total = values.sum(0) if reduction == "latent" else values.sum()
+    total = values.sum() if reduction != "latent" else torch.sum(values, 0, out=latent_like(values, values.dtype))
     count = divisor(reduction, values.shape)
     return total if count == 1 else total / count
 

@@ -5,7 +5,7 @@ from torch.autograd import Function
 
 
 def select(ordinary, transformable, *tensors):
-    """The Function to apply for these inputs, or None where no backward pass can reach them.
+    """The Function to apply for these inputs, or None where no derivative can be asked for.
 
     `ordinary` is for plain calls; `transformable`, for compilers and torch.func, costs more host time. Decided before
     apply, where grad mode is the caller's.
@@ -19,7 +19,10 @@ def select(ordinary, transformable, *tensors):
                 "transform, or leave out one of the two"
             )
         return transformable
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if (
+        not tracked and torch.autograd.forward_ad._current_level < 0
+    ):  # a Function raises where the op would lose a tangent
         return None
     return transformable if compiling else ordinary
 

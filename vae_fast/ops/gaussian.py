@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
-from vae_fast.eager.reductions import accumulator
+from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define
@@ -47,7 +47,7 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low,
     if reduction == "none":
         made.append(torch.empty_like(mu, dtype=dtype))
     elif reduction == "latent":
-        made.append(mu.sum(0, dtype=dtype))
+        made.append(latent_like(mu, dtype))
     elif reduction is not None:
         made.append(mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype))
     return made

@@ -21,12 +21,13 @@ def _listening():
     )
 
 
-def _subclassed(args):
+def _special(args):
+    """Whether any argument is a tensor whose memory does not hold its values: a subclass, lazily negated, or zero."""
     for arg in args:
         if isinstance(arg, torch.Tensor):
-            if type(arg) not in _PLAIN:
+            if type(arg) not in _PLAIN or arg.is_neg() or arg._is_zerotensor():
                 return True
-        elif isinstance(arg, (list, tuple)) and _subclassed(arg):
+        elif isinstance(arg, (list, tuple)) and _special(arg):
             return True
     return False
 
@@ -34,11 +35,11 @@ def _subclassed(args):
 def _direct(op, implementation):
     """The implementation behind `op`, without the way through the dispatcher, which costs 10 microseconds.
 
-    Where something listens there (a dispatch mode, a transform, the profiler, a tensor subclass) it is the op.
+    Where something listens there (a dispatch mode, a transform, the profiler, a special tensor) it is the op.
     """
 
     def call(*args):
-        return op(*args) if _listening() or _subclassed(args) else implementation(*args)
+        return op(*args) if _listening() or _special(args) else implementation(*args)
 
     return call
 

@@ -1,0 +1,215 @@
+"""Faults that users of other projects reported, by number: extreme values, and noise."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from tests.faults import plain
+from tests.ops.cases import values
+from tests.support.tolerance import assert_close, assert_loss_close, assert_noise_close, assert_z_close
+from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl
+from vae_fast.reference import noise as reference
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(invalid value|overflow) encountered:RuntimeWarning"
+)  # NumPy's, interpreted
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+NAN, INF = math.nan, math.inf
+
+
+def gradient(loss, tensor):
+    return torch.autograd.grad(loss.sum(), tensor)[0]
+
+
+@dtypes
+def test_fault_8_large_logits_are_exact(dtype, backend):
+    logits = torch.tensor([[1e4, -1e4, 1e4, -1e4, 0.0, 88.0, -104.0]], dtype=dtype, device=backend.device)
+    logits.requires_grad_()
+    target = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.5, 0.25, 1.0]], device=backend.device)
+    nll = reconstruction_loss(logits, target, reduction="none")
+    wide, x = logits.detach().double(), target.double()
+    assert_close(nll, plain.nll(wide, x), terms=wide.abs() + 1)
+    assert_close(gradient(nll, logits), torch.sigmoid(wide) - x, atol=1e-7, exponent=wide.abs().clamp(max=88))
+    total = reconstruction_loss(logits, target, reduction="sum")
+    assert_loss_close(total, plain.nll(wide, x).sum(), (wide.abs() + 1).sum())
+
+
+@dtypes
+@pytest.mark.parametrize("likelihood", ["bernoulli", "mse", "gaussian"])
+def test_fault_8_nan_stays_nan_and_infinity_is_not_finite(likelihood, dtype, backend):
+    first = torch.tensor([[NAN, INF, -INF, 0.5]], dtype=dtype, device=backend.device).requires_grad_()
+    output = (first, torch.zeros_like(first)) if likelihood == "gaussian" else first
+    nll = reconstruction_loss(output, torch.full((1, 4), 0.5, device=backend.device), likelihood, reduction="none")
+    assert nll[0, 0].isnan()
+    assert not nll[0, 1:3].isfinite().any()
+    assert nll[0, 3].isfinite()
+    slope = gradient(nll, first)
+    assert slope[0, 0].isnan()
+    assert slope[0, 3].isfinite()
+    for reduction in ("sample", "sum", "mean", "batchmean"):
+        target = torch.zeros(1, 4, device=backend.device)
+        assert not reconstruction_loss(output, target, likelihood, reduction=reduction).isfinite().any()
+
+
+@dtypes
+def test_fault_8_nan_targets_and_nan_latents_show(dtype, backend):
+    nan = torch.tensor([[NAN, 1.0]], dtype=dtype, device=backend.device)
+    one = torch.ones_like(nan)
+    assert reconstruction_loss(one, nan).isnan()
+    for mu, logvar in ((nan, one), (one, nan)):
+        for options in ({}, {"prior": (one, one)}, {"logvar_clamp": (-1, 2)}):
+            z, kl = sample_kl(mu, logvar, seed=0, reduction="none", **options)
+            assert z.isnan().tolist() == kl.isnan().tolist() == [[True, False]]
+    for prior in ((nan, one), (one, nan)):
+        assert gaussian_kl(one, one, prior=prior, reduction="none").isnan().tolist() == [[True, False]]
+    clamped = nan.clone().requires_grad_()
+    kl = gaussian_kl(one, clamped, logvar_clamp=(-1, 2), reduction="sum")
+    assert gradient(kl, clamped).isnan().tolist() == [[True, False]]
+
+
+@dtypes
+def test_fault_8_log_variances_from_minus_30_to_80(dtype, backend):
+    """float16: the variance overflows at 12, where float32 arithmetic gives a finite KL."""
+    logvar = torch.linspace(-30, 80, 111, device=backend.device).to(dtype).view(3, 37).requires_grad_()
+    mu = (values(3, 37, device=backend.device, seed=1) - 0.5).to(dtype).requires_grad_()
+    z, kl = sample_kl(mu, logvar, seed=0, reduction="none")
+    m, v = mu.detach().double().cpu(), logvar.detach().double().cpu()
+    eps = torch.from_numpy(reference.normal(0, 111)).view(3, 37)
+    assert kl.isfinite().all()
+    assert_close(kl, plain.kl(m, v), terms=m**2 + v.exp() + v.abs() + 1, exponent=v)
+    assert_z_close(z, m, v, eps)
+    assert_close(gradient(kl, logvar), torch.expm1(v) / 2, terms=(v.exp() + 1) / 2, exponent=v)
+    by_logvar = torch.autograd.grad(sample_kl(mu, logvar, seed=0)[0].sum(), logvar)[0]
+    std = torch.exp(v / 2)
+    assert_close(by_logvar, std * eps / 2, terms=std * eps.abs(), exponent=v / 2, atol=2e-6 * std.numpy())
+
+
+@dtypes
+def test_fault_8_tiny_log_variances_keep_their_digits(dtype, backend):
+    """exp(x) - 1 - x in its plain form has no correct digit left at 1e-3 in float32."""
+    logvar = torch.tensor([[1e-4, -1e-3, 1e-2, -0.1, 0.49, 0.51]], device=backend.device).to(dtype).requires_grad_()
+    kl = gaussian_kl(torch.zeros_like(logvar), logvar, reduction="none")
+    v = logvar.detach().double().cpu()
+    series = sum(v**k / math.factorial(k) for k in range(2, 20)) / 2
+    assert_close(kl, series)
+    assert_close(gradient(kl, logvar), torch.expm1(v) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_fault_8_extreme_gaussian_likelihoods(dtype, backend):
+    logvar = torch.tensor([[-30.0, -10.0, 0.0, 30.0, 80.0]], dtype=dtype, device=backend.device).requires_grad_()
+    mean = torch.full_like(logvar, 1.5).requires_grad_()
+    target = torch.tensor([[1.5, 1.0, -1.0, 0.0, 1e3]], device=backend.device)
+    nll = reconstruction_loss((mean, logvar), target, "gaussian", reduction="none")
+    m, v, x = (t.detach().double().cpu() for t in (mean, logvar, target))
+    excess = (m - x) ** 2 * torch.exp(-v)
+    assert_close(nll, plain.nll((m, v), x, "gaussian"), terms=v.abs() + excess + 2, exponent=v)
+    assert_close(gradient(nll, mean), (m - x) * torch.exp(-v), exponent=v)
+    assert_close(gradient(reconstruction_loss((mean, logvar), target, "gaussian", reduction="none"), logvar),
+                 0.5 - excess / 2, terms=1 + excess, exponent=v)  # fmt: skip
+
+
+def eps_of(backend, shape=(16, 64), dtype=torch.float32, **source):
+    mu = torch.zeros(shape, dtype=dtype, device=backend.device)
+    return reparameterize(mu, torch.zeros_like(mu), **source)
+
+
+def test_fault_10_one_seed_is_one_sample_whatever_the_allocation(backend):
+    first = eps_of(backend, seed=3)
+    _held = [torch.empty(n, device=backend.device) for n in (1, 77, 4096)]
+    assert torch.equal(eps_of(backend, seed=3), first)
+    chunk = torch.zeros(16, 128, device=backend.device).chunk(2, 1)[1]
+    assert torch.equal(reparameterize(chunk, chunk, seed=3), first)
+    assert_noise_close(first.flatten(), reference.normal(3, first.numel()))
+
+
+@pytest.mark.parametrize("constants", [{"FLAT_TILE": 64}, {"FLAT_TILE": 1024, "ROW_TILE": 128, "MAX_COLUMNS": 32}])
+def test_fault_10_one_seed_is_one_sample_whatever_the_block_size(constants, backend, monkeypatch):
+    tiling = pytest.importorskip("vae_fast.kernels.tiling", exc_type=ImportError)
+    mu = torch.zeros(6, 60, device=backend.device)
+    first = [sample_kl(mu, mu, seed=3, reduction=r)[0] for r in ("sample", "latent")]
+    for name, value in constants.items():
+        monkeypatch.setattr(tiling, name, value)
+    assert all(torch.equal(sample_kl(mu, mu, seed=3, reduction=r)[0], first[0]) for r in ("sample", "latent", "sum"))
+    assert torch.equal(*first)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**64 - 2])
+def test_fault_10_backward_has_the_noise_of_forward(seed, backend):
+    logvar = torch.zeros(16, 63, device=backend.device, requires_grad=True)
+    z = reparameterize(torch.zeros_like(logvar), logvar, seed=seed)
+    torch.testing.assert_close(gradient(z, logvar), z / 2, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (61, 67)], ids=["quads", "lanes"])
+def test_fault_10_no_value_is_drawn_twice(shape, backend):
+    """A single float32 repeats by chance; two neighbours do not."""
+    flat = eps_of(backend, shape, seed=3).flatten().cpu().numpy()
+    pairs = np.stack([flat[:-1], flat[1:]], axis=1)
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
+
+
+def test_fault_10_every_draw_differs_and_manual_seed_is_honoured(backend):
+    draws = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        draws.append([eps_of(backend), eps_of(backend)])
+    torch.testing.assert_close(draws[0], draws[1], rtol=0, atol=0)
+    for a, b in ((draws[0][0], draws[0][1]), (draws[0][0], draws[2][0])):
+        assert (a != b).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("source", [{"seed": 5}, {}], ids=["seed", "drawn"])
+def test_fault_10_checkpointing_replays_the_noise(use_reentrant, source, backend):
+    logvar = torch.zeros(16, 64, device=backend.device, requires_grad=True)
+    z = checkpoint(lambda v: reparameterize(torch.zeros_like(v), v, **source), logvar, use_reentrant=use_reentrant)
+    z.sum().backward()
+    torch.testing.assert_close(logvar.grad, z / 2)
+
+
+@pytest.mark.cuda_only
+def test_fault_10_every_replay_of_a_graph_has_fresh_noise(backend):
+    if backend.name != "triton":
+        pytest.skip("only the kernels take their seed from the device")
+    mu = torch.zeros(16, 64, device=backend.device, requires_grad=True)
+    target = torch.zeros_like(mu)
+
+    def step():
+        z, kl = sample_kl(mu, torch.zeros_like(mu))
+        return z, torch.autograd.grad(elbo_loss(z, target, kl).total, mu)[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    replays = []
+    for _ in range(2):
+        graph.replay()
+        replays.append([t.clone() for t in captured])
+    assert (replays[0][0] != replays[1][0]).float().mean() > 0.99
+    for z, gradient_of_mu in replays:
+        torch.testing.assert_close(gradient_of_mu, torch.sigmoid(z) / 16)
+
+
+@pytest.mark.parametrize("source", [{"seed": 2**63 + 11}, {}], ids=["seed", "drawn"])
+def test_fault_10_moments_tails_and_distribution(source, backend):
+    z = eps_of(backend, (64, 2048), **source).flatten().cpu().double().numpy()
+    n = z.size
+    for power, (moment, variance) in enumerate([(0, 1), (1, 2), (0, 15), (3, 96)], start=1):
+        assert abs(np.mean(z**power) - moment) < 4.5 * math.sqrt(variance / n), f"moment {power}"
+    for threshold in (2.0, 3.0, 4.0):
+        expected = n * scipy.stats.norm.sf(threshold)
+        for tail in (z > threshold, z < -threshold):
+            assert abs(tail.sum() - expected) < 4.5 * math.sqrt(expected), f"beyond {threshold}"
+    assert scipy.stats.kstest(z, "norm").pvalue > 1e-3
+    for lag in (1, 2, 3, 4, 2048):
+        assert abs(np.mean(z[lag:] * z[:-lag])) < 4.5 / math.sqrt(n), f"correlation at lag {lag}"

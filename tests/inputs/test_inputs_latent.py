@@ -1,0 +1,220 @@
+"""What the functions of the latents say of bad arguments: each argument, each kind of wrongness."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.inputs.refusals import FLOATS, not_floats, not_tensors, refuses, zeros
+from vae_fast import DiagonalGaussian, gaussian_kl, reparameterize, sample_kl, sample_kl_packed
+
+POSTERIOR = [sample_kl, reparameterize, gaussian_kl, DiagonalGaussian]
+SAMPLERS = [
+    ("sample_kl", lambda **noise: sample_kl(zeros(4, 3), zeros(4, 3), **noise)),
+    ("packed", lambda **noise: sample_kl_packed(zeros(4, 6), **noise)),
+    ("reparameterize", lambda **noise: reparameterize(zeros(4, 3), zeros(4, 3), **noise)),
+    ("rsample", lambda **noise: DiagonalGaussian(zeros(4, 3), zeros(4, 3)).rsample(**noise)),
+    ("sample", lambda **noise: DiagonalGaussian(zeros(4, 3), zeros(4, 3)).sample(**noise)),
+    ("object's sample_kl", lambda **noise: DiagonalGaussian.from_moments(zeros(4, 6)).sample_kl(**noise)),
+]
+DIVERGENCES = [
+    ("sample_kl", lambda **options: sample_kl(zeros(4, 3), zeros(4, 3), **options)),
+    ("packed", lambda **options: sample_kl_packed(zeros(4, 6), **options)),
+    ("gaussian_kl", lambda **options: gaussian_kl(zeros(4, 3), zeros(4, 3), **options)),
+    ("object's kl", lambda **options: DiagonalGaussian(zeros(4, 3), zeros(4, 3)).kl(**options)),
+    ("object's sample_kl", lambda **options: DiagonalGaussian(zeros(4, 3), zeros(4, 3)).sample_kl(**options)),
+]
+posterior = pytest.mark.parametrize("function", POSTERIOR)
+sampler = pytest.mark.parametrize("call", [c for _, c in SAMPLERS], ids=[n for n, _ in SAMPLERS])
+divergence = pytest.mark.parametrize("call", [c for _, c in DIVERGENCES], ids=[n for n, _ in DIVERGENCES])
+
+
+@posterior
+def test_mu(function):
+    good = zeros(4, 3)
+    for value, name in not_tensors():
+        refuses(TypeError, f"mu is {name}: expected a tensor", function, value, good)
+    for dtype, name in not_floats():
+        message = f"mu is {name}: expected {FLOATS} values"
+        refuses(TypeError, message, function, zeros(4, 3, dtype=dtype), good)
+    message = "mu has shape []: expected [B, ...] with the batch in dimension 0"
+    refuses(ValueError, message, function, zeros(), zeros())
+    message = "mu has layout torch.sparse_coo: expected a dense (strided) tensor"
+    refuses(TypeError, message, function, good.to_sparse(), good)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@posterior
+def test_logvar(function):
+    good = zeros(4, 3)
+    for value, name in not_tensors():
+        refuses(TypeError, f"logvar is {name}: expected a tensor", function, good, value)
+    for dtype, name in not_floats():
+        message = f"logvar is {name}: expected {FLOATS} values"
+        refuses(TypeError, message, function, good, zeros(4, 3, dtype=dtype))
+    for shape in ((4, 5), (3, 4), (4, 1), (1, 3), (3,), (4, 3, 1), (0, 3)):
+        message = f"logvar has shape {list(shape)}, mu has [4, 3]: they must be equal"
+        refuses(ValueError, message, function, good, zeros(*shape))
+    message = "logvar is float64, mu is float32: they must be equal"
+    refuses(TypeError, message, function, good, good.double())
+    message = "logvar is on meta, mu is on cpu: they must be on one device"
+    refuses(ValueError, message, function, good, zeros(4, 3, device="meta"))
+    message = "logvar has layout torch.sparse_csr: expected a dense (strided) tensor"
+    refuses(TypeError, message, function, good, good.to_sparse_csr())
+
+
+@pytest.mark.parametrize("function", [sample_kl_packed, DiagonalGaussian.from_moments])
+def test_moments(function):
+    for value, name in not_tensors():
+        refuses(TypeError, f"moments is {name}: expected a tensor", function, value)
+    for dtype, name in not_floats():
+        refuses(TypeError, f"moments is {name}: expected {FLOATS} values", function, zeros(4, 6, dtype=dtype))
+    message = "moments has layout torch.sparse_coo: expected a dense (strided) tensor"
+    refuses(TypeError, message, function, zeros(4, 6).to_sparse())
+    for shape in ((), (6,)):
+        message = f"moments has shape {list(shape)}: expected [B, ...] with mu and logvar along dim 1"
+        refuses(ValueError, message, function, zeros(*shape))
+    message = "moments has size 5 along dim 1: expected an even size, mu and then logvar"
+    refuses(ValueError, message, function, zeros(4, 5))
+    message = "moments has size 3 along dim -1: expected an even size, mu and then logvar"
+    refuses(ValueError, message, function, zeros(4, 6, 3), -1)
+
+
+@pytest.mark.parametrize("function", [sample_kl_packed, DiagonalGaussian.from_moments])
+def test_dim(function):
+    for dim in (0, 2, -2, -3, 10**30):
+        message = f"dim is {dim}: expected a dimension of moments [4, 6] other than the batch's, 0"
+        refuses(ValueError, message, function, zeros(4, 6), dim)
+    for dim, name in ((True, "bool"), (1.0, "float"), ("1", "str"), (None, "NoneType"), ((1,), "tuple")):
+        refuses(TypeError, f"dim is {name}: expected int", function, zeros(4, 6), dim)
+
+
+@divergence
+def test_prior(call):
+    good = zeros(4, 3)
+    tuple_of = "expected a tuple (mu, logvar) of tensors"
+    for value, name in ((good, "Tensor"), (0.0, "float"), ("normal", "str"), ((good,), "tuple of 1"),
+                        ((good,) * 3, "tuple of 3"), ([], "list of 0"), ({"mu": good}, "dict")):  # fmt: skip
+        refuses(TypeError, f"prior is {name}: {tuple_of}", call, prior=value)
+    for index, which in enumerate(("prior mu", "prior logvar")):
+
+        def prior(bad, index=index):
+            return (bad, good) if index == 0 else (good, bad)
+
+        refuses(TypeError, f"{which} is NoneType: expected a tensor", call, prior=prior(None))
+        refuses(TypeError, f"{which} is float: expected a tensor", call, prior=prior(0.0))
+        message = f"{which} is int64: expected {FLOATS} values"
+        refuses(TypeError, message, call, prior=prior(zeros(4, 3, dtype=torch.int64)))
+        message = f"{which} is bfloat16, mu is float32: they must be equal"
+        refuses(TypeError, message, call, prior=prior(good.bfloat16()))
+        message = f"{which} is on meta, mu is on cpu: they must be on one device"
+        refuses(ValueError, message, call, prior=prior(zeros(4, 3, device="meta")))
+        message = f"{which} has layout torch.sparse_coo: expected a dense (strided) tensor"
+        refuses(TypeError, message, call, prior=prior(good.to_sparse()))
+        for shape in ((4,), (2, 3), (4, 2), (1, 4, 3), (5, 1)):
+            message = f"{which} has shape {list(shape)}: expected one that expands to mu's [4, 3]"
+            refuses(ValueError, message, call, prior=prior(zeros(*shape)))
+
+
+@pytest.mark.parametrize("call", [
+    *(c for _, c in SAMPLERS[:3]), DIVERGENCES[2][1],
+    lambda **options: DiagonalGaussian(zeros(4, 3), zeros(4, 3), **options),
+    lambda **options: DiagonalGaussian.from_moments(zeros(4, 6), **options),
+])  # fmt: skip
+def test_logvar_clamp(call):
+    for value in (5, "ab", (1,), (1, 2, 3), (None, 5), ("a", "b"), (True, 2), [0], {0, 1}, (torch.zeros(()), 1)):
+        message = f"logvar_clamp is {value!r}: expected a tuple (low, high) of numbers"
+        refuses(TypeError, message, call, logvar_clamp=value)
+    for value in ((2, 1), (0.0, float("nan")), (float("nan"), 0.0)):
+        refuses(ValueError, f"logvar_clamp is {value!r}: expected low <= high", call, logvar_clamp=value)
+
+
+@pytest.mark.parametrize("value", [(-30, 20), [-30.0, 20], (0, 0), (-float("inf"), float("inf")), (0, np.float64(1))])
+def test_logvar_clamps_that_are_fine(value):
+    logvar = torch.linspace(-40, 40, 12).view(4, 3)
+    torch.testing.assert_close(
+        gaussian_kl(zeros(4, 3), logvar, logvar_clamp=value),
+        gaussian_kl(zeros(4, 3), logvar.clamp(*map(float, value))),
+    )
+
+
+@divergence
+def test_reduction(call):
+    choices = "'none', 'sample', 'latent', 'sum', 'mean', 'batchmean'"
+    for value in ("average", "", "Sum", None, 0, True, ["sum"], ("sum",), zeros()):
+        refuses(ValueError, f"reduction is {value!r}: expected one of {choices}", call, reduction=value)
+
+
+@sampler
+def test_seed(call):
+    for value, name in ((1.0, "float"), ("1", "str"), (True, "bool"), ([1], "list"), (1j, "complex")):
+        message = f"seed is {name}: expected an int or an int64 tensor of one element"
+        refuses(TypeError, message, call, seed=value)
+    for value in (-(2**63) - 1, 2**64, 10**30):
+        refuses(ValueError, f"seed is {value}: expected an int in [-2^63, 2^64)", call, seed=value)
+    for dtype in (torch.int32, torch.float32, torch.bool, torch.uint8):
+        name = str(dtype).removeprefix("torch.")
+        refuses(TypeError, f"seed is {name}: expected int64", call, seed=zeros(1, dtype=dtype))
+    for shape in ((0,), (2,), (4, 3)):
+        message = f"seed has shape {list(shape)}: expected one element"
+        refuses(ValueError, message, call, seed=zeros(*shape, dtype=torch.int64))
+    message = "seed is on meta, mu is on cpu: they must be on one device"
+    refuses(ValueError, message, call, seed=zeros(1, dtype=torch.int64, device="meta"))
+
+
+@sampler
+def test_generator(call):
+    for value, name in ((0, "int"), ("cpu", "str"), (torch.default_generator.get_state(), "Tensor"),
+                        (np.random.default_rng(0), "Generator")):  # fmt: skip
+        refuses(TypeError, f"generator is {name}: expected torch.Generator", call, generator=value)
+    if torch.cuda.is_available():
+        message = "generator is on cuda:0, mu is on cpu: they must be on one device"
+        refuses(ValueError, message, call, generator=torch.Generator("cuda:0"))
+
+
+@sampler
+def test_eps(call):
+    for value, name in not_tensors()[1:]:
+        refuses(TypeError, f"eps is {name}: expected a tensor", call, eps=value)
+    for dtype, name in not_floats():
+        refuses(TypeError, f"eps is {name}: expected {FLOATS} values", call, eps=zeros(4, 3, dtype=dtype))
+    for shape in ((), (4,), (4, 1), (3, 4), (4, 6)):
+        message = f"eps has shape {list(shape)}, mu has [4, 3]: they must be equal"
+        refuses(ValueError, message, call, eps=zeros(*shape))
+    message = "eps is on meta, mu is on cpu: they must be on one device"
+    refuses(ValueError, message, call, eps=zeros(4, 3, device="meta"))
+    message = "eps requires a gradient: expected one that does not, detach it"
+    refuses(ValueError, message, call, eps=zeros(4, 3).requires_grad_())
+    message = "eps has layout torch.sparse_coo: expected a dense (strided) tensor"
+    refuses(TypeError, message, call, eps=zeros(4, 3).to_sparse())
+
+
+@sampler
+def test_one_source_of_noise(call):
+    options = {"seed": 1, "generator": torch.Generator(), "eps": zeros(4, 3)}
+    end = "were given: expected at most one of seed, generator and eps"
+    for left_out in options:
+        names = [name for name in options if name != left_out]
+        refuses(ValueError, f"{' and '.join(names)} {end}", call, **{name: options[name] for name in names})
+    refuses(ValueError, f"seed and generator and eps {end}", call, **options)
+
+
+@pytest.mark.parametrize("what", ["eps", "prior mu"])
+def test_a_gradient_in_an_argument_that_has_none_is_refused_under_torch_func(what):
+    """A gradient of zero would be silently wrong."""
+    mu = zeros(4, 3)
+    if what == "eps":
+        with pytest.raises(ValueError, match="eps requires a gradient"):
+            torch.func.grad(lambda eps: sample_kl(mu, mu, eps=eps)[0].sum())(mu)
+    else:
+        gradient = torch.func.grad(lambda m: gaussian_kl(mu, mu, prior=(m, mu)))(mu + 1)
+        torch.testing.assert_close(gradient, torch.full((4, 3), 0.25))
+
+
+@pytest.mark.parametrize("call", [
+    lambda: sample_kl(zeros(4, 3), zeros(4, 3), None),
+    lambda: reparameterize(zeros(4, 3), zeros(4, 3), prior=None),
+    lambda: gaussian_kl(zeros(4, 3), zeros(4, 3), seed=0),
+])  # fmt: skip
+def test_keyword_only_arguments_and_unknown_ones_are_pythons_errors(call):
+    with pytest.raises(TypeError, match="positional argument|unexpected keyword"):
+        call()

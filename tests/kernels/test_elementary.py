@@ -1,0 +1,107 @@
+"""The elementary device functions alone, against mpmath over their whole range."""
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from vae_fast.eager.elementary import expm1_minus_x as eager_expm1_minus_x
+from vae_fast.kernels import elementary
+
+BLOCK = 4096
+
+
+@triton.jit
+def _expm1_minus_x(x):
+    return elementary.expm1_minus_x(x, tl.exp(x))
+
+
+@triton.jit
+def _expm1(x):
+    return elementary.expm1(x, tl.exp(x))
+
+
+@triton.jit
+def _apply(x, out, size, FUNCTION: tl.constexpr, TILE: tl.constexpr):
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tl.store(out + at, FUNCTION(tl.load(x + at, mask=at < size, other=0)), mask=at < size)
+
+
+def apply(function, x):
+    out = torch.empty_like(x)
+    _apply[(triton.cdiv(x.numel(), BLOCK),)](x, out, x.numel(), FUNCTION=function, TILE=BLOCK)
+    return out
+
+
+def points(dtype, low, high):
+    """Both signs from the smallest normal number up, dense where a function changes its branch, within [low, high]."""
+    smallest = float(torch.finfo(dtype).smallest_normal)
+    sizes = np.concatenate([np.geomspace(smallest, 1e3, 700), np.linspace(0.9, 1.1, 101), np.linspace(0, 90, 181)])
+    edges = np.nextafter(np.array([1, 1], dtype=str(dtype)[6:]), np.array([0, 2], dtype=str(dtype)[6:]))
+    values = np.concatenate([-sizes, -edges, [0.0], edges, sizes])
+    x = torch.from_numpy(np.unique(values)).to(dtype)
+    return x[(x >= low) & (x <= high)]
+
+
+def exact(function, x):
+    """The function at the very numbers of x, rounded to float64 once."""
+    with mpmath.workdps(650):  # at 1e-308, exp(x) - 1 - x begins after 616 digits
+        return np.array([float(function(mpmath.mpf(value))) for value in x.double().tolist()])
+
+
+def relative_error(got, expected, dtype):
+    # what underflows may be flushed to zero
+    tiny = float(torch.finfo(dtype).smallest_normal)
+    error = np.abs(got.cpu().double().numpy() - expected) - tiny
+    return np.maximum(error, 0) / np.maximum(np.abs(expected), tiny)
+
+
+FUNCTIONS = {
+    "expm1_minus_x": (_expm1_minus_x, lambda x: mpmath.exp(x) - 1 - x, -1e3, 88.0),
+    "expm1": (_expm1, mpmath.expm1, -1e3, 88.0),
+    "log1p": (elementary.log1p, mpmath.log1p, -0.99999, 1e3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_relative_error_is_that_of_the_exponential_over_the_whole_range(name, dtype, kernels_device):
+    function, oracle, low, high = FUNCTIONS[name]
+    x = points(dtype, low, high)
+    error = relative_error(apply(function, x.to(kernels_device)), exact(oracle, x), dtype)
+    exponent = 0.0 if name == "log1p" else np.abs(x.double().numpy())  # ex2.approx errs by 6e-8 of its argument
+    allowed = 1e-6 + 6e-8 * exponent if dtype == torch.float32 else 1e-15 + 2.0**-52 * exponent
+    worst = (error / allowed).argmax()
+    assert (error <= allowed).all(), f"{name}({x[worst].item()!r}) errs by {error[worst]:.2e} relative"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_eager_expm1_minus_x_over_the_whole_range(dtype):
+    x = points(dtype, -1e3, 88.0)
+    if dtype == torch.float32:
+        x = x[x.abs() > 1e-9]  # the difference in float64 has 1e-16 / |x| left; a KL term is below 1e-18 there
+    error = relative_error(eager_expm1_minus_x(x), exact(FUNCTIONS["expm1_minus_x"][1], x), dtype)
+    assert error.max() <= (1e-6 if dtype == torch.float32 else 1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_plain_form_would_fail_the_same_test(dtype, kernels_device):
+    x = torch.tensor([1e-3], dtype=dtype)
+    plain = torch.exp(x) - 1 - x
+    assert relative_error(plain, exact(FUNCTIONS["expm1_minus_x"][1], x), dtype).item() > 1e-11
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_beyond_the_range_nan_stays_nan_and_an_overflow_is_infinite(name, kernels_device):
+    x = torch.tensor([float("nan"), 1000.0], device=kernels_device)
+    got = apply(FUNCTIONS[name][0], x)
+    assert got[0].isnan()
+    assert name == "log1p" or got[1].isinf()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_zero_gives_an_exact_zero(name, kernels_device):
+    assert apply(FUNCTIONS[name][0], torch.zeros(1, device=kernels_device)).item() == 0.0

@@ -1,0 +1,129 @@
+"""Every differentiable call of the library with each of its options, as functions of float64 leaves."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
+
+SHAPE = (2, 3)
+SEED = -7
+LATENT_REDUCTIONS = ("none", "sample", "latent", "sum", "mean", "batchmean")
+REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
+PARAMETERS = {"bernoulli": 1, "mse": 1, "gaussian": 2}  # tensors that a likelihood takes
+
+
+class Case(NamedTuple):
+    """`call` takes leaves of `shapes` and returns a tensor or a tuple."""
+
+    name: str
+    call: Callable
+    shapes: tuple
+
+    def leaves(self, device="cpu", dtype=torch.float64, requires_grad=True, seed=0):
+        """Values within (-1.5, 1.5), and never 0.5 or -0.5, where a clamp of the tests has its corner."""
+        generator = torch.Generator().manual_seed(seed)
+        values = [(torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5) * 3 for shape in self.shapes]
+        return [v.to(device, dtype).requires_grad_(requires_grad) for v in values]
+
+
+def values(*shape, device="cpu", dtype=torch.float64, seed=1):
+    """Constants in (0, 1) for targets, eps and the like, made by what torch.compile can trace."""
+    count = torch.Size(shape).numel()
+    return ((torch.arange(1, count + 1, device=device) * 0.61803 + seed * 0.37) % 1).to(dtype).view(shape)
+
+
+def tupled(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def scalar(result):
+    """A scalar that depends on every element of every output, with weights that differ."""
+    return sum((t * (1 + i + torch.arange(t.numel(), device=t.device).view(t.shape))).sum()
+               for i, t in enumerate(tupled(result)))  # fmt: skip
+
+
+def _latent(name, **options):
+    def call(mu, logvar):
+        return sample_kl(mu, logvar, **options)
+
+    return Case(f"sample_kl-{name}", call, (SHAPE, SHAPE))
+
+
+def _with_prior(name, function, shapes=(SHAPE, SHAPE), **options):
+    def call(mu, logvar, prior_mu, prior_logvar):
+        return function(mu, logvar, prior=(prior_mu, prior_logvar), **options)
+
+    return Case(name, call, (SHAPE, SHAPE, *shapes))
+
+
+def _with_eps(mu, logvar):
+    return sample_kl(mu, logvar, eps=values(*mu.shape, device=mu.device))
+
+
+def _with_seed_tensor(mu, logvar):
+    return sample_kl(mu, logvar, seed=torch.full((1,), SEED, device=mu.device))
+
+
+def _clamped_sample(mu, logvar):
+    return reparameterize(mu, logvar, seed=SEED, logvar_clamp=(-0.5, 0.5))
+
+
+def _packed_with_prior(moments, prior_mu, prior_logvar):
+    return sample_kl_packed(moments, prior=(prior_mu, prior_logvar), logvar_clamp=(-0.5, 0.5), seed=SEED)
+
+
+def _gaussian_kl(reduction):
+    return Case(f"gaussian_kl-{reduction}", lambda m, v: gaussian_kl(m, v, reduction=reduction), (SHAPE, SHAPE))
+
+
+def _reconstruction(likelihood, reduction):
+    def call(*params):
+        output = params if len(params) > 1 else params[0]
+        target = values(*params[0].shape, device=params[0].device)
+        return reconstruction_loss(output, target, likelihood, reduction=reduction)
+
+    return Case(f"reconstruction-{likelihood}-{reduction}", call, (SHAPE,) * PARAMETERS[likelihood])
+
+
+def _elbo(name, likelihood, kl_shape, beta=1.0):
+    def call(kl, *params):
+        output = params if len(params) > 1 else params[0]
+        weight = beta(kl.device) if callable(beta) else beta
+        target = values(*params[0].shape, device=params[0].device)
+        return tuple(elbo_loss(output, target, kl, likelihood=likelihood, beta=weight))
+
+    return Case(f"elbo-{likelihood}-{name}", call, (kl_shape, *(SHAPE,) * PARAMETERS[likelihood]))
+
+
+CASES = [
+    *(_latent(f"seed-{reduction}", seed=SEED, reduction=reduction) for reduction in LATENT_REDUCTIONS),
+    _latent("clamp", seed=SEED, logvar_clamp=(-0.5, 0.5)),
+    Case("sample_kl-eps", _with_eps, (SHAPE, SHAPE)),
+    Case("sample_kl-seed_tensor", _with_seed_tensor, (SHAPE, SHAPE)),
+    *(_with_prior(f"sample_kl-prior-{r}", sample_kl, seed=SEED, reduction=r) for r in ("sample", "latent", "mean")),
+    _with_prior("sample_kl-prior-clamp", sample_kl, seed=SEED, logvar_clamp=(-0.5, 0.5)),
+    _with_prior("sample_kl-prior_row", sample_kl, ((1, 3), (3,)), seed=SEED),  # learned and shared: expanded
+    Case("packed-1", lambda moments: sample_kl_packed(moments, seed=SEED), ((2, 6),)),
+    Case("packed-last-none", lambda t: sample_kl_packed(t, -1, seed=SEED, reduction="none"), ((2, 3, 2),)),
+    Case("packed-prior-clamp", _packed_with_prior, ((2, 6), SHAPE, SHAPE)),
+    Case("reparameterize", lambda m, v: reparameterize(m, v, seed=SEED), (SHAPE, SHAPE)),
+    Case("reparameterize-clamp", _clamped_sample, (SHAPE, SHAPE)),
+    *map(_gaussian_kl, LATENT_REDUCTIONS),
+    _with_prior("gaussian_kl-prior", gaussian_kl),
+    *(_reconstruction(likelihood, reduction) for likelihood in PARAMETERS for reduction in REDUCTIONS),
+    *(_elbo("per_sample", likelihood, SHAPE[:1]) for likelihood in PARAMETERS),
+    _elbo("averaged", "bernoulli", (), beta=0.125),  # exact in float32, to which the interpreter rounds it
+    _elbo("beta_tensor", "mse", SHAPE[:1], beta=lambda device: torch.tensor(0.25, device=device)),
+]
+# One of each raw op and Function, for what is slow.
+MAIN = [c for c in CASES if c.name in {
+    "sample_kl-seed-sample", "sample_kl-prior_row", "packed-1", "reparameterize", "gaussian_kl-batchmean",
+    "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample", "elbo-gaussian-per_sample",
+    "elbo-mse-beta_tensor",
+}]  # fmt: skip
+
+
+def case_id(case):
+    return case.name

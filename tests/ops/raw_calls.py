@@ -1,0 +1,118 @@
+"""Calls of the raw ops, op by op, with tensors of every layout."""
+
+import torch
+
+SHAPE = (2, 4, 2, 3)  # the channel halves are [2, 2, 2, 3]
+
+
+def _channels_last(t):
+    return t.to(memory_format=torch.channels_last)
+
+
+def _padded(t):
+    """Rows with a stride, as a chunk has them."""
+    return torch.cat([t, t], dim=-1)[..., : t.shape[-1]]
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels_last": _channels_last,
+    "chunk": lambda t: torch.cat([t, t], dim=1).chunk(2, dim=1)[1],
+    "chunk_channels_last": lambda t: _channels_last(torch.cat([t, t], dim=1)).chunk(2, dim=1)[0],
+    "transposed": lambda t: t.transpose(1, -1).contiguous().transpose(1, -1),
+    "batch_last": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "expanded": lambda t: t[:1].expand(t.shape),
+    "stepped": lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
+    "padded": _padded,
+}
+
+
+def tensor(layout, *, seed=0, device="cpu", dtype=torch.float32, shape=SHAPE):
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+    return LAYOUTS[layout](values)
+
+
+def latent_forward(layout, backend, reduction="sample", prior=False, packed=False, clamp=False, **options):
+    """Arguments of gaussian_forward."""
+    mu = tensor(layout, device=backend.device, **options)
+    logvar = None if packed else tensor(layout, seed=1, device=backend.device, **options)
+    priors = (tensor("expanded", device=backend.device, **options),) * 2 if prior else (None, None)
+    seed = torch.full((1,), 5, device=backend.device)
+    low, high = (0.25, 0.75) if clamp else (None, None)
+    return (mu, logvar, *priors, seed, None, reduction, low, high, 1, backend.name)
+
+
+def latent_backward(layout, backend, *, grad_z=True, grad_kl=True, **options):
+    """Arguments of gaussian_backward, with upstream gradients of the outputs' shapes."""
+    arguments = latent_forward(layout, backend, **options)
+    z, kl = torch.ops.vae_fast.gaussian_forward(*arguments)
+    upstream = (torch.ones_like(z) if grad_z else None, torch.ones_like(kl) if grad_kl else None)
+    return (*upstream, *arguments, options.get("prior", False) and grad_kl)
+
+
+def reconstruction_forward(layout, backend, likelihood="bernoulli", reduction="batchmean", **options):
+    count = 2 if likelihood == "gaussian" else 1
+    wanted = reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
+    params = [tensor(layout, seed=i, device=backend.device, **options) for i in range(count)]
+    target = tensor("contiguous", seed=9, device=backend.device)
+    return (params, target, likelihood, reduction, [wanted] * count, backend.name)
+
+
+def reconstruction_backward(layout, backend, **options):
+    *arguments, wanted, name = reconstruction_forward(layout, backend, **options)
+    loss = torch.ops.vae_fast.reconstruction_forward(*arguments, wanted, name)[0]
+    return (torch.ones_like(loss), *arguments, [True] * len(wanted), name)
+
+
+def elbo_forward(layout, backend, likelihood="bernoulli", kl_shape=SHAPE[:1], beta_tensor=False, **options):
+    params, target, *_, wanted, name = reconstruction_forward(layout, backend, likelihood, **options)
+    kl = torch.ones(kl_shape, device=backend.device)
+    beta = torch.full((), 0.5, device=backend.device) if beta_tensor else None
+    return (params, target, kl, beta, 1.0, likelihood, wanted, name)
+
+
+def elbo_backward(layout, backend, total=True, reconstruction=True, kl=True, **options):
+    upstream = [torch.full((), 2.0, device=backend.device) if given else None for given in (total, reconstruction, kl)]
+    return (*upstream, *elbo_forward(layout, backend, **options))
+
+
+def reconstruction_scale_(layout, backend):
+    grads = [tensor("contiguous", device=backend.device), tensor("contiguous", seed=1, device=backend.device)]
+    return (grads, torch.full((), 3.0, device=backend.device), backend.name)
+
+
+def elbo_scale_(layout, backend, beta_tensor=False):
+    grads, upstream, name = reconstruction_scale_(layout, backend)
+    kl = torch.ones(SHAPE[0], device=backend.device)
+    beta = upstream.clone() if beta_tensor else None
+    return (grads, upstream, None, upstream.clone(), kl, beta, 1.0, name)
+
+
+# (op, how its arguments are made, options that distinguish the call)
+CALLS = [
+    ("gaussian_forward", latent_forward, {}),
+    ("gaussian_forward", latent_forward, {"reduction": "none", "prior": True, "clamp": True}),
+    ("gaussian_forward", latent_forward, {"reduction": "latent", "packed": True}),
+    ("gaussian_forward", latent_forward, {"reduction": "mean", "dtype": torch.bfloat16}),
+    ("gaussian_backward", latent_backward, {}),
+    ("gaussian_backward", latent_backward, {"reduction": "latent", "prior": True}),
+    ("gaussian_backward", latent_backward, {"packed": True, "grad_z": False, "dtype": torch.bfloat16}),
+    ("gaussian_backward", latent_backward, {"grad_kl": False, "clamp": True}),
+    ("reconstruction_forward", reconstruction_forward, {}),
+    ("reconstruction_forward", reconstruction_forward, {"reduction": "none", "dtype": torch.bfloat16}),
+    ("reconstruction_forward", reconstruction_forward, {"likelihood": "gaussian", "reduction": "sample"}),
+    ("reconstruction_backward", reconstruction_backward, {}),
+    ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", "reduction": "none"}),
+    ("reconstruction_scale_", reconstruction_scale_, {}),
+    ("elbo_forward", elbo_forward, {}),
+    ("elbo_forward", elbo_forward, {"likelihood": "gaussian", "kl_shape": (), "beta_tensor": True}),
+    ("elbo_backward", elbo_backward, {}),
+    ("elbo_backward", elbo_backward, {"likelihood": "gaussian", "beta_tensor": True, "reconstruction": False}),
+    ("elbo_scale_", elbo_scale_, {}),
+    ("elbo_scale_", elbo_scale_, {"beta_tensor": True}),
+]  # fmt: skip
+
+
+def call_id(call):
+    op, _, options = call
+    return "-".join([op, *(f"{k}={v}".replace("torch.", "") for k, v in options.items())])

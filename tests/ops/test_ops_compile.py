@@ -1,0 +1,194 @@
+"""torch.compile against eager mode: full graphs, static and dynamic shapes, recompilations."""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import vae_fast
+from tests.ops.cases import CASES, MAIN, SEED, Case, case_id, scalar, tupled, values
+from tests.support.environment import BACKENDS, INTERPRETED
+from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed, use_backend
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # Inductor's own
+
+
+@pytest.fixture(params=[b for b in BACKENDS if b.name == "triton" or not INTERPRETED], ids=str)
+def backend(request):
+    """In the interpreter, the kernels alone: compiling is slow, and the process without it compiles the other."""
+    with use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def counted(function, dynamic=None):
+    """The function compiled as one graph without code generation, and the counter of its compilations."""
+    counter = CompileCounterWithBackend("aot_eager")
+    return torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic), counter
+
+
+def outputs_and_gradients(function, leaves):
+    result = tupled(function(*leaves))
+    return result, torch.autograd.grad(scalar(result), leaves)
+
+
+# A sum and a mean differ from the batch's mean in a divisor alone.
+COMPILED = [case for case in CASES if not case.name.endswith(("-sum", "-mean"))]
+
+
+@pytest.mark.parametrize(
+    ("case", "dynamic"),
+    [*((c, False) for c in COMPILED), *((c, True) for c in MAIN)],
+    ids=lambda value: value.name if isinstance(value, Case) else ("dynamic" if value else "static"),
+)
+def test_compiled_outputs_and_gradients_are_those_of_eager_mode(case, dynamic, backend):
+    compiled, counter = counted(case.call, dynamic)
+    leaves = case.leaves(backend.device, torch.float32)
+    actual = outputs_and_gradients(compiled, leaves)
+    torch.testing.assert_close(actual, outputs_and_gradients(case.call, leaves))
+    assert counter.frame_count == 1 or dynamic
+
+
+@pytest.mark.parametrize("case", MAIN, ids=case_id)
+def test_compiled_without_gradients(case, backend):
+    compiled, _ = counted(case.call)
+    leaves = case.leaves(backend.device, torch.float32)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(compiled(*leaves), case.call(*leaves))
+    constants = [leaf.detach() for leaf in leaves]
+    torch.testing.assert_close(compiled(*constants), case.call(*constants))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "chunk"])
+def test_compiled_gradients_of_other_layouts(layout, backend):
+    def loss(moments, logits):
+        mu, logvar = moments.chunk(2, dim=1) if layout == "chunk" else (moments, moments * 0.5)
+        z, kl = sample_kl(mu, logvar, seed=SEED)
+        return elbo_loss(logits + z.mean(), values(*logits.shape, device=logits.device), kl).total
+
+    leaves = [values(2, 4, 3, 3, device=backend.device, dtype=torch.float32, seed=i) for i in range(2)]
+    leaves = [t.to(memory_format=torch.channels_last).requires_grad_() for t in leaves]
+    compiled, _ = counted(loss)
+    actual = outputs_and_gradients(compiled, leaves)
+    torch.testing.assert_close(actual, outputs_and_gradients(loss, leaves))
+
+
+def whole_loss(moments, logits, target):
+    z, kl = sample_kl_packed(moments, seed=SEED)
+    return elbo_loss(logits * z.mean(), target, kl).total
+
+
+def batch(size, device):
+    shapes = ((size, 4), (size, 5), (size, 5))
+    moments, logits, target = (values(*s, device=device, dtype=torch.float32, seed=size) for s in shapes)
+    return moments.requires_grad_(), logits.requires_grad_(), target
+
+
+@pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+def test_changing_batch_sizes_recompile_at_most_once(dynamic, backend):
+    compiled, counter = counted(whole_loss, dynamic)
+    compiled(*batch(3, backend.device)).backward()
+    compilations = counter.frame_count
+    for size in (7, 6, 64, 2):
+        moments, logits, target = batch(size, backend.device)
+        actual = torch.autograd.grad(compiled(moments, logits, target), (moments, logits))
+        wanted = torch.autograd.grad(whole_loss(moments, logits, target), (moments, logits))
+        torch.testing.assert_close(actual, wanted)
+    assert counter.frame_count - compilations <= (0 if dynamic else 1)
+
+
+def test_another_beta_tensor_does_not_recompile(backend):
+    def loss(logits, target, kl, beta):
+        return elbo_loss(logits, target, kl, beta=beta).total
+
+    compiled, counter = counted(loss)
+    _, logits, target = batch(3, backend.device)
+    kl = torch.arange(3.0, device=backend.device)
+    for beta in (0.0, 0.5, 4.0):
+        beta = torch.tensor(beta, device=backend.device)
+        torch.testing.assert_close(compiled(logits, target, kl, beta), loss(logits, target, kl, beta))
+    assert counter.frame_count == 1
+
+
+def test_annealing_a_float_beta(backend):
+    """Each value may recompile; a tensor's does not."""
+    compiled, _ = counted(lambda logits, target, kl, beta: elbo_loss(logits, target, kl, beta=beta).total)
+    _, logits, target = batch(3, backend.device)
+    kl = torch.arange(3.0, device=backend.device)
+    for beta in (0.1, 0.2, 1.0):
+        torch.testing.assert_close(compiled(logits, target, kl, beta), elbo_loss(logits, target, kl, beta=beta).total)
+
+
+def test_another_seed_int_recompiles_once(backend):
+    compiled, counter = counted(lambda mu, logvar, seed: reparameterize(mu, logvar, seed=seed))
+    mu, logvar = (t.requires_grad_() for t in (torch.zeros(2, 6, device=backend.device) for _ in range(2)))
+    for seed in (2, 3, -5, 2**62):
+        torch.testing.assert_close(compiled(mu, logvar, seed), reparameterize(mu, logvar, seed=seed))
+    assert counter.frame_count <= 2
+
+
+def test_another_seed_tensor_does_not_recompile(backend):
+    compiled, counter = counted(lambda mu, logvar, seed: reparameterize(mu, logvar, seed=seed))
+    mu, logvar = (values(2, 6, device=backend.device, dtype=torch.float32, seed=i) for i in range(2))
+    for number in (0, 1, -1):
+        seed = torch.tensor([number], device=backend.device)
+        torch.testing.assert_close(compiled(mu, logvar, seed), reparameterize(mu, logvar, seed=seed))
+    assert counter.frame_count == 1
+
+
+def test_drawn_noise_compiles_and_honours_manual_seed(backend):
+    compiled, _ = counted(lambda mu, logvar: sample_kl(mu, logvar)[0])
+    mu, logvar = (torch.zeros(16, 16, device=backend.device, requires_grad=True) for _ in range(2))
+    samples = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        samples.append(compiled(mu, logvar))
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.isclose(samples[0], samples[2]).any()
+
+
+@pytest.mark.parametrize("where", ["inside", "around"])
+def test_use_backend_under_compile(where, backend):
+    def inside(logits, target):
+        with use_backend(backend.name):
+            return reconstruction_loss(logits, target)
+
+    _, logits, target = batch(3, backend.device)
+    compiled, counter = counted(inside if where == "inside" else reconstruction_loss)
+    with use_backend("auto" if where == "inside" else backend.name):
+        loss = compiled(logits, target)
+    loss.backward()
+    torch.testing.assert_close(loss, inside(logits, target))
+    assert counter.frame_count == 1
+    assert vae_fast.ops.backend._current == backend.name  # as the fixture set it
+
+
+def test_another_backend_recompiles(backend):
+    compiled, counter = counted(reconstruction_loss)
+    _, logits, target = batch(3, backend.device)
+    for name in dict.fromkeys(["eager", backend.name, "eager"]):
+        with use_backend(name):
+            compiled(logits, target)
+    assert counter.frame_count == (1 if backend.name == "eager" else 2)
+
+
+def test_an_error_under_compile_names_the_argument(backend):
+    compiled = torch.compile(reconstruction_loss, backend="aot_eager")
+    with pytest.raises(ValueError, match=r"target has shape \[2, 4\], output has \[2, 3\]"):
+        compiled(torch.zeros(2, 3, device=backend.device), torch.zeros(2, 4, device=backend.device))
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="Inductor needs a C++ compiler for CPU tensors")
+def test_inductor_compiles_the_whole_loss(backend):
+    compiled = torch.compile(whole_loss, fullgraph=True, dynamic=True)
+    moments, logits, target = batch(6, backend.device)
+    actual = torch.autograd.grad(compiled(moments, logits, target), (moments, logits))
+    torch.testing.assert_close(actual, torch.autograd.grad(whole_loss(moments, logits, target), (moments, logits)))

@@ -1,0 +1,140 @@
+"""torch.func: grad, vmap, vmap of grad, Jacobians; and forward mode, which is not there and must say so."""
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+
+from tests.ops.cases import MAIN, SHAPE, case_id, scalar, values
+from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl
+
+
+def numbers(*shape, backend, seed=0):
+    return values(*shape, device=backend.device, seed=seed)
+
+
+@pytest.mark.parametrize("case", MAIN, ids=case_id)
+def test_func_grad_is_autograd_grad(case, backend):
+    leaves = case.leaves(backend.device)
+    actual = grad(lambda *t: scalar(case.call(*t)), argnums=tuple(range(len(leaves))))(*leaves)
+    torch.testing.assert_close(actual, torch.autograd.grad(scalar(case.call(*leaves)), leaves))
+
+
+@pytest.mark.parametrize("case", MAIN, ids=case_id)
+def test_vmap_of_grad_is_grad_of_each(case, backend):
+    def gradients(*leaves):
+        return grad(lambda *t: scalar(case.call(*t)), argnums=tuple(range(len(leaves))))(*leaves)
+
+    examples = [case.leaves(backend.device, requires_grad=False, seed=i) for i in range(2)]
+    actual = vmap(gradients)(*map(torch.stack, zip(*examples)))
+    wanted = [torch.stack(t) for t in zip(*(gradients(*leaves) for leaves in examples))]
+    torch.testing.assert_close(list(actual), wanted)
+
+
+@pytest.mark.parametrize("case", MAIN, ids=case_id)
+def test_vmap_over_the_last_dimension_and_one_leaf_alone(case, backend):
+    leaves = case.leaves(backend.device, requires_grad=False)
+    examples = [leaves[0], leaves[0] * 0.5]
+    in_dims = (-1, *(None for _ in leaves[1:]))
+    actual = vmap(case.call, in_dims=in_dims)(torch.stack(examples, dim=-1), *leaves[1:])
+    separate = [case.call(x, *leaves[1:]) for x in examples]
+    wanted = torch.stack(separate) if torch.is_tensor(actual) else tuple(map(torch.stack, zip(*separate)))
+    torch.testing.assert_close(actual, wanted)
+
+
+def test_per_sample_gradients_of_a_model(backend):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 5).to(backend.device)
+    x, target = torch.randn(4, 3, device=backend.device), torch.rand(4, 5, device=backend.device)
+
+    def loss(params, sample, sample_target):
+        output = functional_call(model, params, (sample[None],))
+        return reconstruction_loss(output, sample_target[None])
+
+    params = dict(model.named_parameters())
+    actual = vmap(grad(loss), in_dims=(None, 0, 0))(params, x, target)
+    for i in range(len(x)):
+        wanted = torch.autograd.grad(loss(params, x[i], target[i]), list(params.values()))
+        torch.testing.assert_close([g[i] for g in actual.values()], list(wanted))
+
+
+def test_vmap_over_seeds_is_a_sample_of_each_seed(backend):
+    mu, logvar = numbers(2, 4, backend=backend), numbers(2, 4, backend=backend, seed=1)
+    seeds = torch.tensor([[0], [7], [-1]], device=backend.device)
+    actual = vmap(lambda seed: reparameterize(mu, logvar, seed=seed))(seeds)
+    wanted = torch.stack([reparameterize(mu, logvar, seed=int(seed)) for seed in seeds])
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("randomness", ["different", "same"])
+def test_vmap_draws_noise_as_its_randomness_says(randomness, backend):
+    mu = torch.zeros(3, 2, 64, device=backend.device)
+    z = vmap(lambda m: reparameterize(m, torch.zeros_like(m)), randomness=randomness)(mu)
+    assert torch.equal(z[0], z[1]) == (randomness == "same")
+
+
+def test_jacobian_of_a_sample(backend):
+    mu, logvar = numbers(1, 3, backend=backend), numbers(1, 3, backend=backend, seed=1)
+    seed = torch.full((1,), 4, device=backend.device)
+    by_mu, by_logvar = jacrev(lambda m, v: reparameterize(m, v, seed=seed).flatten(), argnums=(0, 1))(mu, logvar)
+    z = reparameterize(mu, logvar, seed=seed)
+    torch.testing.assert_close(by_mu.reshape(3, 3), torch.eye(3, dtype=mu.dtype, device=mu.device))
+    torch.testing.assert_close(by_logvar.reshape(3, 3), torch.diag((z - mu).flatten() / 2))
+
+
+def test_vjp_of_every_elbo_output(backend):
+    logits, target, kl = (
+        numbers(2, 3, backend=backend),
+        numbers(2, 3, backend=backend, seed=1),
+        numbers(2, backend=backend),
+    )
+    _, pullback = vjp(lambda a, k: tuple(elbo_loss(a, target, k, beta=0.5)), logits, kl)
+    one, zero = torch.ones((), dtype=logits.dtype, device=logits.device), torch.zeros_like(logits[0, 0])
+    d_total, d_kl = pullback((one, zero, zero))
+    torch.testing.assert_close(d_total, (torch.sigmoid(logits) - target) / 2)
+    torch.testing.assert_close(d_kl, torch.full_like(kl, 0.25))
+    torch.testing.assert_close(pullback((zero, zero, one))[1], torch.full_like(kl, 0.5))
+
+
+@pytest.mark.parametrize("backend_of_compile", ["eager", "aot_eager"])
+def test_compile_over_grad_raises(backend_of_compile, backend):
+    target = numbers(*SHAPE, backend=backend)
+    compiled = torch.compile(grad(lambda a: reconstruction_loss(a, target)), backend=backend_of_compile, fullgraph=True)
+    with pytest.raises(Exception, match=r"torch\.compile over torch\.func"):
+        compiled(numbers(*SHAPE, backend=backend, seed=2))
+
+
+def test_compile_over_grad_is_right_where_the_graph_may_break(backend):
+    target, logits = numbers(*SHAPE, backend=backend), numbers(*SHAPE, backend=backend, seed=2)
+    gradient = grad(lambda a: reconstruction_loss(a, target))
+    try:
+        actual = torch.compile(gradient, backend="aot_eager")(logits)
+    except RuntimeError as error:
+        assert "torch.func" in str(error)  # noqa: PT017 (either is right; silent zeros are not)
+    else:
+        torch.testing.assert_close(actual, gradient(logits))
+
+
+@pytest.mark.parametrize("case", MAIN, ids=case_id)
+def test_forward_mode_raises_or_is_right(case, backend):
+    """A tangent that is silently lost would be a derivative of zero."""
+    leaves = case.leaves(backend.device, requires_grad=False)
+    directions = [torch.ones_like(t) for t in leaves]
+    step = 1e-6
+    ahead = scalar(case.call(*(t + step for t in leaves)))
+    wanted = (ahead - scalar(case.call(*(t - step for t in leaves)))) / (2 * step)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        jvp(lambda *t: scalar(case.call(*t)), tuple(leaves), tuple(directions))
+    with forward_ad.dual_level():
+        try:
+            tangent = forward_ad.unpack_dual(scalar(case.call(*map(forward_ad.make_dual, leaves, directions)))).tangent
+        except (NotImplementedError, RuntimeError):
+            return
+    assert tangent is not None, "the tangent is lost"
+    torch.testing.assert_close(tangent, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_tangent_of_one_input_alone(backend):
+    mu, logvar = numbers(2, 3, backend=backend), numbers(2, 3, backend=backend, seed=1).requires_grad_()
+    with forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):
+        sample_kl(forward_ad.make_dual(mu, torch.ones_like(mu)), logvar, seed=0)

@@ -1,0 +1,210 @@
+"""The public names: what the package exports, its docstrings' examples, its modules, and the idioms they replace."""
+
+import doctest
+import inspect
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import vae_fast
+from tests.ops.cases import values
+from vae_fast import (
+    ELBO,
+    ELBOLoss,
+    GaussianKL,
+    ReconstructionLoss,
+    elbo_loss,
+    gaussian_kl,
+    reconstruction_loss,
+    sample_kl,
+)
+
+PUBLIC = [name for name in vae_fast.__all__ if name not in ("VAE", "fit")]  # those two are tested with the models
+
+
+def test_all_names_exist_and_nothing_else_is_public():
+    assert len(set(vae_fast.__all__)) == len(vae_fast.__all__)
+    for name in PUBLIC:
+        assert getattr(vae_fast, name).__module__.startswith("vae_fast")
+    defined = {
+        name for name, value in vars(vae_fast).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert defined <= set(vae_fast.__all__)
+    with pytest.raises(AttributeError, match="module 'vae_fast' has no attribute 'nothing'"):
+        _ = vae_fast.nothing
+
+
+def documented():
+    """Every public docstring that can hold examples, methods included."""
+    for name in PUBLIC:
+        value = getattr(vae_fast, name)
+        yield name, value
+        if inspect.isclass(value):
+            methods = (method for method in vars(value) if not method.startswith("_"))
+            yield from ((f"{name}.{m}", getattr(value, m)) for m in methods if callable(getattr(value, m)))
+
+
+@pytest.mark.parametrize(("name", "value"), list(documented()), ids=[name for name, _ in documented()])
+def test_examples_in_docstrings(name, value):
+    names = {"torch": torch, "vae_fast": vae_fast, **{n: getattr(vae_fast, n) for n in PUBLIC}}
+    examples = doctest.DocTestFinder(recurse=False).find(inspect.unwrap(value), name, globs=names)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report = []
+    for example in examples:
+        runner.run(example, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_a_docstring_with_an_example(name):
+    text = inspect.getdoc(getattr(vae_fast, name))
+    assert text
+    assert ">>>" in text or name == "ELBO"
+
+
+def problem(backend):
+    """What a VAE has at hand: mu, logvar, output, target, of 4 samples with 3 latents and 6 pixels."""
+    mu, logvar = ((values(4, 3, device=backend.device, seed=i) - 0.5) * 3 for i in (1, 2))
+    output = ((values(4, 1, 2, 3, device=backend.device, seed=3) - 0.5) * 5).requires_grad_()
+    return mu.requires_grad_(), logvar.requires_grad_(), output, values(4, 1, 2, 3, device=backend.device, seed=4)
+
+
+def kl_sum(mu, logvar):
+    return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+
+
+# what users write -> our call for it. M_N is the minibatch's share of the data set (PyTorch-VAE's kld_weight).
+M_N = 0.00025
+IDIOMS = {
+    "pytorch/examples vae: BCE of probabilities, summed, plus -0.5 sum(...)": (
+        lambda m, v, a, x: F.binary_cross_entropy(torch.sigmoid(a).flatten(1), x.flatten(1), reduction="sum")
+        + kl_sum(m, v),
+        lambda m, v, a, x: len(x) * elbo_loss(a, x, gaussian_kl(m, v)).total,
+    ),
+    "the same over the batch size: nats per sample": (
+        lambda m, v, a, x: (F.binary_cross_entropy_with_logits(a, x, reduction="sum") + kl_sum(m, v)) / x.shape[0],
+        lambda m, v, a, x: elbo_loss(a, x, sample_kl(m, v, seed=0)[1]).total,
+    ),
+    "sums over pixels, then a mean over the batch": (
+        lambda m, v, a, x: (
+            F.binary_cross_entropy_with_logits(a, x, reduction="none").flatten(1).sum(1)
+            + -0.5 * torch.sum(1 + v - m**2 - v.exp(), dim=1)
+        ).mean(),
+        lambda m, v, a, x: elbo_loss(a, x, gaussian_kl(m, v, reduction="sample")).total,
+    ),
+    "PyTorch-VAE: mean MSE plus kld_weight times the KL's mean over the batch": (
+        lambda m, v, a, x: F.mse_loss(a, x)
+        + M_N * torch.mean(-0.5 * torch.sum(1 + v - m**2 - v.exp(), dim=1), dim=0),
+        lambda m, v, a, x: reconstruction_loss(a, x, "mse", reduction="mean") + M_N * gaussian_kl(m, v),
+    ),
+    "the same as an ELBO: divided by the pixels of an image": (
+        lambda m, v, a, x: F.mse_loss(a, x) + M_N * kl_sum(m, v) / len(x),
+        lambda m, v, a, x: elbo_loss(a, x, gaussian_kl(m, v), likelihood="mse", beta=M_N * 6).total / 6,
+    ),
+    "half the squared error: a Gaussian of variance 1, less its constant": (
+        lambda m, v, a, x: 0.5 * F.mse_loss(a, x, reduction="sum") / len(x) + kl_sum(m, v) / len(x),
+        lambda m, v, a, x: 0.5 * elbo_loss(a, x, gaussian_kl(m, v), likelihood="mse", beta=2.0).total,
+    ),
+    "beta-VAE": (
+        lambda m, v, a, x: (F.binary_cross_entropy_with_logits(a, x, reduction="sum") + 4 * kl_sum(m, v)) / len(x),
+        lambda m, v, a, x: elbo_loss(a, x, gaussian_kl(m, v), beta=4.0).total,
+    ),
+    "torch.distributions: kl_divergence(...).sum(-1).mean()": (
+        lambda m, v, a, x: torch.distributions.kl_divergence(
+            torch.distributions.Normal(m, (0.5 * v).exp()), torch.distributions.Normal(0.0, 1.0)
+        ).sum(-1).mean(),
+        lambda m, v, a, x: gaussian_kl(m, v),
+    ),
+    "the mean of the KL over everything": (
+        lambda m, v, a, x: torch.mean(-0.5 * (1 + v - m**2 - v.exp())),
+        lambda m, v, a, x: gaussian_kl(m, v, reduction="mean"),
+    ),
+    "gaussian_nll_loss with full=True and a variance": (
+        lambda m, v, a, x: F.gaussian_nll_loss(a, x, torch.exp(0.3 * a), full=True, reduction="sum") / len(x),
+        lambda m, v, a, x: reconstruction_loss((a, 0.3 * a), x, "gaussian"),
+    ),
+    "latent diffusion: nll over the batch plus kl_weight times the KL over the batch": (
+        lambda m, v, a, x: torch.sum((a - x) ** 2) / a.shape[0]
+        + 1e-6 * torch.sum(0.5 * torch.sum(m**2 + v.exp() - 1.0 - v, dim=[1])) / m.shape[0],
+        lambda m, v, a, x: elbo_loss(a, x, gaussian_kl(m, v), likelihood="mse", beta=1e-6).total,
+    ),
+    "free bits: a floor for each latent's KL": (
+        lambda m, v, a, x: (-0.5 * (1 + v - m**2 - v.exp())).mean(0).clamp(min=0.5).sum(),
+        lambda m, v, a, x: gaussian_kl(m, v, reduction="latent").clamp(min=0.5).sum(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("theirs", "ours"), IDIOMS.values(), ids=IDIOMS)
+def test_the_usual_idioms_are_our_calls(theirs, ours, backend):
+    tensors = problem(backend)
+    losses = [function(*tensors) for function in (ours, theirs)]
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, tensors[:3], allow_unused=True, materialize_grads=True) for loss in losses]
+    torch.testing.assert_close(*gradients)
+
+
+def test_mse_is_a_gaussian_of_variance_one_half_less_a_constant(backend):
+    _, _, output, target = problem(backend)
+    logvar = torch.full_like(output, math.log(0.5))
+    nll = reconstruction_loss((output, logvar), target, "gaussian", reduction="none")
+    mse = reconstruction_loss(output, target, "mse", reduction="none")
+    torch.testing.assert_close(mse, nll - math.log(math.pi) / 2, rtol=1e-7, atol=1e-7)
+
+
+MODULES = [
+    (GaussianKL(), lambda m, v, a, x: (m, v), lambda m, v, a, x: gaussian_kl(m, v)),
+    (GaussianKL(reduction="latent", logvar_clamp=(-0.5, 0.5)), lambda m, v, a, x: (m, v),
+     lambda m, v, a, x: gaussian_kl(m, v, reduction="latent", logvar_clamp=(-0.5, 0.5))),
+    (GaussianKL(), lambda m, v, a, x: (m, v, (v, m)), lambda m, v, a, x: gaussian_kl(m, v, prior=(v, m))),
+    (ReconstructionLoss(), lambda m, v, a, x: (a, x), lambda m, v, a, x: reconstruction_loss(a, x)),
+    (ReconstructionLoss("mse", reduction="sample"), lambda m, v, a, x: (a, x),
+     lambda m, v, a, x: reconstruction_loss(a, x, "mse", reduction="sample")),
+    (ReconstructionLoss("gaussian"), lambda m, v, a, x: ((a, a), x),
+     lambda m, v, a, x: reconstruction_loss((a, a), x, "gaussian")),
+    (ELBOLoss(), lambda m, v, a, x: (a, x, m.sum(1)), lambda m, v, a, x: elbo_loss(a, x, m.sum(1))),
+    (ELBOLoss("mse", beta=0.5), lambda m, v, a, x: (a, x, m.sum(1)),
+     lambda m, v, a, x: elbo_loss(a, x, m.sum(1), likelihood="mse", beta=0.5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "arguments", "function"), MODULES, ids=[repr(m) for m, _, _ in MODULES])
+def test_modules_are_the_functions(module, arguments, function, backend):
+    tensors = problem(backend)
+    torch.testing.assert_close(module(*arguments(*tensors)), function(*tensors), rtol=0, atol=0)
+    assert not list(module.parameters())
+    assert not module.state_dict()
+
+
+def test_modules_say_what_they_were_made_with():
+    assert repr(GaussianKL(reduction="sum")) == "GaussianKL(logvar_clamp=None, reduction='sum')"
+    assert repr(ReconstructionLoss("mse")) == "ReconstructionLoss('mse', reduction='batchmean')"
+    assert repr(ELBOLoss(beta=4.0)) == "ELBOLoss('bernoulli', beta=4.0)"
+
+
+def test_the_beta_of_a_module_may_change_between_steps(backend):
+    _, _, output, target = problem(backend)
+    module, kl = ELBOLoss(beta=0.0), torch.ones(4, device=backend.device)
+    for beta in (0.0, 0.5, torch.tensor(0.25, device=backend.device)):
+        module.beta = beta
+        loss = module(output, target, kl)
+        torch.testing.assert_close(loss.total, loss.reconstruction + float(beta))
+
+
+def test_elbo_loss_returns_names(backend):
+    mu, logvar, output, target = problem(backend)
+    losses = elbo_loss(output, target, gaussian_kl(mu, logvar), beta=3.0)
+    assert isinstance(losses, ELBO)
+    assert losses._fields == ("total", "reconstruction", "kl")
+    torch.testing.assert_close(losses.total, losses.reconstruction + 3 * losses.kl)
+
+
+def test_meta_tensors_give_shapes():
+    """As model summaries need."""
+    mu, logvar = (torch.zeros(4, 3, device="meta", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    z, kl = sample_kl(mu, logvar)
+    assert (z.shape, z.dtype, z.device.type, kl.shape, kl.dtype) == ((4, 3), mu.dtype, "meta", (4,), torch.float32)
+    elbo_loss(z, z.detach(), kl).total.backward()
+    assert (mu.grad.shape, mu.grad.dtype) == ((4, 3), mu.dtype)
