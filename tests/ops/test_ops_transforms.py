@@ -6,7 +6,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from tests.ops.cases import MAIN, SHAPE, case_id, scalar, values
-from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl
+from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl
 
 
 def numbers(*shape, backend, seed=0):
@@ -138,3 +138,8 @@ def test_a_tangent_of_one_input_alone(backend):
     mu, logvar = numbers(2, 3, backend=backend), numbers(2, 3, backend=backend, seed=1).requires_grad_()
     with forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):
         sample_kl(forward_ad.make_dual(mu, torch.ones_like(mu)), logvar, seed=0)
+
+
+def test_vmap_over_nothing_is_refused(backend):
+    with pytest.raises(ValueError, match="vmapped over a dimension of size 0"):
+        torch.vmap(lambda m: gaussian_kl(m, m.clone()))(torch.zeros(0, 2, 3, device=backend.device))

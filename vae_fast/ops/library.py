@@ -63,6 +63,8 @@ def _loop(op):
     """A vmap rule that calls the op once for each example."""
 
     def rule(info, in_dims, *args):
+        if info.batch_size == 0:
+            raise ValueError(f"{op} was vmapped over a dimension of size 0: expected at least 1")
         flat, spec = pytree.tree_flatten(args)
         dims, _ = pytree.tree_flatten(in_dims)
 
