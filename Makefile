@@ -18,11 +18,11 @@ PYTEST = $(PYTHON) -m pytest -q
 
 CHECKS := lint test-cpu
 ifeq ($(shell uname -s),Linux)
-CHECKS += test-interpreter test-interpreter-3.6
+CHECKS += test-interpreter test-interpreter-3.6 test-compile-3.6
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean $(CHECKS)
+.PHONY: help demo test audit bench clean $(CHECKS)
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 26
@@ -50,6 +50,10 @@ test-interpreter-3.6: .venv/triton36/.ready  ## the same on triton 3.6.0, torch 
 	@echo "== the kernels in the interpreter of triton 3.6.0"
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton36 $(PYTEST)
 
+test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0, which refuses what its interpreter takes
+	@echo "== each kernel compiled by triton 3.6.0"
+	PYTHONPATH=.venv/triton36 $(PYTEST) tests/kernels/test_compiled.py
+
 # Torch comes first, alone: nothing that depends on it can then choose another build.
 .venv/.ready: pyproject.toml constraints.txt
 	@$(BASE_PYTHON) -c "import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f'$(BASE_PYTHON) is Python {v[0]}.{v[1]}: 3.10 or newer is needed (make BASE_PYTHON=...)')"
@@ -61,6 +65,12 @@ test-interpreter-3.6: .venv/triton36/.ready  ## the same on triton 3.6.0, torch 
 .venv/triton36/.ready: $(READY) constraints.txt
 	$(PYTHON) -m pip install --no-deps --upgrade --target .venv/triton36 triton==3.6.0
 	@touch $@
+
+audit: $(READY)  ## the machine code of every kernel for four GPUs, against the number written beside it
+	$(PYTHON) -m vae_fast audit
+
+bench: $(READY)  ## speed against eager PyTorch and torch.compile, into benchmarks/results (QUICK=1: two minutes)
+	$(PYTHON) -m vae_fast bench $(if $(QUICK),--quick)
 
 clean:  ## remove the environment, builds and caches (runs/ stays)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage htmlcov

@@ -5,22 +5,44 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """What a card can do; `bandwidth` is that of a copy, measured, not the one on the data sheet."""
+    """What a card can do; `bandwidth` is that of a copy, not the one on the data sheet, which no copy reaches.
+
+    Lanes: lane-instructions that a multiprocessor (AMD: compute unit) issues in a clock, of all kinds together, of
+    integer, logic and compare, and of special functions.
+    """
 
     name: str
+    target: str
     multiprocessors: int
-    clock: float  # Hz
+    clock: float  # Hz, boost
     bandwidth: float  # bytes/s
-    lanes: int = 128  # lane-instructions that a multiprocessor issues in a clock
+    lanes: int = 128
+    integer_lanes: int = 64
+    special_lanes: int = 16
 
     @property
     def per_byte(self):
         """Lane-instructions of each kind that fit into the time of one byte."""
-        issued = self.multiprocessors * self.lanes * self.clock / self.bandwidth
-        return {"issued": issued, "integer": issued / 2, "special": issued / 8}
+        clocks = self.multiprocessors * self.clock / self.bandwidth
+        lanes = {"issued": self.lanes, "integer": self.integer_lanes, "special": self.special_lanes}
+        return {kind: clocks * number for kind, number in lanes.items()}
 
 
-H200 = Card("H200", multiprocessors=132, clock=1.98e9, bandwidth=4.3e12)  # issued 7.8, integer 3.9, special 0.97
+COPY = 0.9  # of the bandwidth on the data sheet: what the H200's measured copy is, taken for cards not measured
+
+# Per byte: 7.8 issued, 3.9 integer, 0.97 special.
+H200 = Card("H200", "sm_90", multiprocessors=132, clock=1.98e9, bandwidth=4.3e12)
+
+# The makers' data sheets; the first of each target stands for it.
+CARDS = {
+    "h200": H200,
+    "h100": Card("H100 SXM", "sm_90", multiprocessors=132, clock=1.98e9, bandwidth=COPY * 3.35e12),
+    "a100": Card("A100 80GB", "sm_80", multiprocessors=108, clock=1.41e9, bandwidth=COPY * 2.04e12),
+    "b200": Card("B200", "sm_100", multiprocessors=148, clock=1.965e9, bandwidth=COPY * 8.0e12),
+    "mi300x": Card(
+        "MI300X", "gfx942", multiprocessors=304, clock=2.1e9, bandwidth=COPY * 5.3e12, lanes=64, integer_lanes=64
+    ),
+}
 
 
 def bound(report, bytes_per_element, card):

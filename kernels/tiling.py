@@ -26,7 +26,7 @@ LATENT_ROWS = 32  # a sum over samples: enough rows for its partial sums to stay
 # this kind bound what was measured from above, within a tenth; they hold in layouts that allow 16-byte accesses.
 ISSUED = {
     "rows": 4,  # several rows, or a sum for each column
-    "dimension": 4.2,  # each column dimension beyond the first: a division
+    "dimension": 8,  # each column dimension beyond the first: a division, and half as many elements a thread
     "half": 0.7,  # each tensor of 16 bits: a conversion
     "wide": 0.8,  # 64-bit offsets
 }

@@ -10,6 +10,7 @@ from vae_fast.functional import (
     sample_kl,
     sample_kl_packed,
 )
+from vae_fast.graphs import capture_step
 from vae_fast.losses import ELBOLoss, GaussianKL, ReconstructionLoss
 from vae_fast.models.vae import VAE
 from vae_fast.ops.backend import use_backend
@@ -23,6 +24,7 @@ __all__ = [
     "ELBOLoss",
     "GaussianKL",
     "ReconstructionLoss",
+    "capture_step",
     "elbo_loss",
     "fit",
     "gaussian_kl",

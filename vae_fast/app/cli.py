@@ -12,9 +12,12 @@ from rich.table import Table
 from torch import Tensor
 
 from vae_fast.app import figures
+from vae_fast.app.audit import audit
+from vae_fast.app.bench import bench
 from vae_fast.app.compare import ROUNDS, compare
 from vae_fast.app.data import Split, digits, load_images, split
 from vae_fast.app.doctor import environment, run_checks
+from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, check_seed, fit, resolve_device
 from vae_fast.likelihoods import LIKELIHOODS, lookup
 from vae_fast.models import VAE, arguments
@@ -104,6 +107,11 @@ def doctor() -> None:
     console.print(table)
     console.print(f"{failed} of {table.row_count} checks FAILED" if failed else f"all {table.row_count} checks passed")
     raise typer.Exit(1 if failed else 0)
+
+
+app.command()(bench)
+app.command()(audit)
+app.command()(profile)
 
 
 def _argument(option: str, function: Callable, *values: Any) -> Any:

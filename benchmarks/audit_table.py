@@ -1,0 +1,197 @@
+"""The machine code of every kernel of ours, in every variant that its launcher chooses: what `vae-fast audit` prints.
+
+Compiled with no GPU present. A row fails where the code spills, uses local memory, has narrow accesses in a layout that
+allows wide ones, or issues more instructions per element than the number beside the kernel (`ISSUED` in kernels/).
+"""
+
+import contextlib
+import functools
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from math import prod
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+
+from vae_fast.benchmarks.audit import Budget, audit, check
+from vae_fast.benchmarks.cards import CARDS, bound
+from vae_fast.benchmarks.issued import issued_limit
+from vae_fast.benchmarks.launches import TARGETS, Launch, record_launches, variants
+from vae_fast.benchmarks.workloads import run_wide, workloads
+
+TILE = ("ROWS", "COLUMNS", "TILE")  # the constexpr arguments whose product is a tile's number of elements
+WIDE_ACCESS = 128  # bits
+
+
+class Task(NamedTuple):
+    """One variant on one target: `index` is its place in `recorded(main)`."""
+
+    target: str
+    index: int
+    main: bool
+
+
+class Row(NamedTuple):
+    call: str  # the first call that chose this variant
+    kernel: str
+    target: str
+    registers: int
+    spilled: int  # bytes a thread
+    local: int  # bytes a thread
+    loads: str  # global ones of a thread on the main path, as 8x128+1x64: number x bits
+    stores: str
+    issued: float  # instructions per element, as the next two
+    integer: float
+    special: float
+    limit: float | None  # of `issued`, from the number beside the kernel
+    bytes: float  # that global accesses move per element
+    card: str
+    bound: str  # what bounds the kernel there: "memory" or a kind of instruction
+    load: float  # the time of the busiest kind of instruction over that of the memory
+    failures: tuple[str, ...]
+
+
+class Recorded(NamedTuple):
+    call: str  # of a public function, and the direction
+    launch: Launch
+    elements: int  # that a program takes
+
+
+@functools.cache
+def recorded(main=False) -> list[Recorded]:
+    """Each launch of the workloads."""
+    found = []
+    with record_launches() as launches:
+
+        @contextlib.contextmanager
+        def observe(name):
+            before = len(launches)
+            yield
+            found.extend(Recorded(name, *real_path(launch)) for launch in launches[before:])
+
+        for workload in workloads():
+            if workload.main or not main:
+                workload.run(lambda direction, workload=workload: observe(f"{workload}: {direction}"))
+        if not main:
+            run_wide(observe)
+    return found
+
+
+def tasks(targets=tuple(TARGETS), kernel="", main=False) -> list[Task]:
+    """Every variant of the kernels whose name contains `kernel`; with `main`, those of the main workloads alone."""
+    launches = [entry.launch for entry in recorded(main)]
+    index = {id(launch): k for k, launch in enumerate(launches)}
+    return [
+        Task(target, index[id(launch)], main)
+        for target in targets
+        for launch in variants(launches, TARGETS[target])
+        if kernel in launch.name
+    ]
+
+
+def audit_rows(todo, cards=(), jobs=1) -> Iterator[Row]:
+    """A row for each `Task`, in order. cards: names in `CARDS`, each in place of its target's own."""
+    run = functools.partial(row, cards=tuple(cards))
+    if jobs == 1:
+        yield from map(run, todo)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(run, todo, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def row(task, cards=()) -> Row:
+    """Compile one variant, and judge it."""
+    call, launch, elements = recorded(task.main)[task.index]
+    lanes = tile_size(launch)
+    report = audit(launch, task.target, elements=elements)
+    operands = _operands(launch)
+    wide = _allows_wide(operands, lanes // report.threads)
+    limit = issued_limit(launch, operands) if wide else None
+    if limit is not None:  # the number is one of lanes: a tile that overhangs its rows has fewer elements
+        limit *= lanes / elements
+    width = WIDE_ACCESS if wide else 0
+    scalars = _scalars(report, operands, lanes, width)
+    budget = Budget(issued=limit if task.target == "sm_90" else None, bits=width, narrow=scalars)
+    moved = sum(i.bits for i in report.main if i.bits >= width) / 8 * report.threads / lanes  # masked lanes move none
+    card = chosen_card(task.target, cards)
+    resource, load = bound(report, moved, card)
+    return Row(
+        call, launch.name, task.target,
+        report.resources.registers, report.resources.spilled, report.resources.local,
+        _widths(report.loads), _widths(report.stores), report.issued, report.integer, report.special, limit,
+        moved, card.name, resource, max(load.values()),
+        tuple(check(report, budget)),
+    )  # fmt: skip
+
+
+def chosen_card(target, cards):
+    """The one of `cards` that has this target, or else the first in `CARDS` that has."""
+    names = [name for name in (*cards, *CARDS) if CARDS[name].target == target]
+    return CARDS[names[0]]
+
+
+def real_path(launch) -> tuple[Launch, int]:
+    """(The launch, the elements that a program takes). Where no tile is full, the compiler is told so.
+
+    A sample of 784 elements in a tile of 1024 always takes the path with masks, which the code alone does not show.
+    """
+    arguments = launch.arguments
+    if "AXES" not in arguments or arguments["size"][1] >= arguments["COLUMNS"]:
+        return launch, tile_size(launch)
+    size = rows, columns = arguments["size"]
+    args = tuple((rows, tl.constexpr(columns)) if value is size else value for value in launch.args)
+    return replace(launch, args=args), arguments["ROWS"] * columns
+
+
+def tile_size(launch):
+    return prod(launch.arguments[name] for name in TILE if name in launch.arguments)
+
+
+def _operands(launch):
+    """(tensor, strides) of each tensor that has an element for each lane; empty for the sums of partial sums."""
+    found = list(_pairs(tuple(launch.arguments.values())))
+    return found or [(tensor, (0, 1)) for tensor in launch.arguments.get("grads", ())]
+
+
+def _pairs(value):
+    """The pairs (tensor, strides) in an argument: how `tiling.view` hands tensors to a kernel."""
+    if isinstance(value, tuple):
+        if len(value) == 2 and isinstance(value[0], torch.Tensor) and isinstance(value[1], tuple):
+            yield value
+        else:
+            for item in value:
+                yield from _pairs(item)
+
+
+def _allows_wide(operands, per_thread):
+    """Whether each tensor lies so that a thread can access 16 bytes at once, and a thread has as many."""
+    smallest = min((tensor.element_size() for tensor, _ in operands), default=0)
+    return per_thread * smallest >= WIDE_ACCESS // 8 and all(_aligned(*operand) for operand in operands)
+
+
+def _aligned(tensor, strides):
+    """The innermost stride is 1, and 16 divides the other strides and the address; or a row shares one number."""
+    row, innermost, *outer = strides
+    if innermost == 0:
+        return True
+    return innermost == 1 and tensor.data_ptr() % 16 == 0 and not any(stride % 16 for stride in (row, *outer))
+
+
+def _scalars(report, operands, lanes, width):
+    """How many narrow accesses a thread may have: all, where they are of seeds, upstream gradients of rows, and sums.
+
+    These are fewer bytes than a thread takes of the smallest tensor; where that is narrow, none.
+    """
+    narrow = [i.bits for i in report.main if i.access and i.bits < width]
+    smallest = min((tensor.element_size() for tensor, _ in operands), default=0)
+    return len(narrow) if sum(narrow) / 8 * report.threads < smallest * lanes else 0
+
+
+def _widths(accesses):
+    return "+".join(f"{count}x{bits}" for bits, count in sorted(accesses.items(), reverse=True)) or "0"

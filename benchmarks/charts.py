@@ -1,0 +1,214 @@
+"""The figures of a report, as PNG files: speed-up, bandwidth, memory, host overhead and whole training steps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from vae_fast.app.figures import _figure as figure
+from vae_fast.benchmarks.contenders import GRAPH
+from vae_fast.benchmarks.entrants import WHOLE
+from vae_fast.benchmarks.results import OK, Row
+
+COLORS = {"eager": "C7", "compile": "C0", "compile max-autotune": "C9", "vae_fast": "C1"}
+OVER = {"eager": "over_eager", "compile": "over_compile", "compile max-autotune": "over_compile_max_autotune"}
+MARKERS = {"float32": "o", "bfloat16": "s", "bfloat16+float32": "D"}
+COLUMNS = 4
+
+
+class Line(NamedTuple):
+    """One line of a panel: what it shows, in which precision, and on how many threads (None on a GPU)."""
+
+    name: str
+    precision: str
+    threads: int | None
+
+    @property
+    def style(self) -> dict:
+        dashed = self.threads == 1
+        return {
+            "color": COLORS[self.name],
+            "marker": MARKERS[self.precision],
+            "linestyle": ":" if dashed else "-",
+            "markerfacecolor": "white" if dashed else COLORS[self.name],
+            "markersize": 5,
+        }
+
+
+def draw(rows: list[Row], folder: Path) -> list[Path]:
+    """Draw every figure for which there are figures, and return their paths; one that was there before goes."""
+    rows = [row for row in rows if row.status == OK and row.phase in WHOLE]
+    ops = [row for row in rows if row.phase != "step"]
+    drawn = []
+    for name, function, chosen in (
+        ("speedup", speedup, [row for row in ops if row.contender == "vae_fast" and row.over_eager]),
+        ("steps", training_steps, [row for row in rows if row.phase == "step"]),
+        ("bandwidth", bandwidth, [row for row in ops if row.share]),
+        ("memory", memory, [row for row in ops if row.peak_bytes]),
+        ("host", host, [row for row in ops if row.host_time or row.kind == "cpu"]),
+    ):
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)
+        if chosen:
+            function(chosen, path)
+            drawn.append(path)
+    return drawn
+
+
+def speedup(rows: list[Row], path: Path) -> None:
+    """How many times faster than each other contender, forward and backward, by size."""
+    lines: dict[str, dict[Line, list]] = {}
+    for row in rows:
+        for name, field in OVER.items():
+            if getattr(row, field):
+                line = Line(name, row.precision, row.threads)
+                lines.setdefault(row.op, {}).setdefault(line, []).append((row.elements, getattr(row, field)))
+    values = [y for panel in lines.values() for points in panel.values() for _, y in points]
+    low, high = min(0.45, 0.8 * min(values)), max(2.2, 1.25 * max(values))
+
+    def dress(axes):
+        axes.set_yscale("log", base=2)
+        axes.set_ylim(low, high)
+        axes.axhspan(low, 1, color="C3", alpha=0.08, linewidth=0)
+        axes.axhline(1, color="C3", linewidth=1)
+        axes.text(0.99, 0.02, "slower", color="C3", transform=axes.transAxes, ha="right", va="bottom")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}x"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+    _panels(lines, path, f"speed-up of vae_fast, forward + backward, on {rows[0].device}", dress, "over ")
+
+
+def bandwidth(rows: list[Row], path: Path) -> None:
+    """The floor's bytes over the time, as a share of the bandwidth of a copy in the same run."""
+    lines: dict[str, dict[Line, list]] = {}
+    for row in rows:
+        line = Line(row.contender, row.precision, row.threads)
+        lines.setdefault(row.op, {}).setdefault(line, []).append((row.elements, row.share))
+    high = max(1.1, 1.05 * max(y for panel in lines.values() for points in panel.values() for _, y in points))
+
+    def dress(axes):
+        axes.set_ylim(0, high)
+        axes.axhline(1, color="C3", linewidth=1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
+
+    _panels(lines, path, f"fewest bytes / time, as a share of a copy's bandwidth (red), on {rows[0].device}", dress)
+
+
+def memory(rows: list[Row], path: Path) -> None:
+    """Peak memory over the inputs, in tensors of the case's size, at the largest size that all have in common."""
+    _bars(
+        _at_size(rows, max),
+        path,
+        f"peak memory over the inputs at the largest size, forward + backward, on {rows[0].device}",
+        "tensors of the op's size",
+        lambda row: row.peak_bytes / (row.elements * (2 if row.dtype == "bfloat16" else 4)),
+        "{:.1f}",
+    )
+
+
+def host(rows: list[Row], path: Path) -> None:
+    """What a call costs the host, at the smallest size; on a CPU, where host and device are one, the whole call."""
+    on_cpu = rows[0].kind == "cpu"
+    what = f"a call on {min(row.elements for row in rows)} elements" if on_cpu else "host time of a call"
+    _bars(
+        _at_size(rows, min),
+        path,
+        f"overhead: {what}, forward + backward, on {rows[0].device}",
+        "microseconds",
+        lambda row: 1e3 * (row.host_time or row.time),
+        "{:.0f}",
+    )
+
+
+def training_steps(rows: list[Row], path: Path) -> None:
+    """Time of a whole training step, eager calls and CUDA graphs."""
+    _bars(rows, path, f"a whole training step on {rows[0].device}", "milliseconds", lambda row: row.time, "{:.3g}")
+
+
+def _at_size(rows, choose) -> list[Row]:
+    """One float32 row a contender and op: at its smallest or largest size, on all threads."""
+    threads = max((row.threads or 0 for row in rows), default=0)
+    rows = [row for row in rows if row.precision == "float32" and (row.threads or 0) == threads]
+    sizes: dict[str, int] = {}
+    for row in rows:
+        sizes[row.op] = choose(row.elements, sizes.get(row.op, row.elements))
+    return [row for row in rows if row.elements == sizes[row.op]]
+
+
+def _panels(lines: dict[str, dict[Line, list]], path: Path, title: str, dress: Callable, prefix: str = "") -> None:
+    """One panel an op, by size; the legend takes a place of its own."""
+    count = len(lines) + 1
+    across = min(COLUMNS, count)
+    down = -(-count // across)
+    with figure(path, 2.9 * across, 2.5 * down + 0.4) as canvas:
+        grid = list(canvas.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+        for axes, (op, panel) in zip(grid, lines.items()):
+            dress(axes)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=6))
+            axes.set_title(op)
+            for line, points in panel.items():
+                axes.plot(*zip(*sorted(points)), **line.style)
+        for axes in grid[len(lines) :]:
+            axes.set_axis_off()
+        for axes in grid[max(len(lines) - across, 0) : len(lines)]:
+            axes.tick_params(labelbottom=True)  # matplotlib labels the bottom row alone, where nothing may stand
+        _legend(canvas, [line for panel in lines.values() for line in panel], prefix)
+        canvas.supxlabel("elements of one tensor", fontsize=9)
+        canvas.suptitle(title, fontsize=11)
+
+
+def _legend(canvas, lines: list[Line], prefix: str) -> None:
+    """Colour, marker and dash each once."""
+    handles = [
+        Line2D([], [], color=COLORS[name], linewidth=2, label=f"{prefix}{name}")
+        for name in dict.fromkeys(line.name for line in lines)
+    ]
+    handles += [
+        Line2D([], [], color="0.4", marker=MARKERS[name], linestyle="", label=name)
+        for name in dict.fromkeys(line.precision for line in lines)
+    ]
+    threads = sorted({line.threads for line in lines if line.threads})
+    handles += [
+        Line2D([], [], color="0.4", linestyle=":" if count == 1 else "-", label=_threads(count)) for count in threads
+    ]
+    canvas.axes[-1].legend(handles=handles, frameon=False, loc="center")
+
+
+def _bars(rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float], text: str) -> None:
+    """Bars of every contender, grouped by op, with their numbers."""
+    threads = {row.threads for row in rows}
+    groups = list(dict.fromkeys(_group(row, threads) for row in rows))
+    names = list(dict.fromkeys(row.contender for row in rows))
+    width = 0.8 / len(names)
+    with figure(path, max(5.0, max(1.2, 0.44 * len(names)) * len(groups) + 2.2), 3.4) as canvas:
+        axes = canvas.subplots()
+        for number, name in enumerate(names):
+            own = {_group(row, threads): value(row) for row in rows if row.contender == name}
+            base, graph = name.removesuffix(GRAPH), name.endswith(GRAPH)
+            bars = axes.bar(
+                [groups.index(group) + (number - (len(names) - 1) / 2) * width for group in own],
+                list(own.values()),
+                0.92 * width,
+                color=COLORS[base],
+                hatch="///" if graph else None,
+                edgecolor="white",
+                linewidth=0,
+                label=f"{base}, CUDA graph" if graph else name,
+            )
+            axes.bar_label(bars, labels=[text.format(v) for v in own.values()], fontsize=7, padding=1)
+        axes.set(title=title, ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
+        axes.margins(y=0.12)
+        axes.grid(False, axis="x")
+        axes.set_axisbelow(True)
+        canvas.legend(loc="outside right upper", frameon=False)
+
+
+def _group(row, threads):
+    return row.op if len(threads) == 1 else f"{row.op}\n{_threads(row.threads)}"
+
+
+def _threads(count):
+    return f"{count} CPU thread{'s' * (count > 1)}"

@@ -1,0 +1,115 @@
+"""A contender at a case, past the gate: what is timed of it."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from vae_fast.benchmarks import correctness, steps
+from vae_fast.benchmarks.contenders import Contender
+from vae_fast.benchmarks.formulas import Inputs, draw_inputs
+from vae_fast.benchmarks.results import OK
+from vae_fast.benchmarks.timing import Work
+
+WHOLE = ("forward+backward", "step")  # the phases that are a whole call
+MOST_SETS = 256
+
+
+class Entrant(NamedTuple):
+    """works: by phase, none for one that did not pass; status: "ok" or the reason; error: against the reference."""
+
+    contender: Contender
+    works: dict[str, Work]
+    sets: int = 1
+    status: str = OK
+    error: float | None = None
+
+    def call(self):
+        """One whole call."""
+        work = next(self.works[phase] for phase in WHOLE if phase in self.works)
+        return work.run(work.prepare(0))
+
+
+def enter(case, contenders: list[Contender], device: torch.device) -> list[Entrant]:
+    """Every contender, checked against the reference; what does not match, or cannot run here, has no works."""
+    torch._dynamo.reset()  # or torch.compile would remember the last size, and prepare for more
+    return (_enter_step if case.is_step else _enter_op)(case, contenders, device)
+
+
+def _enter_op(case, contenders, device):
+    first, noise = draw_inputs(case, device), correctness.draw_noise(case, device)
+    functions = {contender: contender.function(case.op) for contender in contenders}
+    checked = {
+        contender: _attempt(correctness.check_op, case, contender, function, first, noise)
+        for contender, function in functions.items()
+    }
+    del noise
+    count = _rotation(sum(tensor.nbytes for tensor in first.tensors), device)
+    sets = [first, *(draw_inputs(case, device, seed) for seed in range(1, count))]
+    return [
+        Entrant(contender, _phases(functions[contender], sets) if status == OK else {}, count, status, error)
+        for contender, (error, status) in checked.items()
+    ]
+
+
+def _enter_step(case, contenders, device):
+    first = steps.draw_batch(case, device)
+    count = _rotation(first.nbytes, device)
+    batches = [first, *(steps.draw_batch(case, device, seed) for seed in range(1, count))]
+    entrants = []
+    for contender in contenders:
+        error, status = _attempt(correctness.check_step, case, contender, device)
+        works = {}
+        if status == OK:
+            step = contender.step(steps.build_model(case.op, device), first)
+            works["step"] = Work(step, lambda number: batches[number % count])
+        entrants.append(Entrant(contender, works, count, status, error))
+    return entrants
+
+
+def _attempt(check: Callable[..., float], *arguments) -> tuple[float | None, str]:
+    """(error, "ok"), or (None, why there is none). A compiler that is missing must not end the run."""
+    try:
+        return check(*arguments), OK
+    except correctness.Wrong as wrong:
+        return None, str(wrong)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None, "skipped: it ran out of memory"
+        return None, f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _rotation(size: int, device: torch.device) -> int:
+    """How many sets of inputs of `size` bytes to rotate through, so that none is found in a GPU's L2."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(max(math.ceil(3 * cache / size), 1), MOST_SETS)
+
+
+def _phases(function: Callable, sets: list[Inputs]) -> dict[str, Work]:
+    """Noise is drawn in the timed calls, as in training; upstream gradients have the dtypes of this contender."""
+
+    def forward(inputs):
+        return function(inputs.leaves, inputs.target, None)
+
+    def backward(state):
+        outputs, inputs = state
+        return torch.autograd.grad(outputs, inputs.leaves, inputs.upstream)
+
+    def pick(number):
+        return sets[number % len(sets)]
+
+    outputs = forward(sets[0])
+    sets = [inputs._replace(upstream=correctness.upstream_for(outputs, inputs)) for inputs in sets]
+    del outputs
+    return {
+        "forward": Work(forward, pick),
+        "backward": Work(backward, lambda number: (forward(pick(number)), pick(number))),
+        "forward+backward": Work(lambda inputs: backward((forward(inputs), inputs)), pick),
+    }

@@ -1,0 +1,66 @@
+"""The instructions that a launch may issue per element, from the numbers `ISSUED...` beside the kernels."""
+
+from vae_fast.kernels import gaussian, likelihoods, reconstruction, tiling
+
+
+def issued_limit(launch, operands):
+    """Instructions per element on sm_90 in a layout that allows wide accesses; None where there is no number.
+
+    operands: (tensor, strides) of the tensors that have an element for each lane. float64 has no number: it is there
+    for checking gradients. Nor have the sums of partial sums, a thousandth of the work. A likelihood without a number
+    may issue none, so the audit fails and says how many it issues.
+    """
+    sizes = [tensor.element_size() for tensor, _ in operands]
+    if launch.name not in LIMITS or max(sizes) > 4:
+        return None
+    return LIMITS[launch.name](launch.arguments) + _layout(launch.arguments) + tiling.ISSUED["half"] * sizes.count(2)
+
+
+def _forward(arguments):
+    _, _, prior, _, z, eps, _ = arguments["operands"]
+    kl = arguments["REDUCTION"] is not None
+    wanted = {"kl": kl, "prior": prior is not None, **_latent(arguments, z is not None, eps)}
+    return _sum(gaussian.ISSUED_FORWARD, wanted)
+
+
+def _backward(arguments):
+    _, _, prior, _, grad_z, grad_kl, eps, _, _, grad_prior, _ = arguments["operands"]
+    kl = grad_kl is not None
+    wanted = {"kl": kl, "prior": kl and prior is not None, "gradient of the prior": grad_prior is not None}
+    return _sum(gaussian.ISSUED_BACKWARD, {**wanted, **_latent(arguments, grad_z is not None, eps)})
+
+
+def _latent(arguments, sampled, eps):
+    return {
+        "tensors": True,
+        "sample": sampled,
+        "noise": sampled and eps is None,
+        "clamp": arguments["LOW"] is not None,
+    }
+
+
+def _reconstruct(arguments):
+    number = likelihoods.ISSUED.get(arguments["LIKELIHOOD"].__name__, likelihoods.Issued(0, 0, 0, 0))
+    summed, each = arguments["partials"] is not None, arguments["loss"] is not None
+    if all(grad is None for grad in arguments["grads"]):
+        return number.sum if summed else number.each
+    return number.both if summed or each else number.gradient
+
+
+def _scale(arguments):
+    return reconstruction.ISSUED_SCALE * len(arguments["grads"])
+
+
+LIMITS = {"_forward": _forward, "_backward": _backward, "_reconstruct": _reconstruct, "_scale": _scale}
+
+
+def _layout(arguments):
+    """What the layout adds."""
+    rows = arguments.get("AXES", "columns") != "columns" or arguments.get("REDUCTION") == "latent"
+    parts = {"rows": rows, "dimension": len(arguments.get("shape", " ")) - 1, "wide": arguments["WIDE"]}
+    return _sum(tiling.ISSUED, parts)
+
+
+def _sum(numbers, wanted):
+    """The numbers of what is wanted, each as often as it is."""
+    return sum(numbers[part] * times for part, times in wanted.items())

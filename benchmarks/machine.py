@@ -1,0 +1,81 @@
+"""Where a result was measured: what each row says of the machine, the software and the source."""
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from vae_fast.app.doctor import environment
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("python", "torch", "triton", "vae_fast")
+
+
+def describe(device: torch.device) -> dict[str, str | float | None]:
+    """The fields of every row of a run on `device`; "unknown" for what the machine does not say."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": _device_name(device),
+        "kind": device.type,
+        "driver": _driver(device),
+        "cuda": torch.version.cuda or "none",
+        **{name: version for name, version in environment(device) if name in PACKAGES},
+        "commit": _commit(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def folder_name(description: dict[str, str]) -> str:
+    """A name for the folder of a device's results: "nvidia-h200", "cpu-intel-xeon-processor"."""
+    words = re.sub(r"\([^)]*\)", "", description["device"]).lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+    return slug if description["kind"] == "cuda" else f"cpu-{slug}"
+
+
+def all_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {all_threads()} cores"
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _driver(device):
+    if device.type != "cuda":
+        return "none"
+    return _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
+
+
+def _commit():
+    """The commit of the source, "-dirty" if it was changed since. VAE_FAST_COMMIT says it for a copy without git."""
+    if os.environ.get("VAE_FAST_COMMIT"):
+        return os.environ["VAE_FAST_COMMIT"]
+    # An installed package may lie inside the repository of somebody else.
+    if not _first_line("git", "-C", HERE, "ls-files", "--", Path(__file__).name):
+        return "unknown"
+    return _first_line("git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown"
+
+
+def _first_line(*command):
+    """What a command says first, "" if it cannot."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return result.stdout.partition("\n")[0].strip()

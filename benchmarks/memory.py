@@ -1,0 +1,64 @@
+"""Memory: what is free, what a call takes at its peak, and how fast the device copies."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Work, statistics, take_turns
+
+COPY_BYTES = 2**30  # a GPU's; far beyond any cache
+COPY_BYTES_CPU = 2**28
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes; None where the machine does not say."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def peak_memory(call: Callable, device: torch.device) -> int:
+    """The most bytes that `call` held at a time beside what was there before it, results included."""
+    if device.type != "cuda":
+        return _peak_on_cpu(call)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    result = call()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(call: Callable) -> int:
+    """The running sum of the allocations that PyTorch's profiler reports."""
+    quiet = patch.dict(os.environ, {"KINETO_LOG_LEVEL": "99"})  # it would print two lines a call
+    with quiet, torch.autograd.profiler.profile(profile_memory=True) as profile:
+        result = call()
+    del result
+    changes = [(e.start_ns(), e.nbytes()) for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def copy_bandwidth(device: torch.device, effort: Effort) -> float:
+    """Bytes a second of a large copy within the device: those read and those written."""
+    wanted = COPY_BYTES if device.type == "cuda" else COPY_BYTES_CPU
+    free = free_memory(device)
+    size = min(wanted, (free or wanted) // 8)
+    source = torch.rand(size // 4, device=device)
+    work = Work(torch.empty_like(source).copy_, lambda number: source)
+    timer = DeviceTimer(work, sets=1, most=10) if device.type == "cuda" else HostTimer(work)
+    samples = take_turns({"copy": timer}, effort)["copy"]
+    return 2 * source.nbytes / (statistics([s["time"] for s in samples]).median / 1e3)

@@ -1,0 +1,163 @@
+"""The report of a folder of results: report.md with its figures, and the table that a terminal shows.
+
+python -m vae_fast.benchmarks.report FOLDER writes it again, from the folder's results.json, on any machine.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from vae_fast.benchmarks import charts, tables, traffic_table
+from vae_fast.benchmarks.cases import CASES
+from vae_fast.benchmarks.results import Results, Row, load
+from vae_fast.models.storage import atomic_path
+
+REPORT = "report.md"
+FIGURES = {
+    "speedup": "Speed-up over eager and torch.compile by size. In the red part vae_fast is slower.",
+    "steps": "A whole training step, the network and Adam included.",
+    "bandwidth": "Share of the copy bandwidth by size: the fewest bytes over the time. A copy is the red line.",
+    "memory": "Peak memory over the inputs.",
+    "host": "Host overhead.",
+}
+TRAFFIC_NOTE = (
+    "Bytes that the kernels load and store over the fewest, by the interpreter's count, in every option, dtype and "
+    "layout. Small tensors: vectors [B] and partial sums weigh more here than at a real size."
+)
+TRAFFIC_COMMAND = "Not counted in this run: `python -m vae_fast.benchmarks.report <this folder>` adds it."
+NO_PROBLEMS = "No lane outside a tensor, and no address stored twice in a launch."
+CPU_NOTE = (
+    "**These are CPU figures.** Triton compiles for GPUs, so what runs here is vae_fast's PyTorch path: they say "
+    "nothing of the kernels."
+)
+GPU_METHOD = """\
+- Time is that of one call after the other on a GPU that was idle, by CUDA events around batches. Device time is that of
+  calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full.
+- Inputs and results rotate through three times the L2: nothing is found there.
+"""
+CPU_METHOD = """\
+- Time is that of a call on the host's clock. One set of inputs is used again and again, so small cases find theirs in
+  the cache, and a share of the copy bandwidth, which is that of main memory, can be over 100 %.
+"""
+METHOD = """\
+- No speed is shown for a result that does not match float64 first: outputs and gradients, with the same noise for all.
+- Timed calls draw their noise, as in training. Contenders take turns in one run; figures are medians, with the 20th and
+  80th percentiles, and the minimum, in results.csv.
+- Graphs are compared with graphs, calls with calls. Every contender of torch.compile gets static shapes.
+- The floor is the fewest bytes: 8 elements a latent for sample and KL, 2p + 1 for p parameters of a likelihood. What
+  eager moves is counted op by op, inputs and outputs; a hidden pass inside one of PyTorch's kernels may be missing.
+"""
+
+
+def write(rows: list[Row], folder: Path, traffic: bool = True) -> Path:
+    """Write report.md and the figures into `folder`; returns the path of the first.
+
+    traffic: count the kernels' traffic as well, which takes a minute and is the same on every machine.
+    """
+    drawn = {path.stem for path in charts.draw(rows, folder)}
+    text = "\n\n".join(section.strip() for section in _sections(rows, drawn, traffic) if section) + "\n"
+    with atomic_path(folder / REPORT) as path:
+        path.write_text(text, encoding="utf-8")
+    return folder / REPORT
+
+
+def _sections(rows, drawn, traffic) -> Iterable[str]:
+    yield f"# vae_fast on {rows[0].device}"
+    yield _origin(rows)
+    yield f"## In ten seconds\n\n{markdown(tables.OVERVIEW, tables.overview(rows))}\n\n*{tables.OVERVIEW_NOTE}*"
+    yield _losses(rows)
+    yield _unmeasured(rows)
+    yield "\n\n".join(f"![{text}]({name}.png)\n\n*{text}*" for name, text in FIGURES.items() if name in drawn)
+    yield _every_case(rows)
+    yield _overheads(rows)
+    yield "## Traffic\n\n" + (_traffic() if traffic else TRAFFIC_COMMAND)
+    method = GPU_METHOD if rows[0].kind == "cuda" else CPU_METHOD
+    yield f"## How it was measured\n\n{METHOD}{method}"
+    yield "## The cases\n\n" + markdown(("case", "why this one"), _reasons(rows))
+
+
+def _origin(rows):
+    """Where the figures come from, and when."""
+    first = rows[0]
+    said = {name: sorted({getattr(row, name) for row in rows}) for name in ("torch", "triton", "vae_fast", "commit")}
+    dates = sorted(row.date for row in rows)
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    copies = {row.threads: row.copy_bandwidth for row in rows if row.copy_bandwidth}
+    copy = ", ".join(
+        f"{value / 1e9:,.1f} GB/s{f' on {threads} thread' + 's' * (threads > 1) if threads else ''}"
+        for threads, value in copies.items()
+    )
+    lines = [
+        f"{when}; " + ", ".join(f"{name} {' and '.join(values)}" for name, values in said.items())
+        + (f", driver {first.driver}, CUDA {first.cuda}" if first.kind == "cuda" else "")
+        + f". A copy within the device: {copy or 'not measured'}, bytes read and written.",
+    ]  # fmt: skip
+    if any(row.quick for row in rows):
+        lines.append("Measured in the quick form: eager and vae_fast only, few sizes, few rounds.")
+    if first.kind == "cpu":
+        lines.append(CPU_NOTE)
+        load = max(row.load or 0 for row in rows)
+        if load > max(row.threads or 1 for row in rows) / 2:
+            lines.append(f"**The machine was busy** (load {load:.1f}): times on all threads mean little.")
+    return "\n\n".join(lines)
+
+
+def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    header, lines = tables.without_empty(header, lines)
+    rows = [header, ["---", *["--:"] * (len(header) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _losses(rows):
+    compared = [ratio for row in tables.ours(rows) for ratio in tables.ratios(row).values()]
+    listed = "".join(f"\n- {line}" for line in tables.losses(rows))
+    counts = f"{sum(map(tables.is_loss, compared))} of {len(compared)} comparisons"
+    return f"**Slower by more than {tables.NOISE - 1:.0%} in {counts}.**\n{listed}"
+
+
+def _unmeasured(rows):
+    lines = tables.unmeasured(rows)
+    return "**Without figures:**\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
+
+
+def _every_case(rows):
+    lines = tables.cases(rows, lambda text, ratio: f"**{text}**" if tables.is_loss(ratio) else text)
+    table = markdown((*tables.HEADER, *tables.MORE), lines)
+    return f"## Every case, forward and backward\n\n{table}\n\n*{tables.NOTE}; {tables.MORE_NOTE}. Losses are bold.*"
+
+
+def _overheads(rows):
+    lines = tables.overheads(rows)
+    return f"## Overhead\n\n{markdown(tables.OVERHEAD, lines)}\n\n*{tables.OVERHEAD_NOTE}*" if lines else ""
+
+
+def _traffic():
+    """The bytes that the kernels move, counted in Triton's interpreter: the same on every machine."""
+    try:
+        counted = traffic_table.traffic_table()
+    except RuntimeError as error:
+        return f"Not counted: {error}"
+    ops: dict[str, list] = {}
+    for row in counted:
+        ops.setdefault(row.op, []).append(row)
+    lines = []
+    for op, own in ops.items():
+        worst = max(own, key=lambda row: row.ratio)
+        lines.append((op, str(len(own)), f"{min(row.ratio for row in own):.3f}", f"{worst.ratio:.3f}", _call(worst)))
+    problems = "".join(f"\n- {row.op}, {_call(row)}: {problem}" for row in counted for problem in row.problems)
+    header = ("op", "calls", "least", "most", "which")
+    return f"{TRAFFIC_NOTE}\n\n{markdown(header, lines)}\n\n{problems or NO_PROBLEMS}"
+
+
+def _call(row):
+    return ", ".join(filter(None, (row.options, row.dtype, row.layout)))
+
+
+def _reasons(rows):
+    return [(name, CASES[name].why) for name in dict.fromkeys(row.case for row in rows) if name in CASES]
+
+
+if __name__ == "__main__":
+    FOLDER = Path(sys.argv[1])
+    print(write(load(FOLDER / Results.JSON), FOLDER))

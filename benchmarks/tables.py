@@ -1,0 +1,140 @@
+"""The tables of a report, as lines of text in columns: for Markdown and for a terminal alike."""
+
+from collections.abc import Callable
+
+from vae_fast.benchmarks.contenders import GRAPH
+from vae_fast.benchmarks.entrants import WHOLE
+from vae_fast.benchmarks.results import OK, Row
+
+NOISE = 1.05  # two runs of one contender differ by this much: less is neither a win nor a loss
+OVER = {"eager": "over_eager", "compile": "over_compile", "max-autotune": "over_compile_max_autotune"}
+
+OVERVIEW = ("op", *(f"x {name}" for name in OVER), "of copy bandwidth", "memory")
+OVERVIEW_NOTE = (
+    "x: how many times as fast as that, at worst and at best over all sizes and dtypes; then, at the largest size in "
+    "float32, the share of a copy's bandwidth, and the peak memory over the inputs as a share of eager's."
+)
+HEADER = ("case", "threads", "eager", "compile", "vae_fast", *(f"x {name}" for name in OVER), "(min)", "of copy")
+NOTE = (
+    "milliseconds, medians; x: how many times as fast as that; (min): as fast as eager by the minima, which other work "
+    "disturbs less; of copy: share of a copy's bandwidth, on the floor's bytes"
+)
+MORE = ("memory", "eager's bytes")
+MORE_NOTE = (
+    "memory: over the inputs, as a share of eager's; eager's bytes: those that its ops move, over the floor, which is "
+    "the speed-up that memory allows"
+)
+OVERHEAD = ("op", "host: eager", "compile", "vae_fast", "launches: eager", "compile", "vae_fast")
+OVERHEAD_NOTE = "microseconds of the host, and kernels, copies and fills, of one call at the smallest size"
+
+
+def ours(rows: list[Row]) -> list[Row]:
+    """The rows of vae_fast that have figures, of whole calls."""
+    return [row for row in rows if row.contender.startswith("vae_fast") and row.phase in WHOLE and row.status == OK]
+
+
+def is_loss(ratio: float) -> bool:
+    return ratio < 1 / NOISE
+
+
+def is_win(ratio: float) -> bool:
+    return ratio > NOISE
+
+
+def ratios(row: Row) -> dict[str, float]:
+    """How many times as fast as each other contender."""
+    found = {name: getattr(row, field) for name, field in OVER.items()}
+    return {name: ratio for name, ratio in found.items() if ratio}
+
+
+def overview(rows: list[Row]) -> list[tuple[str, ...]]:
+    """A line an op: the worst and the best speed-up, and bandwidth and memory at the largest size."""
+    lines = []
+    for op, own in _by_op(ours(rows)).items():
+        largest = max(own, key=lambda row: (row.precision == "float32", row.elements, row.threads or 0))
+        speeds = [_range([ratios(row)[name] for row in own if name in ratios(row)]) for name in OVER]
+        memory = _memory(largest, _partner(rows, largest, "eager"))
+        lines.append((op, *speeds, _percent(largest.share), memory))
+    return lines
+
+
+def cases(rows: list[Row], mark: Callable[[str, float], str]) -> list[tuple[str, ...]]:
+    """A line a case, and on a CPU a number of threads. mark(text, ratio) shows a speed-up for what it is."""
+    lines = []
+    for row in ours(rows):
+        eager, compiled = (_partner(rows, row, name) for name in ("eager", "compile"))
+        times = [f"{other.time:.3g}" if other else "" for other in (eager, compiled, row)]
+        by_minima = eager.time_min / row.time_min if eager and row.threads else None
+        speeds = [ratios(row).get(name) for name in OVER]
+        marked = [mark(f"{speed:.2f}", speed) if speed else "" for speed in (*speeds, by_minima)]
+        moved = f"{eager.moved_bytes / eager.floor_bytes:.1f}" if eager and eager.moved_bytes else ""
+        name, threads = row.case + GRAPH * row.captured, str(row.threads or "")
+        lines.append((name, threads, *times, *marked, _percent(row.share), _memory(row, eager), moved))
+    return lines
+
+
+def overheads(rows: list[Row]) -> list[tuple[str, ...]]:
+    """A line an op at its smallest size, of what a GPU's host does; nothing on a CPU."""
+    lines = []
+    for op, own in _by_op([row for row in ours(rows) if row.host_time]).items():
+        row = min(own, key=lambda row: (row.elements, row.precision != "float32"))
+        trio = [_partner(rows, row, "eager"), _partner(rows, row, "compile"), row]
+        hosts = [f"{1e3 * r.host_time:.0f}" if r and r.host_time else "" for r in trio]
+        lines.append((op, *hosts, *(str(r.launches) if r and r.launches else "" for r in trio)))
+    return lines
+
+
+def losses(rows: list[Row]) -> list[str]:
+    """Where another contender is faster by more than the noise: a line for each op and contender."""
+    lines = []
+    for op, own in _by_op(ours(rows)).items():
+        for name in OVER:
+            speeds = {row.case + row.on_threads: ratios(row)[name] for row in own if name in ratios(row)}
+            lost = sum(map(is_loss, speeds.values()))
+            if lost:
+                worst = min(speeds, key=speeds.get)
+                slower = f"{1 / speeds[worst]:.2f} times as slow"
+                lines.append(f"{op}: slower than {name} in {lost} of {len(speeds)}, at worst {slower} ({worst})")
+    return lines
+
+
+def unmeasured(rows: list[Row]) -> list[str]:
+    """What has no figures, and why."""
+    faulty = [row for row in rows if row.status != OK]
+    return [f"{row.case}{', ' * bool(row.contender)}{row.contender}: {row.status}" for row in faulty]
+
+
+def without_empty(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
+    """The same without the columns that are empty in every line."""
+    kept = [k for k in range(len(header)) if any(line[k] for line in lines)]
+    return [header[k] for k in kept], [[line[k] for k in kept] for line in lines]
+
+
+def _by_op(rows):
+    ops: dict[str, list[Row]] = {}
+    for row in rows:
+        ops.setdefault(row.op + GRAPH * row.captured, []).append(row)
+    return ops
+
+
+def _partner(rows, row, name):
+    """The row of the contender `name` beside `row`, captured if that is; None where it has no time."""
+    name += GRAPH * row.captured
+    same = ("case", "phase", "threads")
+    beside = (r for r in rows if r.contender == name and all(getattr(r, f) == getattr(row, f) for f in same))
+    return next((r for r in beside if r.time), None)
+
+
+def _memory(row, eager):
+    return _percent(row.peak_bytes / eager.peak_bytes) if eager and eager.peak_bytes and row.peak_bytes else ""
+
+
+def _percent(share):
+    return f"{share:.0%}" if share else ""
+
+
+def _range(values):
+    if not values:
+        return ""
+    low, high = f"{min(values):.2f}x", f"{max(values):.2f}x"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,157 @@
+"""Timing: contenders take turns in one run, on the host's clock for the CPU and by CUDA events for a GPU.
+
+A GPU is timed in three ways. *Device* time is that of calls queued behind a sleeping GPU, so that launches leave no
+gaps. *Host* time is what the same calls cost the host, whose queue is never full. *Time* alone is that of calls made
+one after the other on a GPU that was idle, which is the larger of the two: what a training loop sees. Inputs and
+results rotate through more memory than the L2 holds.
+"""
+
+import gc
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class Work(NamedTuple):
+    """What is timed: `run` of what `prepare(i)` returned. i counts the calls, and picks a set of inputs."""
+
+    run: Callable[[Any], Any]
+    prepare: Callable[[int], Any]
+
+
+class Effort(NamedTuple):
+    """How long to measure one phase of one case, all contenders together, and in how many rounds."""
+
+    seconds: float
+    least: int
+    most: int
+
+
+FULL = Effort(1.0, 7, 200)
+QUICK = Effort(0.4, 7, 200)
+WARM_UP = 3
+
+
+class Statistics(NamedTuple):
+    """Of the samples of one contender."""
+
+    median: float
+    p20: float
+    p80: float
+    minimum: float
+    rounds: int
+
+
+def statistics(samples) -> Statistics | None:
+    """Of a list of numbers; None of none."""
+    if not samples:
+        return None
+    p20, median, p80 = np.quantile(samples, (0.2, 0.5, 0.8)).tolist()
+    return Statistics(median, p20, p80, min(samples), len(samples))
+
+
+def take_turns(samplers: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, list]:
+    """Samples of each, in rounds: what the machine does beside is spread over all of them."""
+    samples: dict[str, list] = {name: [] for name in samplers}
+    order = list(samplers)
+    deadline = time.perf_counter() + effort.seconds
+    for number in range(effort.most):
+        if number >= effort.least and time.perf_counter() > deadline:
+            break
+        # Whoever goes second finds the inputs in the cache: they take turns at that too.
+        for name in order if number % 2 == 0 else reversed(order):
+            samples[name].append(samplers[name]())
+    return samples
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python's garbage collector would fall on whoever is measured when it wakes."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class HostTimer:
+    """Times single calls on the CPU. Calling it gives one sample: {"time": milliseconds}."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        for number in range(WARM_UP):
+            work.run(work.prepare(number))
+
+    def __call__(self) -> dict[str, float]:
+        state = self.work.prepare(0)
+        start = time.perf_counter()
+        result = self.work.run(state)
+        seconds = time.perf_counter() - start
+        del result  # freed outside of what is timed
+        return {"time": 1e3 * seconds}
+
+
+class DeviceTimer:
+    """Times batches of calls on a GPU. Calling it gives one sample: milliseconds a call of the three kinds.
+
+    sets: how many sets of inputs rotate; most: calls in a batch, for which queue and memory must have room.
+    """
+
+    SAMPLE = 2e-3  # seconds: long against the resolution of an event, half a microsecond
+    CLOCK = 2e9  # cycles a second, about: a sleep that is too short is found out and doubled
+    LONGEST_SLEEP = 4e8
+    ATTEMPTS = 6
+
+    def __init__(self, work: Work, sets: int, most: int):
+        self.work = work
+        self.number = 0
+        # Results are kept as long as a set of inputs rests, so that they rotate too; one alone is larger than the L2.
+        self.results: deque = deque(maxlen=sets if sets > 1 else 0)
+        self.start, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self.sleep = 1e6
+        self.synchronizes = False
+        for _ in range(WARM_UP):
+            self._batch(1)
+        seconds = self._batch(1)[0]
+        self.calls = max(int(min(self.SAMPLE / seconds, most)), 1)
+
+    def __call__(self) -> dict[str, float]:
+        sample = {"time": 1e3 * self._batch(self.calls)[0]}
+        if not self.synchronizes:
+            sample |= self._queued()
+        return sample
+
+    def _queued(self) -> dict[str, float]:
+        """Device and host time, of calls that were all queued before the first one began."""
+        for _ in range(self.ATTEMPTS):
+            device, host, began = self._batch(self.calls, self.sleep)
+            if not began:
+                return {"device": 1e3 * device, "host": 1e3 * host}
+            self.sleep = min(2 * max(self.sleep, host * self.calls * self.CLOCK), self.LONGEST_SLEEP)
+        self.synchronizes = True  # the contender waits for the device itself: no such times can be told apart
+        return {}
+
+    def _batch(self, calls: int, sleep: float = 0) -> tuple[float, float, bool]:
+        """Seconds a call on the device and on the host, and whether the first began before the last was queued."""
+        states = [self.work.prepare(self.number + i) for i in range(calls)]
+        self.number += calls
+        torch.cuda.synchronize()
+        if sleep:
+            torch.cuda._sleep(int(sleep))
+        self.start.record()
+        before = time.perf_counter()
+        while states:
+            self.results.append(self.work.run(states.pop()))
+        host = time.perf_counter() - before
+        self.end.record()
+        began = self.start.query()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1e3 / calls, host / calls, began

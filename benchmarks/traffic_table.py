@@ -1,0 +1,129 @@
+"""The bytes that each op really moves, counted in Triton's interpreter, against the fewest that it must.
+
+    rows = traffic_table()            # in a process of its own unless TRITON_INTERPRET=1
+    python -m vae_fast.benchmarks.traffic_table         # --main: the main calls alone, in seconds
+
+A lane outside every tensor, or between the elements of a strided one, and an address stored twice in one launch are
+problems: the command prints them and fails.
+"""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+from vae_fast.benchmarks.workloads import workloads
+from vae_fast.ops import backend
+
+
+class Row(NamedTuple):
+    """One call. floor: its inputs, outputs, upstream gradients and gradients, each once.
+
+    Where the gradient can be made in the forward pass, its inputs are read once for both directions.
+    """
+
+    op: str
+    options: str
+    dtype: str
+    layout: str
+    launches: int
+    forward: int  # bytes
+    backward: int
+    floor: int
+    problems: tuple[str, ...]
+
+    @property
+    def name(self):
+        return ", ".join(filter(None, (self.op, self.options, self.dtype, self.layout)))
+
+    @property
+    def ratio(self):
+        """Bytes moved over the floor."""
+        return (self.forward + self.backward) / self.floor if self.floor else math.nan
+
+
+def traffic_table(main=False) -> list[Row]:
+    """A row for each workload, or for the main ones alone. Raises RuntimeError where Triton is not installed."""
+    if not backend.HAS_TRITON:
+        raise RuntimeError("traffic is counted in Triton's interpreter: pip install triton")
+    if backend.interpreting():
+        return [measured(workload) for workload in workloads() if workload.main or not main]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "vae_fast.benchmarks.traffic_table", "--json", *(["--main"] if main else [])]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"counting traffic in the interpreter failed:\n{result.stderr}")
+    return [Row(*values[:-1], tuple(values[-1])) for values in json.loads(result.stdout)]
+
+
+def measured(workload) -> Row:
+    """Run one workload in the interpreter, in this process."""
+    from vae_fast.benchmarks.traffic import OutOfBounds, Traffic, count_traffic
+
+    counts = {"forward": Traffic(), "backward": Traffic()}
+
+    @contextlib.contextmanager
+    def observe(direction):
+        with count_traffic() as counts[direction]:
+            yield
+
+    names = (workload.op, workload.options, workload.dtype, workload.layout)
+    try:
+        tensors = workload.run(observe)
+    except OutOfBounds as error:
+        return Row(*names, 0, 0, 0, 0, (str(error),))
+    forward, backward = counts["forward"], counts["backward"]
+    problems = [f"{direction}: {problem}" for direction, traffic in counts.items() for problem in _problems(traffic)]
+    launches = forward.launches + backward.launches
+    return Row(*names, launches, forward.moved(), backward.moved(), floor(workload, *tensors), tuple(problems))
+
+
+def floor(workload, leaves, constants, outputs, upstream, gradients):
+    """The fewest bytes, for the tensors that `Workload.run` returns.
+
+    A gradient that is the upstream one itself is not made, nor is its leaf read.
+    """
+    given = {tensor.data_ptr() for tensor in upstream}
+    made = [gradient.data_ptr() not in given for gradient in gradients]
+    forward = _bytes(*leaves, *constants, *outputs)
+    backward = _bytes(*upstream, *(gradient for gradient, new in zip(gradients, made) if new))
+    if gradients and not _in_forward(workload, outputs):
+        backward += _bytes(*(leaf for leaf, new in zip(leaves, made) if new), *constants)
+    return forward + backward
+
+
+def _in_forward(workload, outputs):
+    """Whether one pass over the inputs is enough for both directions."""
+    return workload.op in ("reconstruction_loss", "elbo_loss") and all(output.dim() == 0 for output in outputs)
+
+
+def _bytes(*tensors):
+    """Of distinct elements: an expanded tensor has few."""
+    sizes = [(t.element_size(), *(size for size, stride in zip(t.shape, t.stride()) if stride)) for t in tensors]
+    return sum(math.prod(size) for size in sizes)
+
+
+def _problems(traffic):
+    yield from (f"{count} addresses of {'.'.join(key)} stored twice" for key, count in traffic.overwrites.items())
+    yield from (f"{count} lanes between the elements of {'.'.join(key)}" for key, count in traffic.gaps.items())
+
+
+def show(rows):
+    """Print the table; returns the exit status."""
+    for row in rows:
+        moved = f"{row.forward:6d} + {row.backward:6d} bytes, {row.ratio:.3f} x floor"
+        print(f"{row.name:90s} {row.launches} launches, {moved}")
+    problems = [f"{row.name}: {problem}" for row in rows for problem in row.problems]
+    print("\n".join(problems) or "no lane outside a tensor, no address stored twice")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    table = traffic_table("--main" in sys.argv)
+    if "--json" in sys.argv:
+        json.dump(table, sys.stdout)
+    else:
+        sys.exit(show(table))

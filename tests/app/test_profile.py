@@ -1,0 +1,105 @@
+"""`vae-fast profile`: where the time of training goes, the trace, and bad input."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import record_function
+from typer.testing import CliRunner
+
+from vae_fast import VAE
+from vae_fast.app import cli, profile
+from vae_fast.ops.backend import interpreting
+
+pytestmark = pytest.mark.skipif(interpreting(), reason="commands are the same on any backend")
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["profile", *map(str, arguments)])
+
+
+def small():
+    return VAE((6, 5), latent_dim=2, hidden_dims=(8,))
+
+
+def test_digits_and_a_new_model_by_default(tmp_path):
+    result = run("--output", tmp_path / "new", "--steps", 3, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    for part in profile.NOTES:
+        assert f"  {part} " in result.output
+    assert "samples/s without the profiler, over 3 steps of 128" in result.output
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["trace.json"]
+
+
+def test_a_saved_model_on_ones_own_images(tmp_path):
+    small().save(tmp_path / "model")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((7, 6, 5)))
+    options = ("--model", tmp_path / "model", "--data", tmp_path / "images.npy", "--output", tmp_path)
+    result = run(*options, "--steps", 2, "--batch-size", 100)
+    assert result.exit_code == 0, result.output
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {event.get("name") for event in events}
+    assert {"vae_fast::gaussian_forward", "vae_fast::elbo_forward", "vae_fast: data"} <= names
+
+
+def test_the_parts_are_told_apart_and_add_up(monkeypatch):
+    def slow(data, batch_size, device):
+        while True:
+            with record_function(profile.DATA):
+                time.sleep(0.02)
+            yield data[:batch_size]
+
+    monkeypatch.setattr(profile, "_batches", slow)
+    start = time.perf_counter()
+    found = profile.profile_training(small(), torch.rand(16, 6, 5), steps=4, batch_size=8)
+    assert 0 < found.samples_per_second < 8 / 0.02
+    assert 20 <= found.milliseconds[profile.WAITING] < 1e3 * (time.perf_counter() - start) / 4
+    assert all(found.milliseconds[part] > 0 for part in profile.NOTES)
+    assert found.milliseconds[profile.WAITING] == max(found.milliseconds.values())
+
+
+@pytest.mark.cuda_only
+def test_the_parts_on_a_gpu():
+    found = profile.profile_training(small().cuda(), torch.rand(16, 6, 5), steps=4, batch_size=8)
+    assert all(found.milliseconds[part] > 0 for part in profile.NOTES)
+    assert found.milliseconds[profile.OURS] < found.milliseconds[profile.HOST]  # of so small a model
+
+
+BAD_OPTIONS = [
+    (["--steps", "0"], "'--steps': steps is 0: expected 1 or more"),
+    (["--steps", "-1"], "'--steps': steps is -1: expected 1 or more"),
+    (["--batch-size", "0"], "'--batch-size': batch_size is 0: expected 1 or more"),
+    (["--device", "tpu"], "'--device': device is 'tpu': expected 'auto', 'cpu', 'cuda' or 'cuda:<index>'"),
+    (["--device", "cuda:99"], "'--device': device is 'cuda:99': PyTorch finds "),
+    (["--data", "nothing.npy"], "'--data': nothing.npy cannot be read: No such file or directory"),
+    (["--model", "nowhere"], "'--model': path is nowhere: expected a folder that VAE.save wrote"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=[" ".join(options) for options, _ in BAD_OPTIONS])
+def test_bad_options(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_the_model_cannot_take(tmp_path):
+    small().save(tmp_path / "model")
+    np.save(tmp_path / "images.npy", np.zeros((7, 4, 4)))
+    result = run("--model", tmp_path / "model", "--data", tmp_path / "images.npy", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "'--data': x has shape [1, 4, 4]: expected [B, 6, 5]" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile, "profile_training", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    result = run("--output", tmp_path / "file" / "run")
+    assert result.exit_code == 2
+    assert "'--output': " in result.output
+    assert "expected a folder that can be written (Not a directory)" in result.output

@@ -1,0 +1,111 @@
+"""`vae-fast bench`: one real run of the smallest case, and what it says of bad input."""
+
+import os
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vae_fast.app import bench, cli
+from vae_fast.benchmarks import measure, memory, results, timing
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
+
+CASE = "kl/1x32/float32"
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["bench", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def _little_effort(monkeypatch):
+    monkeypatch.setattr(timing, "QUICK", timing.Effort(0.0, 3, 3))
+    monkeypatch.setattr(memory, "COPY_BYTES_CPU", 2**20)
+
+
+def test_a_quick_run(tmp_path):
+    result = run("--quick", "--case", CASE, "--device", "cpu", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"[1/1] {CASE}: vae_fast, 1 thread " in result.output
+    assert "x eager" in result.output
+    assert f"written to {tmp_path}/report.md" in result.output
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "bandwidth.png", "host.png", "memory.png", "report.md", "results.csv", "results.json", "speedup.png"
+    ]  # fmt: skip
+    rows = results.load(tmp_path / "results.json")
+    assert {row.contender for row in rows} == {"eager", "vae_fast"}
+    assert all(row.quick and row.kind == "cpu" and row.device.endswith("cores") for row in rows)
+
+
+def test_the_folder_has_the_name_of_the_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("--quick", "--case", CASE, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "benchmarks" / "results").iterdir()
+    assert folder.name.startswith("cpu-")
+    assert folder.name.endswith("-quick")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--case", "nope"], "'--case': case is 'nope': expected one of 'sample_kl', "),
+        (["--device", "cuda:99"], "'--device': device is 'cuda:99': PyTorch finds "),
+        (["--device", "tpu"], "'--device': device is 'tpu': expected 'auto', 'cpu', 'cuda' or 'cuda:<index>'"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_bad_options(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("--quick", *options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_where_there_is_none():
+    result = run("--quick", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "'--device': device is 'cuda': PyTorch finds 0 CUDA devices here" in result.output
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    result = run("--quick", "--case", CASE, "--output", tmp_path / "file" / "folder")
+    assert result.exit_code == 2
+    assert "'--output': " in result.output
+    assert "expected a folder that can be written (Not a directory)" in result.output
+
+
+def test_an_output_that_holds_something_else(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    result = run("--quick", "--case", CASE, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "does not hold results of this release" in result.output
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
+    def say(line):
+        if line.startswith("[2/3]"):
+            raise KeyboardInterrupt
+        bench.console.print(line, markup=False, soft_wrap=True)
+
+    monkeypatch.setattr(bench, "_say", say)
+    options = [f for op in ("kl", "mse", "gaussian") for f in ("--case", f"{op}/1x32/float32")]
+    result = run("--quick", *options, "--device", "cpu", "--output", tmp_path)
+    assert result.exit_code == bench.INTERRUPTED
+    assert "interrupted: the cases above are kept" in result.output
+    assert {row.op for row in results.load(tmp_path / "results.json")} == {"kl", "mse"}
+    assert (tmp_path / "report.md").exists()
+
+
+def test_a_case_that_does_not_fit_is_a_line_and_no_crash(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "CPU_ELEMENTS", 31)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**10)
+    result = run("--quick", "--case", CASE, "--device", "cpu", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "without figures:" not in result.output or "skipped" in result.output

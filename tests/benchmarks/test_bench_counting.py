@@ -1,0 +1,103 @@
+"""Counts: bytes that PyTorch's ops move, to the byte, and peak memory."""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vae_fast.benchmarks import cases, counting, formulas, memory
+from vae_fast.benchmarks.formulas import OPS
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
+
+CPU = torch.device("cpu")
+N = 60
+SIZE = 4 * N  # bytes of one tensor
+
+
+def tensors(count):
+    return [torch.rand(6, 10) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("call", "moved"),
+    [
+        (lambda a, b: a + b, 3 * SIZE),
+        (lambda a, b: a.add_(b), 3 * SIZE),
+        (lambda a, b: a.fill_(1), SIZE),
+        (lambda a, b: a.copy_(b), 2 * SIZE),
+        (lambda a, b: torch.add(a, b, out=torch.empty(6, 10)), 3 * SIZE),
+        (lambda a, b: torch.randn_like(a), SIZE),
+        (lambda a, b: torch.zeros_like(a), SIZE),
+        (lambda a, b: a.clone(), 2 * SIZE),
+        (lambda a, b: a.to(torch.bfloat16), SIZE + SIZE // 2),
+        (lambda a, b: a.sum(), SIZE),
+        (lambda a, b: torch.cat((a, b)), 4 * SIZE),
+        (lambda a, b: a[:1].expand(6, 10) + b, 2 * SIZE + 40),  # a row of 40 bytes, however often it is repeated
+        (lambda a, b: a.view(-1).t().chunk(2)[0].detach(), 0),
+        (lambda a, b: torch.empty_like(a), 0),
+        (lambda a, b: F.mse_loss(a, b, reduction="sum"), 4 * SIZE),  # reads 2, writes 1 and reads it to sum it
+    ],
+)
+def test_bytes_of_one_call(call, moved):
+    first, second = tensors(2)
+    assert counting.count_ops(lambda: call(first, second)).bytes == pytest.approx(moved, abs=20)  # scalars
+
+
+@pytest.mark.no_poison("the fill would be counted")
+@pytest.mark.parametrize(
+    ("op", "elements"),
+    [
+        ("mse", 8),  # forward as above, backward 3 and a gradient that is zeroed first
+        ("bernoulli", 21),  # 20 on a GPU; on a CPU log_sigmoid writes a buffer as well
+        ("gaussian", 56.5),  # half an element for the bool tensors of its check of the variance
+    ],
+)
+def test_bytes_of_what_users_write(op, elements):
+    case = cases.Case(op, (64, 625), *cases.FLOAT32, "small")
+    inputs = formulas.draw_inputs(case, CPU)
+
+    def call():
+        loss = OPS[op].eager(inputs.leaves, inputs.target, None)
+        return torch.autograd.grad(loss, inputs.leaves)
+
+    assert counting.count_ops(call).bytes / (4 * case.elements) == pytest.approx(elements, rel=1e-3)
+
+
+def test_passes_are_ops_that_touch_memory():
+    (a,) = tensors(1)
+    assert counting.count_ops(lambda: (a.view(-1) * 2).exp().t()).passes == 2
+
+
+def test_counting_changes_no_result():
+    a, b = tensors(2)
+    a.requires_grad_()
+    plain = torch.autograd.grad(F.binary_cross_entropy_with_logits(a, b), a)
+    counted = []
+    counting.count_ops(lambda: counted.extend(torch.autograd.grad(F.binary_cross_entropy_with_logits(a, b), a)))
+    assert torch.equal(plain[0], counted[0])
+
+
+@pytest.mark.no_poison("the fill needs memory of its own")
+def test_peak_memory_counts_what_is_held_at_once():
+    a = torch.rand(1000, 100)
+
+    def call():
+        b = a + 1
+        c = b + 1
+        del b
+        return c * 2  # c and the result: b is gone
+
+    assert memory.peak_memory(call, CPU) == pytest.approx(2 * a.nbytes, abs=20)  # the two numbers are scalars
+    assert memory.peak_memory(lambda: None, CPU) == 0
+
+
+def test_peak_memory_prints_nothing(capfd):
+    memory.peak_memory(lambda: torch.rand(10), CPU)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_free_memory_is_that_of_this_machine():
+    free = memory.free_memory(CPU)
+    assert free is None or 2**20 < free < 2**50

@@ -1,0 +1,221 @@
+"""Measuring: what a row says, who gets no figures and why, and what an interrupted run keeps. No time is asserted."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+
+from vae_fast.benchmarks import cases, machine, measure, memory, results, timing
+from vae_fast.benchmarks.contenders import CONTENDERS, Contender
+from vae_fast.benchmarks.formulas import OPS
+from vae_fast.benchmarks.results import Results
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
+
+CPU = torch.device("cpu")
+CASE = cases.CASES["mse/1x32/float32"]
+TWO = {name: CONTENDERS[name] for name in ("eager", "vae_fast")}
+
+
+@pytest.fixture(scope="module")
+def session():
+    description = {**machine.describe(CPU), "date": "today"}
+    return measure.Session(CPU, True, timing.Effort(0.0, 3, 3), description, {1: 1e9, 2: 2e9})
+
+
+def test_rows_of_an_op(session):
+    rows = measure.measure(CASE, session, TWO)
+    phases = ("forward", "backward", "forward+backward")
+    assert [(r.threads, r.phase, r.contender) for r in rows] == [
+        (threads, phase, name) for threads in (1, 2) for phase in phases for name in TWO
+    ]
+    for row in rows:
+        assert (row.case, row.op, row.shape, row.elements, row.status) == (CASE.name, "mse", "1x32", 32, "ok")
+        assert 0 < row.time_min <= row.time_p20 <= row.time <= row.time_p80
+        assert row.rounds == 3
+        assert row.error < 1e-5
+        assert (row.device, row.date, row.kind) == (session.description["device"], "today", "cpu")
+        assert (row.host_time, row.device_time, row.launches) == (None, None, None)
+        assert row.quick
+    for eager, ours in zip(rows[::2], rows[1::2]):
+        assert ours.over_eager == pytest.approx(eager.time / ours.time)
+        assert (eager.over_eager, eager.over_compile) == (None, None)
+
+
+def test_what_is_counted_of_a_whole_call(session):
+    eager, ours = measure.measure(CASE, session, TWO)[4:6]
+    assert eager.moved_bytes == pytest.approx(8 * 4 * 32, abs=40)
+    assert eager.passes >= 4
+    assert eager.peak_bytes >= 4 * 32
+    assert ours.peak_bytes >= 4 * 32
+    assert (eager.note, ours.note) == ("", "")
+    assert eager.floor_bytes == ours.floor_bytes == 3 * 4 * 32
+    assert ours.bandwidth == pytest.approx(ours.floor_bytes / (ours.time / 1e3))
+    assert ours.share == pytest.approx(ours.bandwidth / 1e9)
+
+
+def test_rows_of_a_step(session):
+    case = cases.Case("step_mlp", (16, 784), *cases.FLOAT32, "small")
+    rows = measure.measure(case, session, TWO)
+    assert [(r.threads, r.phase, r.contender) for r in rows] == [(t, "step", name) for t in (1, 2) for name in TWO]
+    assert all(row.share is None and row.floor_bytes is None and row.time > 0 for row in rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled(Contender):
+    """Computes twice the loss."""
+
+    def function(self, op):
+        return lambda leaves, target, noise: tuple(2 * o for o in OPS[op].eager(leaves, target, noise))
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Contender):
+    def function(self, op):
+        def fail(leaves, target, noise):
+            raise RuntimeError("no compiler here\nand a long story")
+
+        return fail
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy(Contender):
+    def function(self, op):
+        def fail(leaves, target, noise):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return fail
+
+
+@pytest.mark.parametrize(
+    ("contender", "status"),
+    [
+        (Doubled("wrong"), "wrong: gradient 0 is off by 1.0e+00 of its largest value, allowed 2e-05"),
+        (Broken("broken"), "failed: RuntimeError: no compiler here"),
+        (Greedy("greedy"), "skipped: it ran out of memory"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_who_fails_gets_no_speed_and_the_others_do(session, contender, status):
+    rows = measure.measure(CASE, session, {**TWO, contender.name: contender})
+    (failed,) = [row for row in rows if row.contender == contender.name]
+    assert failed.status == status
+    assert (failed.time, failed.time_min, failed.bandwidth, failed.share, failed.over_eager) == (None,) * 5
+    assert len([row for row in rows if row.time]) == 2 * 3 * 2
+    assert status in measure.summary(CASE.name, rows)
+
+
+def test_memory_that_runs_out_later_skips_the_case(session, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes")
+
+    monkeypatch.setattr(measure, "enter", fail)
+    (row,) = measure.measure(CASE, session, TWO)
+    assert (row.status, row.time) == ("skipped: it ran out of memory", None)
+
+
+def test_other_errors_are_not_hidden(session, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(measure, "enter", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        measure.measure(CASE, session, TWO)
+
+
+def test_a_size_that_does_not_fit_is_skipped_with_a_line(session, monkeypatch):
+    case = cases.CASES["mse/2048x512x512/float32"]
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**30)
+    (row,) = measure.measure(case, session, TWO, named=True)
+    assert row.status == "skipped: it takes about 18.0 GiB, and 1.0 GiB are free"
+    assert (row.contender, row.time) == ("", None)
+    assert measure.summary(case.name, [row]) == f"{case.name}: case {row.status}"
+
+
+def test_a_size_that_takes_minutes_on_a_cpu_wants_to_be_named(session, monkeypatch):
+    monkeypatch.setattr(measure, "CPU_ELEMENTS", 31)
+    (row,) = measure.measure(CASE, session, TWO)
+    assert row.status == f"skipped: it takes minutes on a CPU; --case {CASE.name} measures it"
+    assert measure.measure(CASE, session, TWO, named=True)[0].time
+
+
+def test_what_cannot_be_counted_leaves_a_note(session, monkeypatch):
+    def forbidden(*_):
+        raise RuntimeError("profiling is forbidden here")
+
+    monkeypatch.setattr(memory, "peak_memory", forbidden)
+    row = measure.measure(CASE, session, TWO)[4]
+    assert (row.peak_bytes, row.note) == (None, "peak_bytes: RuntimeError: profiling is forbidden here. ")
+    assert row.time > 0
+    assert row.moved_bytes > 0
+
+
+def test_an_interrupted_run_keeps_its_rows(session, tmp_path, monkeypatch):
+    chosen = [cases.CASES[f"{op}/1x32/float32"] for op in ("kl", "mse", "gaussian")]
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "begin", lambda device, quick: session)
+    folder = Results(tmp_path, session.description["device"])
+    with pytest.raises(KeyboardInterrupt):
+        measure.run(chosen, CPU, folder, say, quick=True, contenders=TWO)
+    assert [line.partition(":")[0] for line in said] == ["[1/3] kl/1x32/float32", "[2/3] mse/1x32/float32"]
+    assert {row.case for row in results.load(tmp_path / Results.JSON)} == {case.name for case in chosen[:2]}
+
+
+def test_threads_are_left_as_they_were(session):
+    before = torch.get_num_threads()
+    with measure.using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    measure.measure(CASE, session, TWO)
+    assert torch.get_num_threads() == before
+
+
+def test_graphs_are_compared_with_graphs():
+    names = ("eager", "compile", "vae_fast", "eager graph", "compile graph", "vae_fast graph")
+    rows = [
+        results.Row("a", "a", "1", 1, "float32", "float32", "step", name, name.endswith("graph"), time=2.0**k)
+        for k, name in enumerate(reversed(names))
+    ]
+    for row in rows:
+        measure._compare(row, rows)
+    found = {row.contender: (row.over_eager, row.over_compile) for row in rows}
+    assert found["vae_fast"] == (4, 2)
+    assert found["vae_fast graph"] == (4, 2)
+    assert found["eager"] == (None, 0.5)
+
+
+def test_a_session_measures_the_copy(monkeypatch):
+    monkeypatch.setattr(memory, "COPY_BYTES_CPU", 2**20)
+    monkeypatch.setattr(timing, "QUICK", timing.Effort(0.0, 3, 3))
+    session = measure.begin(CPU, quick=True)
+    assert list(session.copy_bandwidth) == list(dict.fromkeys((1, machine.all_threads())))
+    assert all(1e8 < value < 1e13 for value in session.copy_bandwidth.values())
+
+
+def test_the_machine_is_described(monkeypatch):
+    monkeypatch.setenv("VAE_FAST_COMMIT", "abc123")
+    said = machine.describe(CPU)
+    assert said["commit"] == "abc123"
+    assert said["torch"] == torch.__version__
+    assert all(said[name] for name in ("date", "device", "python", "triton", "vae_fast", "driver", "cuda"))
+    monkeypatch.delenv("VAE_FAST_COMMIT")
+    monkeypatch.setattr(machine, "HERE", "/")
+    assert machine.describe(CPU)["commit"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("description", "name"),
+    [
+        ({"kind": "cuda", "device": "NVIDIA H200"}, "nvidia-h200"),
+        ({"kind": "cpu", "device": "Intel(R) Xeon(R) Processor, 2 cores"}, "cpu-intel-xeon-processor-2-cores"),
+    ],
+)
+def test_names_of_folders(description, name):
+    assert machine.folder_name(description) == name

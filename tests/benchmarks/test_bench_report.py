@@ -1,0 +1,171 @@
+"""The report and its figures, from rows of a device that does not exist."""
+
+import dataclasses
+import os
+
+import matplotlib.image
+import pytest
+
+from tests.benchmarks.bench_rows import FAKE_CPU, FAKE_GPU, fake_rows
+from vae_fast.benchmarks import charts, report, tables, traffic_table
+from vae_fast.benchmarks.traffic_table import Row as TrafficRow
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
+
+FIGURES = ["bandwidth.png", "host.png", "memory.png", "speedup.png", "steps.png"]
+OPS = ("sample_kl", "bernoulli", "step_mlp")
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes most of a report's time."""
+    monkeypatch.setattr(charts, "draw", lambda rows, folder: [])
+
+
+def changed(rows, condition, **values):
+    return [dataclasses.replace(row, **values) if condition(row) else row for row in rows]
+
+
+def written(rows, folder):
+    return report.write(rows, folder, traffic=False).read_text()
+
+
+def section(text, title):
+    return text.partition(f"## {title}")[2].partition("\n## ")[0]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_report_of_a_gpu(tmp_path):
+    text = written(fake_rows(ops=OPS), tmp_path)
+    assert text.startswith("# vae_fast on Fake GPU 9000\n\n2000-01-01 00:00 UTC; torch 2, triton 3, vae_fast 0, ")
+    assert "A copy within the device: 1,000.0 GB/s" in text
+    assert "CPU figures" not in text
+    assert "quick form" not in text
+    assert "| sample_kl | 1.25x to 3.99x | 0.75x to 1.50x | 90% | 25% |" in section(text, "In ten seconds")
+    assert "| step_mlp graph | 1.40x | 0.79x |  | 25% |" in text
+    assert "sleeping GPU" in section(text, "How it was measured")
+    assert "| bernoulli/128x784/float32 | MNIST in the batch" in section(text, "The cases")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_losses_are_shown_as_openly(tmp_path):
+    text = written(fake_rows(ops=OPS), tmp_path)
+    top = section(text, "In ten seconds")
+    assert "**Slower by more than 5% in 10 of 56 comparisons.**" in top
+    assert "- sample_kl: slower than compile in 4 of 11, at worst 1.33 times as slow (sample_kl/1x32/float32)" in top
+    cases = section(text, "Every case")
+    assert "| bernoulli/1x32/float32 | 0.05 | 0.03 | 0.04 | 1.25 | **0.75** | 90% | 25% | 4.0 |" in cases
+    assert cases.count("**") == 2 * 10
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_no_loss_says_so(tmp_path):
+    rows = changed(fake_rows(ops=OPS), lambda row: True, over_compile=1.2, over_eager=0.96)
+    assert "**Slower by more than 5% in 0 of " in written(rows, tmp_path)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_overheads(tmp_path):
+    overheads = section(written(fake_rows(ops=OPS), tmp_path), "Overhead")
+    assert "| bernoulli | 50 | 30 | 40 | 20 | 7 | 5 |" in overheads
+    assert "| step_mlp graph | 50 | 30 | 40 | 1 | 1 | 1 |" in overheads
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_report_of_a_cpu_says_that_it_is_one(tmp_path):
+    rows = fake_rows(FAKE_CPU, OPS, threads=(1, 2))
+    text = written(changed(rows, lambda row: True, load=0.2, quick=True), tmp_path)
+    assert "**These are CPU figures.**" in text
+    assert "Measured in the quick form" in text
+    assert "busy" not in text
+    assert "1,000.0 GB/s on 1 thread, 1,000.0 GB/s on 2 threads" in text
+    assert "| bernoulli/1x32/float32 | 1 | 0.05 | 0.03 | 0.04 | 1.25 | **0.75** | 1.25 | 90% | 25% | 4.0 |" in text
+    assert "## Overhead" not in text
+    assert "**The machine was busy** (load 3.5)" in written(changed(rows, lambda row: True, load=3.5), tmp_path)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_has_no_figures_is_listed(tmp_path):
+    rows = fake_rows(ops=OPS)
+    rows = changed(rows, lambda r: r.case == rows[0].case and r.contender == "compile", status="wrong: off", time=None)
+    rows.append(
+        dataclasses.replace(rows[0], case="mse/2048x512x512/float32", contender="", status="skipped: too large")
+    )
+    text = written(rows, tmp_path)
+    assert "- sample_kl/1x32/float32, compile: wrong: off\n- mse/2048x512x512/float32: skipped: too large" in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_rows_of_several_runs(tmp_path):
+    rows = changed(fake_rows(ops=OPS), lambda row: row.op == "step_mlp", commit="later", date="2001-01-01 00:00 UTC")
+    text = written(rows, tmp_path)
+    assert "2000-01-01 00:00 UTC to 2001-01-01 00:00 UTC" in text
+    assert "commit fake and later" in text
+
+
+def test_nothing_but_skipped_cases(tmp_path):
+    row = dataclasses.replace(fake_rows(ops=OPS)[0], contender="", status="skipped: too large", copy_bandwidth=None)
+    text = written([row], tmp_path)
+    assert "skipped: too large" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+TRAFFIC = [
+    TrafficRow("sample_kl", "", "float32", "rows", 2, 100, 200, 300, ()),
+    TrafficRow("sample_kl", "prior", "float32", "chunk", 2, 100, 230, 300, ("forward: 3 addresses stored twice",)),
+]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_traffic(tmp_path, monkeypatch):
+    monkeypatch.setattr(traffic_table, "traffic_table", lambda: TRAFFIC)
+    text = section(report.write(fake_rows(ops=OPS), tmp_path).read_text(), "Traffic")
+    assert "| sample_kl | 2 | 1.000 | 1.100 | prior, float32, chunk |" in text
+    assert "- sample_kl, prior, float32, chunk: forward: 3 addresses stored twice" in text
+    monkeypatch.setattr(traffic_table, "traffic_table", lambda: TRAFFIC[:1])
+    assert report.NO_PROBLEMS in report.write(fake_rows(ops=OPS), tmp_path).read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_traffic_that_cannot_be_counted(tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("pip install triton")
+
+    monkeypatch.setattr(traffic_table, "traffic_table", fail)
+    assert "Not counted: pip install triton" in report.write(fake_rows(ops=OPS), tmp_path).read_text()
+    assert "python -m vae_fast.benchmarks.report" in written(fake_rows(ops=OPS), tmp_path)
+
+
+@pytest.mark.parametrize(("machine", "threads"), [(FAKE_GPU, (None,)), (FAKE_CPU, (1, 2))])
+def test_figures_are_drawn_and_not_blank(tmp_path, machine, threads):
+    rows = fake_rows(machine, threads=threads)
+    drawn = charts.draw(rows, tmp_path)
+    assert sorted(path.name for path in drawn) == FIGURES
+    for path in drawn:
+        image = matplotlib.image.imread(path)
+        assert min(image.shape[:2]) > 300
+        assert image[..., :3].std() > 0.05
+    text = written(rows, tmp_path)
+    assert all(f"({name})" in text for name in FIGURES)
+
+
+def test_a_figure_without_figures_goes(tmp_path):
+    charts.draw(fake_rows(ops=OPS), tmp_path)
+    drawn = charts.draw([row for row in fake_rows(ops=OPS) if row.phase == "step"], tmp_path)
+    assert [path.name for path in drawn] == ["steps.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.png"]
+
+
+@pytest.mark.parametrize("contenders", [("eager", "vae_fast"), ("vae_fast",)])
+def test_figures_of_few_contenders(tmp_path, contenders):
+    rows = [row for row in fake_rows(ops=OPS) if row.contender in contenders]
+    if "eager" not in contenders:
+        rows = changed(rows, lambda row: True, over_eager=None, over_compile=None)
+    names = sorted(path.name for path in charts.draw(rows, tmp_path))
+    assert names == (FIGURES if "eager" in contenders else [name for name in FIGURES if name != "speedup.png"])
+
+
+def test_columns_that_are_empty_are_left_out():
+    assert tables.without_empty(("a", "b", "c"), [("1", "", "2"), ("3", "", "")]) == (
+        ["a", "c"], [["1", "2"], ["3", ""]]
+    )  # fmt: skip

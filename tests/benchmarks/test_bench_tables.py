@@ -1,0 +1,119 @@
+"""The tables of cases and contenders: what they hold, their names, and what is said of a name that is not there."""
+
+import os
+
+import pytest
+import torch
+
+from vae_fast.app.compare import FORMULAS
+from vae_fast.benchmarks import cases
+from vae_fast.benchmarks.contenders import CONTENDERS
+from vae_fast.benchmarks.formulas import OPS, draw_inputs
+from vae_fast.likelihoods import LIKELIHOODS
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def named(name):
+    return cases.CASES[name]
+
+
+def test_every_likelihood_with_a_formula_is_a_case():
+    assert {name for name in LIKELIHOODS if name in FORMULAS} <= set(OPS)
+    assert {"bernoulli", "mse", "gaussian"} <= set(OPS)
+
+
+def test_sizes_go_from_overhead_to_2_gb_in_every_precision():
+    for op in ("bernoulli", "mse", "gaussian", "loss"):
+        own = [case for case in cases.CASES.values() if case.op == op]
+        assert (128, 784) in {case.shape for case in own}
+        assert max(case.elements * case.dtype.itemsize for case in own) >= 2**31
+        precisions = {(str(case.dtype), str(case.target_dtype)) for case in own}
+        bf16 = "torch.bfloat16"
+        assert precisions == {("torch.float32", "torch.float32"), (bf16, bf16), (bf16, "torch.float32")}
+
+
+def test_every_case_says_why_and_every_op_has_a_quick_one():
+    assert all(len(case.why) > 10 for case in cases.CASES.values())
+    assert {case.op for case in cases.select(quick=True)} == {*OPS, "step_mlp"}
+
+
+def test_names():
+    case = named("bernoulli/128x784/bfloat16+float32")
+    assert (case.op, case.shape, case.dtype, case.target_dtype) == (
+        "bernoulli", (128, 784), torch.bfloat16, torch.float32
+    )  # fmt: skip
+    assert named("step_conv/256x3x64x64/float32").shape == (256, 3, 64, 64)
+
+
+def test_select_by_op_and_by_name():
+    assert {case.op for case in cases.select(["kl", "mse"])} == {"kl", "mse"}
+    assert [case.name for case in cases.select(["kl/128x784/bfloat16"])] == ["kl/128x784/bfloat16"]
+    assert len(cases.select()) == len(cases.CASES)
+
+
+def test_quick_keeps_a_case_that_was_named():
+    chosen = cases.select(["kl/131072x4096/float32", "mse"], quick=True)
+    assert "kl/131072x4096/float32" in [case.name for case in chosen]
+    assert all(case.quick for case in chosen if case.op == "mse")
+
+
+def test_an_unknown_case_is_an_error_that_names_the_choices():
+    with pytest.raises(
+        ValueError, match=r"case is 'klx': expected one of 'sample_kl', .*'step_conv', or one of theirs"
+    ):
+        cases.select(["kl", "klx"])
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "both"),
+    [
+        ("sample_kl/128x784/float32", 3 * 128 * 784 * 4, 8 * 128 * 784 * 4),
+        ("sample_kl/128x784/bfloat16", 3 * 128 * 784 * 2, 8 * 128 * 784 * 2),
+        ("kl/128x784/float32", 2 * 128 * 784 * 4, 4 * 128 * 784 * 4),
+        ("bernoulli/128x784/float32", None, 3 * 128 * 784 * 4),
+        ("bernoulli/128x784/bfloat16+float32", None, 128 * 784 * (2 + 4 + 2)),
+        ("gaussian/128x784/bfloat16", None, 5 * 128 * 784 * 2),
+        ("loss/128x784/float32", None, 3 * 128 * 784 * 4 + 8 * 128 * 20 * 4),
+        ("step_mlp/128x784/float32", None, None),
+    ],
+)
+def test_floors(name, forward, both):
+    floor = named(name).floor
+    assert (floor.get("forward"), floor.get("forward+backward")) == (forward, both)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_inputs_are_what_the_case_says(op):
+    case = next(case for case in cases.CASES.values() if case.op == op)
+    inputs, others = draw_inputs(case, CPU), draw_inputs(case, CPU, seed=1)
+    assert all(leaf.requires_grad and leaf.is_leaf and leaf.dtype == case.dtype for leaf in inputs.leaves)
+    assert not torch.equal(inputs.leaves[0], others.leaves[0])
+    assert torch.equal(inputs.leaves[0], draw_inputs(case, CPU).leaves[0])
+    if inputs.target is not None:
+        assert inputs.target.shape == case.shape
+    if op in LIKELIHOODS and LIKELIHOODS[op].domain == "[0, 1]":
+        assert 0 <= inputs.target.min() <= inputs.target.max() <= 1
+
+
+def test_contenders():
+    assert list(CONTENDERS) == [
+        "eager", "eager graph", "compile", "compile graph", "compile max-autotune", "compile max-autotune graph",
+        "vae_fast", "vae_fast graph",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "quick", "expected"),
+    [
+        ("mse/128x784/float32", CPU, True, {"eager", "vae_fast"}),
+        ("mse/128x784/float32", GPU, False, {"eager", "compile", "compile max-autotune", "vae_fast"}),
+        ("step_mlp/128x784/float32", CPU, False, {"eager", "compile", "compile max-autotune", "vae_fast"}),
+        ("step_mlp/128x784/float32", GPU, False, set(CONTENDERS)),
+        ("step_mlp/128x784/float32", GPU, True, {"eager", "vae_fast"}),
+    ],
+)
+def test_who_runs_where(name, device, quick, expected):
+    assert {c.name for c in CONTENDERS.values() if c.runs(named(name), device, quick)} == expected

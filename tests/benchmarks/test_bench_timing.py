@@ -1,0 +1,157 @@
+"""Timing: statistics, turns, and the GPU's three kinds of time, on a GPU that is played."""
+
+import gc
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vae_fast.benchmarks import timing
+from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Work
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
+
+
+def test_statistics():
+    numbers = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert timing.statistics(numbers) == pytest.approx((3.0, 1.8, 4.2, 1.0, 5))
+    long = np.random.default_rng(0).random(101).tolist()
+    assert timing.statistics(long)[:3] == pytest.approx(
+        (np.median(long), np.percentile(long, 20), np.percentile(long, 80))
+    )
+    assert timing.statistics([]) is None
+
+
+def test_one_slow_round_does_not_show():
+    assert timing.statistics([1.0] * 9 + [100.0])[:4] == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_contenders_take_turns_at_going_first():
+    seen = []
+    samplers = {name: lambda name=name: seen.append(name) or name for name in "abc"}
+    samples = timing.take_turns(samplers, Effort(0.0, 4, 10))
+    assert "".join(seen) == "abccbaabccba"
+    assert samples == {name: [name] * 4 for name in "abc"}
+
+
+def test_rounds_end_at_the_most():
+    assert len(timing.take_turns({"a": int}, Effort(60.0, 1, 5))["a"]) == 5
+
+
+def test_the_host_timer_prepares_outside_of_what_it_times(monkeypatch):
+    clock = iter(range(100))
+    log = []
+    timer = HostTimer(Work(lambda state: log.append(("run", state)), lambda number: log.append("prepare") or number))
+    log.clear()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: log.append("clock") or next(clock))
+    assert timer() == {"time": 1e3}
+    assert log == ["prepare", "clock", ("run", 0), "clock"]
+
+
+def test_the_collector_rests_while_times_are_taken():
+    with timing.no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+class PlayedGPU:
+    """A GPU with a clock of its own: each call takes `device` seconds there and `host` seconds here."""
+
+    def __init__(self, device, host, waits=False):
+        self.device, self.host, self.waits = device, host, waits
+        self.now, self.busy_until, self.slept = 0.0, 0.0, []
+
+    def call(self, state=None):
+        self.now += self.host
+        self.busy_until = max(self.busy_until, self.now) + self.device
+        if self.waits:
+            self.now = self.busy_until
+        return state
+
+    def synchronize(self):
+        self.now = max(self.now, self.busy_until)
+
+    def sleep(self, cycles):
+        self.slept.append(cycles)
+        self.busy_until = max(self.busy_until, self.now) + cycles / DeviceTimer.CLOCK
+
+    def event(self, enable_timing):
+        event = SimpleNamespace(at=None)
+
+        def record():
+            event.at = max(self.busy_until, self.now)
+
+        def synchronize():
+            self.now = max(self.now, event.at)
+
+        event.record, event.synchronize = record, synchronize
+        event.query = lambda: event.at <= self.now
+        event.elapsed_time = lambda other: 1e3 * (other.at - event.at)
+        return event
+
+
+@pytest.fixture
+def play(monkeypatch):
+    def start(**options):
+        gpu = PlayedGPU(**options)
+        monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+        monkeypatch.setattr(torch.cuda, "synchronize", gpu.synchronize)
+        monkeypatch.setattr(torch.cuda, "_sleep", gpu.sleep)
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: gpu.now)
+        return gpu
+
+    return start
+
+
+def test_a_call_bound_by_launches(play):
+    gpu = play(device=5e-6, host=50e-6)
+    sample = DeviceTimer(Work(gpu.call, int), sets=4, most=40)()
+    assert sample["device"] == pytest.approx(5e-3)
+    assert sample["host"] == pytest.approx(50e-3)
+    assert sample["time"] == pytest.approx(50e-3, rel=0.1)
+
+
+def test_a_call_bound_by_the_device(play):
+    gpu = play(device=1e-3, host=50e-6)
+    sample = DeviceTimer(Work(gpu.call, int), sets=4, most=40)()
+    assert sample["device"] == pytest.approx(1.0)
+    assert sample["time"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_sleep_that_is_too_short_is_found_out(play):
+    gpu = play(device=5e-6, host=400e-6)
+    timer = DeviceTimer(Work(gpu.call, int), sets=1, most=40)
+    assert timer()["device"] == pytest.approx(5e-3)
+    assert len(gpu.slept) > 1
+    assert gpu.slept[-1] / timer.CLOCK > timer.calls * 400e-6
+
+
+def test_a_contender_that_waits_for_the_device_has_one_time_only(play):
+    gpu = play(device=1e-3, host=50e-6, waits=True)
+    timer = DeviceTimer(Work(gpu.call, int), sets=1, most=40)
+    assert set(timer()) == {"time"}
+    assert timer.synchronizes
+    assert set(timer()) == {"time"}
+
+
+def test_calls_fit_the_sample_and_the_most(play):
+    gpu = play(device=1e-3, host=1e-6)
+    assert DeviceTimer(Work(gpu.call, int), sets=1, most=40).calls == 1
+    gpu = play(device=1e-6, host=1e-6)
+    assert DeviceTimer(Work(gpu.call, int), sets=1, most=40).calls == 40
+    gpu = play(device=1.0, host=1e-6)
+    assert DeviceTimer(Work(gpu.call, int), sets=1, most=40).calls == 1
+
+
+def test_inputs_and_results_rotate(play):
+    gpu = play(device=1e-4, host=1e-6)
+    numbers = []
+    timer = DeviceTimer(Work(gpu.call, lambda number: numbers.append(number) or number), sets=8, most=40)
+    timer()
+    assert numbers == list(range(len(numbers)))
+    assert len(set(timer.results)) == 8
+    alone = DeviceTimer(Work(gpu.call, int), sets=1, most=40)
+    alone()
+    assert not alone.results

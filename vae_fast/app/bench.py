@@ -1,0 +1,85 @@
+"""`vae-fast bench`: measure against eager PyTorch and torch.compile, show the table, write results and report."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vae_fast.app.training import resolve_device
+from vae_fast.benchmarks import cases, machine, measure, report, tables
+from vae_fast.benchmarks.results import Results, Row
+
+console = Console(highlight=False)
+
+RESULTS = Path("benchmarks/results")
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Eager and vae_fast only, few sizes.")] = False,
+    case: Annotated[list[str] | None, typer.Option(help="An op or a case; repeat it for more. [all]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; other cases in it stay. [benchmarks/results/<name of the device>]"),
+    ] = None,
+) -> None:
+    """Measure speed and memory against eager PyTorch and torch.compile, and write the results with a report."""
+    names = tuple(case or ())
+    chosen = _argument("--case", cases.select, names, quick)
+    target = _argument("--device", resolve_device, device)
+    description = machine.describe(target)
+    folder = output or RESULTS / (machine.folder_name(description) + ("-quick" if quick else ""))
+    results = _argument("--output", Results, folder, description["device"])
+    _say(f"{len(chosen)} cases on {description['device']}; results in {folder}/")
+    try:
+        measure.run(chosen, target, results, _say, quick=quick, named=names)
+    except KeyboardInterrupt:
+        _say("interrupted: the cases above are kept")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        if results.rows:
+            _show(results.rows)
+            _say(f"written to {report.write(results.rows, folder, traffic=not (quick or names))}")
+
+
+def _argument(option: str, function: Callable, *values: Any) -> Any:
+    """Call `function`; what it finds wrong is said of `option`."""
+    try:
+        return function(*values)
+    except (OSError, ValueError) as error:
+        message = error.strerror if isinstance(error, OSError) else str(error)
+        raise typer.BadParameter(message, param_hint=f"'{option}'") from error
+
+
+def _show(rows: list[Row]) -> None:
+    """The table; where vae_fast is slower; what has no figures."""
+    columns, lines = tables.without_empty(tables.HEADER, tables.cases(rows, _colored))
+    table = Table(title="forward and backward, or a whole training step", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, name in enumerate(columns):
+        # In a narrow window the names of the cases are folded, and the figures stay whole.
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
+    before = None
+    for name, *figures in lines:
+        op, _, size = name.partition("/")
+        if op != before:
+            table.add_row(f"[bold]{op}[/]")
+            before = op
+        table.add_row(f" {size}", *figures)
+    console.print(table)
+    _say(tables.NOTE)
+    for title, faults in (("slower:", tables.losses(rows)), ("without figures:", tables.unmeasured(rows))):
+        if faults:
+            _say("\n  ".join((title, *faults)))
+
+
+def _colored(text: str, ratio: float) -> str:
+    return f"[red]{text}[/]" if tables.is_loss(ratio) else f"[green]{text}[/]" if tables.is_win(ratio) else text
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)

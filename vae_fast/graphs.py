@@ -1,0 +1,105 @@
+"""A whole training step as one CUDA graph."""
+
+import torch
+from torch import nn
+
+from vae_fast.functional import ELBO
+
+WARM_UP = 3  # steps before the capture: kernels are compiled, and the optimiser makes its state
+
+
+def capture_step(model, optimizer, example):
+    """Capture forward, backward and the optimiser's step on one batch as a CUDA graph, for any number of batches.
+
+    At small sizes a training step is bound by the host, which launches dozens of kernels; a graph launches them at
+    once. Each replay draws fresh noise, as `torch.manual_seed` decides. Capturing takes three training steps on
+    `example`, as warm-up. What Python does in the step is fixed by the capture: `model.beta`, `train()` or `eval()`, a
+    learning rate that is a number. To change the rate between steps, give the optimizer a tensor on the device.
+
+    Args:
+        model: a `VAE`, or any module whose method `loss(x)` returns an `ELBO`, on a CUDA device.
+        optimizer: of the model's parameters, made with `capturable=True`; or SGD, which needs no such option.
+        example: a batch [B, ...] on the model's device, of the shape and dtype of all later ones.
+
+    Returns:
+        A callable: step(x) copies x in, takes one training step, and returns `ELBO(total, reconstruction, kl)` of x.
+        The three 0-d tensors are overwritten by the next call: read or clone them before.
+
+    Raises:
+        RuntimeError: example is not on a CUDA device.
+        TypeError, ValueError: an argument has the wrong type or device, or the optimizer is not capturable. The
+            returned callable raises ValueError for a batch of another shape or dtype.
+
+    >>> optimizer = torch.optim.Adam(model.parameters(), capturable=True)  # doctest: +SKIP
+    >>> step = capture_step(model, optimizer, batches[0])  # doctest: +SKIP
+    >>> for x in batches:
+    ...     loss = step(x).total  # doctest: +SKIP
+    """
+    _check_model(model)
+    _check_optimizer(optimizer)
+    _check_example(example, model)
+    with torch.cuda.device(example.device):
+        return _CapturedStep(model, optimizer, example)
+
+
+class _CapturedStep:
+    def __init__(self, model, optimizer, example):
+        self._x = example.detach().clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._step(model, optimizer)
+        torch.cuda.current_stream().wait_stream(side)
+        # Without gradients at the start, backward writes them where the graph keeps them instead of adding to them.
+        optimizer.zero_grad(set_to_none=True)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._losses = self._step(model, optimizer)
+
+    def _step(self, model, optimizer):
+        optimizer.zero_grad(set_to_none=True)
+        losses = model.loss(self._x)
+        losses.total.backward()
+        optimizer.step()
+        return ELBO(*(loss.detach() for loss in losses))
+
+    def __call__(self, x):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x is {type(x).__name__}: expected a tensor")
+        if (x.shape, x.dtype) != (self._x.shape, self._x.dtype):
+            raise ValueError(f"x is {_describe(x)}, the captured example was {_describe(self._x)}: they must be equal")
+        with torch.cuda.device(self._x.device):
+            self._x.copy_(x, non_blocking=True)
+            self._graph.replay()
+        return self._losses
+
+
+def _check_model(model):
+    if not isinstance(model, nn.Module) or not callable(getattr(model, "loss", None)):
+        raise TypeError(f"model is {type(model).__name__}: expected a module with a method loss(x), such as a VAE")
+
+
+def _check_optimizer(optimizer):
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is {name}: expected a torch.optim.Optimizer")
+    for group in optimizer.param_groups:
+        if not group.get("capturable", isinstance(optimizer, torch.optim.SGD)):
+            raise ValueError(f"optimizer is {name} without capturable=True: expected one with it, or SGD")
+
+
+def _check_example(example, model):
+    if not isinstance(example, torch.Tensor):
+        raise TypeError(f"example is {type(example).__name__}: expected a tensor")
+    if not example.is_cuda:
+        raise RuntimeError(f"example is on {example.device}: capture_step needs a CUDA device")
+    for name, parameter in model.named_parameters():
+        if parameter.device != example.device:
+            raise ValueError(
+                f"example is on {example.device}, the model's {name} on {parameter.device}: they must be on one device"
+            )
+
+
+def _describe(tensor):
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
