@@ -1,14 +1,14 @@
 """`vae-fast bench`: measure against eager PyTorch and torch.compile, show the table, write results and report."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vae_fast.app.options import argument
 from vae_fast.app.training import resolve_device
 from vae_fast.benchmarks import cases, machine, measure, report, tables
 from vae_fast.benchmarks.results import Results, Row
@@ -30,11 +30,11 @@ def bench(
 ) -> None:
     """Measure speed and memory against eager PyTorch and torch.compile, and write the results with a report."""
     names = tuple(case or ())
-    chosen = _argument("--case", cases.select, names, quick)
-    target = _argument("--device", resolve_device, device)
+    chosen = argument("--case", cases.select, names, quick)
+    target = argument("--device", resolve_device, device)
     description = machine.describe(target)
     folder = output or RESULTS / (machine.folder_name(description) + ("-quick" if quick else ""))
-    results = _argument("--output", Results, folder, description["device"])
+    results = argument("--output", Results, folder, description["device"])
     _say(f"{len(chosen)} cases on {description['device']}; results in {folder}/")
     try:
         measure.run(chosen, target, results, _say, quick=quick, named=names)
@@ -45,15 +45,6 @@ def bench(
         if results.rows:
             _show(results.rows)
             _say(f"written to {report.write(results.rows, folder, traffic=not (quick or names))}")
-
-
-def _argument(option: str, function: Callable, *values: Any) -> Any:
-    """Call `function`; what it finds wrong is said of `option`."""
-    try:
-        return function(*values)
-    except (OSError, ValueError) as error:
-        message = error.strerror if isinstance(error, OSError) else str(error)
-        raise typer.BadParameter(message, param_hint=f"'{option}'") from error
 
 
 def _show(rows: list[Row]) -> None:

@@ -1,9 +1,8 @@
 """The command `vae-fast`."""
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -17,6 +16,7 @@ from vae_fast.app.bench import bench
 from vae_fast.app.compare import ROUNDS, compare
 from vae_fast.app.data import Split, digits, load_images, split
 from vae_fast.app.doctor import environment, run_checks
+from vae_fast.app.options import argument
 from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, check_seed, fit, resolve_device
 from vae_fast.likelihoods import LIKELIHOODS, lookup
@@ -64,15 +64,15 @@ def train(
         (arguments.rate, "learning_rate", learning_rate),
         (arguments.weight, "beta", beta),
     ):
-        _argument(f"--{name.replace('_', '-')}", check, name, value)
-    _argument("--likelihood", lookup, likelihood)
-    _argument("--seed", check_seed, seed)
-    target = _argument("--device", resolve_device, device)
-    images = digits() if data is None else split(_argument("--data", load_images, data))
+        argument(f"--{name.replace('_', '-')}", check, name, value)
+    argument("--likelihood", lookup, likelihood)
+    argument("--seed", check_seed, seed)
+    target = argument("--device", resolve_device, device)
+    images = digits() if data is None else split(argument("--data", load_images, data))
     for name, part in (("training images", images.train), ("test images", images.test)):
-        _argument("--data", check_data, name, part, likelihood)
+        argument("--data", check_data, name, part, likelihood)
     folder = output or Path("runs") / ("digits" if data is None else data.stem)
-    _argument("--output", writable_folder, folder, "the folder")
+    argument("--output", writable_folder, folder, "the folder")
 
     torch.manual_seed(seed)
     model = VAE(images.train.shape[1:], latent_dim, hidden_dims, likelihood=likelihood, beta=beta)
@@ -112,15 +112,6 @@ def doctor() -> None:
 app.command()(bench)
 app.command()(audit)
 app.command()(profile)
-
-
-def _argument(option: str, function: Callable, *values: Any) -> Any:
-    """Call `function`; what it finds wrong is said of `option`."""
-    try:
-        return function(*values)
-    except (OSError, TypeError, ValueError) as error:
-        message = error.strerror if isinstance(error, OSError) else str(error)
-        raise typer.BadParameter(message, param_hint=f"'{option}'") from error
 
 
 def _write(model: VAE, history: list[dict[str, float]], images: Split, folder: Path, seed: int) -> None:
