@@ -1,7 +1,9 @@
 """Counts that need no clock: kernel launches, and the bytes that PyTorch's own ops read and write."""
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch.utils import _pytree as pytree
@@ -130,11 +132,16 @@ def _size(tensor):
     return count * tensor.element_size()
 
 
+def quiet_profiler():
+    """Without the two lines that the profiler prints each time."""
+    return patch.dict(os.environ, {"KINETO_LOG_LEVEL": "99"})
+
+
 def count_launches(call: Callable) -> int | None:
     """Kernels, copies and fills that `call` puts on the GPU; None where the profiler sees none."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities) as profile:
+    with quiet_profiler(), torch.profiler.profile(activities=activities) as profile:
         call()
         torch.cuda.synchronize()
     on_device = torch.autograd.DeviceType.CUDA

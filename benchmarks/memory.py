@@ -1,12 +1,11 @@
 """Memory: what is free, what a call takes at its peak, and how fast the device copies."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
+from vae_fast.benchmarks.counting import quiet_profiler
 from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Work, statistics, take_turns
 
 COPY_BYTES = 2**30  # a GPU's; far beyond any cache
@@ -40,8 +39,7 @@ def peak_memory(call: Callable, device: torch.device) -> int:
 
 def _peak_on_cpu(call: Callable) -> int:
     """The running sum of the allocations that PyTorch's profiler reports."""
-    quiet = patch.dict(os.environ, {"KINETO_LOG_LEVEL": "99"})  # it would print two lines a call
-    with quiet, torch.autograd.profiler.profile(profile_memory=True) as profile:
+    with quiet_profiler(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         result = call()
     del result
     changes = [(e.start_ns(), e.nbytes()) for e in profile.kineto_results.events() if e.name() == "[memory]"]
