@@ -52,7 +52,7 @@ test-interpreter-3.6: .venv/triton36/.ready  ## the same on triton 3.6.0, torch 
 
 test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0, which refuses what its interpreter takes
 	@echo "== each kernel compiled by triton 3.6.0"
-	PYTHONPATH=.venv/triton36 $(PYTEST) tests/kernels/test_compiled.py
+	PYTHONPATH=.venv/triton36 $(PYTEST) -m compiled_only tests/kernels tests/benchmarks
 
 # Torch comes first, alone: nothing that depends on it can then choose another build.
 .venv/.ready: pyproject.toml constraints.txt

@@ -2,6 +2,8 @@
 
 Compiled with no GPU present. A row fails where the code spills, uses local memory, has narrow accesses in a layout that
 allows wide ones, or issues more instructions per element than the number beside the kernel (`ISSUED` in kernels/).
+Where the main path keeps everything in registers, the masked tail of a tensor may put a register or two into local
+memory: ptxas does that to fit one more program, and only the last program takes that path. The table shows it.
 """
 
 import contextlib
@@ -24,6 +26,8 @@ from vae_fast.benchmarks.workloads import run_wide, workloads
 
 TILE = ("ROWS", "COLUMNS", "TILE")  # the constexpr arguments whose product is a tile's number of elements
 WIDE_ACCESS = 128  # bits
+LOCAL_ACCESS = ("LDL", "STL", "scratch_")  # opcodes of local memory, NVIDIA's and AMD's
+LOCAL_OF_TAILS = 16  # bytes a thread
 
 
 class Task(NamedTuple):
@@ -126,8 +130,16 @@ def row(task, cards=()) -> Row:
         report.resources.registers, report.resources.spilled, report.resources.local,
         _widths(report.loads), _widths(report.stores), report.issued, report.integer, report.special, limit,
         moved, card.name, resource, max(load.values()),
-        tuple(check(report, budget)),
+        tuple(check(_without_tails(report), budget)),
     )  # fmt: skip
+
+
+def _without_tails(report):
+    """The report, without the few bytes of local memory that the main path does not touch."""
+    touched = any(i.opcode.startswith(LOCAL_ACCESS) for i in report.main)
+    if touched or report.resources.local > LOCAL_OF_TAILS:
+        return report
+    return replace(report, resources=replace(report.resources, spilled=0, local=0))
 
 
 def chosen_card(target, cards):

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vae_fast.benchmarks import correctness, steps
 from vae_fast.benchmarks.contenders import Contender
@@ -48,8 +49,8 @@ def _enter_op(case, contenders, device):
     count = _rotation(sum(tensor.nbytes for tensor in first.tensors), device)
     sets = [first, *(draw_inputs(case, device, seed) for seed in range(1, count))]
     return [
-        Entrant(contender, _phases(functions[contender], sets) if status == OK else {}, count, status, error)
-        for contender, (error, status) in checked.items()
+        _entrant(contender, count, *checked[contender], _phases, function, sets)
+        for contender, function in functions.items()
     ]
 
 
@@ -59,19 +60,23 @@ def _enter_step(case, contenders, device):
     batches = [first, *(steps.draw_batch(case, device, seed) for seed in range(1, count))]
     entrants = []
     for contender in contenders:
-        error, status = _attempt(correctness.check_step, case, contender, device)
-        works = {}
-        if status == OK:
-            step = contender.step(steps.build_model(case.op, device), first)
-            works["step"] = Work(step, lambda number: batches[number % count])
-        entrants.append(Entrant(contender, works, count, status, error))
+        checked = _attempt(correctness.check_step, case, contender, device)
+        entrants.append(_entrant(contender, count, *checked, _step, case, contender, batches))
     return entrants
 
 
-def _attempt(check: Callable[..., float], *arguments) -> tuple[float | None, str]:
-    """(error, "ok"), or (None, why there is none). A compiler that is missing must not end the run."""
+def _entrant(contender, count, error, status, make, *arguments) -> Entrant:
+    """With the works that `make` returns, where the check has passed."""
+    works = None
+    if status == OK:
+        works, status = _attempt(make, *arguments)
+    return Entrant(contender, works or {}, count, status, error)
+
+
+def _attempt(function: Callable, *arguments) -> tuple[Any, str]:
+    """(what it returns, "ok"), or (None, why it failed). A compiler that is missing must not end the run."""
     try:
-        return check(*arguments), OK
+        return function(*arguments), OK
     except correctness.Wrong as wrong:
         return None, str(wrong)
     except Exception as error:
@@ -107,9 +112,16 @@ def _phases(function: Callable, sets: list[Inputs]) -> dict[str, Work]:
 
     outputs = forward(sets[0])
     sets = [inputs._replace(upstream=correctness.upstream_for(outputs, inputs)) for inputs in sets]
+    backward((outputs, sets[0]))  # with drawn noise it is compiled once more: what fails, fails here
     del outputs
     return {
         "forward": Work(forward, pick),
         "backward": Work(backward, lambda number: (forward(pick(number)), pick(number))),
         "forward+backward": Work(lambda inputs: backward((forward(inputs), inputs)), pick),
     }
+
+
+def _step(case, contender, batches: list[Tensor]) -> dict[str, Work]:
+    """Training steps of a new model."""
+    step = contender.step(steps.build_model(case.op, batches[0].device), batches[0])
+    return {"step": Work(step, lambda number: batches[number % len(batches)])}

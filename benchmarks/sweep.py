@@ -20,10 +20,11 @@ import torch
 
 from vae_fast.benchmarks import workloads as calls
 from vae_fast.kernels import tiling
+from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import backend
 
 OPS = ("sample_kl", "reconstruction_loss")
-COMMON = ((calls.ORDINARY, "float32"), (calls.ORDINARY, "bfloat16"))
+DTYPES = ("float32", "bfloat16")
 TARGETS = ("sm_80", "sm_90", "sm_100")
 ELEMENTS_PER_THREAD = (4, 8, 16, 32)
 FLAT_TILES = (1024, 2048, 4096, 8192)  # ROW_TILE is half of it, as in tiling.py
@@ -51,9 +52,10 @@ CHOICES = [Choice(*c) for c in itertools.product(ELEMENTS_PER_THREAD, FLAT_TILES
 
 
 def chosen_workloads(op=None):
-    """Whole tensors in the common dtypes: of one op, or of both."""
-    main = [w for w in calls.workloads() if w.main and (w.layout, w.dtype) in COMMON]
-    return [w for w in main if w.op == op or (op is None and w.op in OPS)]
+    """Sample + KL and each likelihood, on whole tensors: of one op, or of both."""
+    options = ("sample", *(f"{name}, batchmean" for name in LIKELIHOODS))
+    ordinary = [w for w in calls.workloads() if w.layout == calls.ORDINARY and w.dtype in DTYPES]
+    return [w for w in ordinary if w.options in options and w.op in ((op,) if op else OPS)]
 
 
 def compiled(workload, choice, target):

@@ -139,6 +139,7 @@ LAYOUTS = {
     "transposed": mixed(32, 256),
 }
 ORDINARY = "rows"
+MASKED = [(torch.float32, layout) for layout in ("784 columns", "primes", "transposed")]
 
 
 def latent_workloads():
@@ -148,20 +149,20 @@ def latent_workloads():
         yield from (_latent(op, dtype=dtype, main=op == "sample_kl") for op in ops)
     for dtype in COMMON:
         for layout in LAYOUTS:
-            yield _latent("sample_kl", dtype=dtype, layout=layout)
+            yield _latent("sample_kl", dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)
             yield _latent("gaussian_kl", dtype=dtype, layout=layout)
             if "chunks" in layout:
                 yield _latent("sample_kl_packed", dtype=dtype, layout=layout, main=layout == "chunks")
         for prior in ("fixed prior", "learned prior", "prior of one row"):
             yield from (_latent(op, prior=prior, dtype=dtype) for op in ("sample_kl", "gaussian_kl"))
-        yield _latent("sample_kl", prior="learned prior", clamp=CLAMP, dtype=dtype)
+        yield _latent("sample_kl", prior="learned prior", clamp=CLAMP, dtype=dtype, main=dtype == torch.float32)
         yield from (_latent(op, clamp=CLAMP, dtype=dtype) for op in ops)
         yield from (_latent(op, eps=True, dtype=dtype) for op in ops[:2])
         workload = _latent("sample_kl", dtype=dtype)
         for output, used in (("only z used", 0), ("only kl used", 1)):
             yield replace(workload, options=f"{workload.options}, {output}", used=used)
     for reduction in checks.LATENT_REDUCTIONS:
-        yield from (_latent(op, reduction) for op in ("sample_kl", "gaussian_kl"))
+        yield from (_latent(op, reduction, main=reduction == "latent") for op in ("sample_kl", "gaussian_kl"))
     yield _latent("sample_kl", "batchmean", dtype=torch.bfloat16)
     yield _latent("sample_kl", "batchmean", layout="primes")
 
@@ -202,9 +203,9 @@ def reconstruction_workloads():
         yield _reconstruction(name, dtype=torch.bfloat16, target=torch.float32)
         for dtype in COMMON:
             for layout in LAYOUTS:
-                yield _reconstruction(name, dtype=dtype, layout=layout)
+                yield _reconstruction(name, dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)
             for layout in ("rows", "chunks", "784 columns", "long rows", "primes"):
-                yield _reconstruction(name, "sample", dtype=dtype, layout=layout)
+                yield _reconstruction(name, "sample", dtype=dtype, layout=layout, main=layout == ORDINARY)
             yield _reconstruction(name, "none", dtype=dtype)
             for grads in range(len(row.parameters)):
                 yield _reconstruction(name, grads=grads, dtype=dtype)

@@ -1,6 +1,7 @@
 """What the tests of the kernels share."""
 
 import pytest
+import torch
 
 from tests.support.environment import BACKENDS, HAS_TRITON
 from vae_fast import use_backend
@@ -16,6 +17,12 @@ if not HAS_TRITON:  # macOS, Windows: what remains is the eager backend against 
         "test_traffic_latents.py",
         "test_traffic_reconstruction.py",
     ]
+
+
+# Seen on a busy CPU machine without any code of ours: in one process of a hundred the first torch.log, and no later
+# one, is off by 1e-4 relative. These take the place of the first.
+for _function in (torch.log, torch.exp, torch.expm1, torch.sin, torch.cos):
+    _function(torch.full((4096,), 0.5))
 
 
 @pytest.fixture

@@ -1,0 +1,165 @@
+"""The audit of our own kernels: no failures in the main variants, and what is wrong makes the command fail."""
+
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("triton")
+
+from vae_fast.app import cli
+from vae_fast.kernels import gaussian, likelihoods, reconstruction
+from vae_fast.ops import backend
+
+compiled = pytest.mark.compiled_only
+
+
+@pytest.fixture
+def table():
+    from vae_fast.benchmarks import audit_table
+
+    return audit_table
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["audit", *arguments])
+
+
+def rows(table, call, target="sm_90", kernel=""):
+    todo = [task for task in table.tasks([target], kernel) if table.recorded()[task.index].call == call]
+    return list(table.audit_rows(todo))
+
+
+@compiled
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_the_main_variants_have_no_failures(table, target):
+    found = list(table.audit_rows(table.tasks([target], main=True), jobs=2))
+    assert [(row.call, *row.failures) for row in found if row.failures] == []
+    assert len(found) >= 50
+    assert all(row.registers and row.issued and row.bytes for row in found)
+    assert {row.bound for row in found} <= {"memory", "issued", "integer", "special"}
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("call", "bytes_per_element"),
+    [
+        ("sample_kl, sample, float32, rows: forward", 12),
+        ("sample_kl, sample, bfloat16, rows: backward", 10),
+        ("reconstruction_loss, mse, batchmean, float32, rows: forward", 12),
+        ("reconstruction_loss, gaussian, batchmean, float32, rows: backward", 16),  # both gradients, read and written
+        ("sample_kl, sample, float32, 784 columns: forward", 12),
+    ],
+)
+def test_bytes_are_those_of_the_tensors(table, call, bytes_per_element):
+    (row,) = [row for row in rows(table, call) if row.kernel != "_sum_partials"]
+    assert row.bytes == bytes_per_element
+    assert (row.card, row.limit is not None) == ("H200", True)
+
+
+@compiled
+def test_where_no_tile_is_full_the_path_with_masks_is_counted(table):
+    (full,) = rows(table, "reconstruction_loss, mse, sample, float32, rows: forward")
+    (masked,) = rows(table, "reconstruction_loss, mse, sample, float32, 784 columns: forward")
+    assert masked.issued > full.issued + 2
+    assert masked.limit == full.limit * 1024 / 784
+    (entry,) = [e for e in table.recorded() if e.call == masked.call]
+    assert entry.elements == 2 * 784
+    assert table.tile_size(entry.launch) == 2 * 1024
+
+
+@compiled
+class TestBadKernels:
+    """What the audit must catch; spills and local memory themselves are in test_audit.py."""
+
+    def test_more_instructions_than_the_number_beside_the_kernel(self, table, monkeypatch):
+        monkeypatch.setitem(gaussian.ISSUED_FORWARD, "noise", 20)
+        (row,) = rows(table, "reparameterize, float32, rows: forward")
+        assert len(row.failures) == 1
+        assert "_forward on sm_90: " in row.failures[0]
+        assert "issued instructions per element, over the budget of 32" in row.failures[0]
+        (elsewhere,) = rows(table, "reparameterize, float32, rows: forward", target="gfx942")
+        assert elsewhere.failures == ()
+
+    def test_a_likelihood_without_a_number(self, table, monkeypatch):
+        monkeypatch.delitem(likelihoods.ISSUED, "mse")
+        (row,) = rows(table, "reconstruction_loss, mse, none, float32, rows: forward")
+        assert "over the budget of 0" in row.failures[0]
+
+    def test_narrow_accesses_where_the_layout_allows_wide_ones(self, table, monkeypatch):
+        call = "gaussian_kl, batchmean, float32, unaligned: backward"
+        assert rows(table, call)[0].failures == ()
+        monkeypatch.setattr(table, "_aligned", lambda tensor, strides: True)
+        (row,) = rows(table, call)
+        assert "main path has accesses narrower than 128 bits: 33 of 32; allowed: 0" in row.failures[0]
+
+    @pytest.mark.parametrize(("bytes_", "touched", "fails"), [(8, False, False), (8, True, True), (24, False, True)])
+    def test_local_memory_on_the_main_path_or_much_of_it(self, table, monkeypatch, bytes_, touched, fails):
+        audit = table.audit
+
+        def spilling(*arguments, **options):
+            report = audit(*arguments, **options)
+            main = (*report.main, replace(report.main[0], opcode="LDL.64")) if touched else report.main
+            resources = replace(report.resources, spilled=4, local=bytes_)
+            return replace(report, main=main, resources=resources)
+
+        monkeypatch.setattr(table, "audit", spilling)
+        (row,) = rows(table, "reparameterize, bfloat16, rows: forward")
+        assert (row.spilled, row.local) == (4, bytes_)
+        assert any("spills 4 bytes" in failure for failure in row.failures) == fails
+        assert any(f"{bytes_} bytes of local memory" in failure for failure in row.failures) == fails
+
+    def test_float64_and_sums_have_no_number(self, table):
+        assert rows(table, "reparameterize, float64, rows: forward")[0].limit is None
+        (total,) = rows(table, "elbo_loss, bernoulli, float32, rows: forward", kernel="total")
+        assert (total.kernel, total.limit, total.failures) == ("_total", None, ())
+
+
+@compiled
+class TestCommand:
+    def test_without_failures(self):
+        result = run("--main", "--target", "sm_90", "--target", "gfx942", "--kernel", "scale", "--card", "h100")
+        assert result.exit_code == 0, result.output
+        assert "sm_90, on a H100 SXM" in result.output
+        assert "gfx942, on a MI300X" in result.output
+        assert "no failures in" in result.output
+        assert "FAILED" not in result.output
+
+    def test_with_failures(self, monkeypatch):
+        monkeypatch.setattr(reconstruction, "ISSUED_SCALE", 0.1)
+        result = run("--main", "--target", "sm_90", "--kernel", "scale", "--jobs", "1")
+        assert result.exit_code == 1
+        assert (
+            "FAILED reconstruction_loss, bernoulli, batchmean, float32, rows: backward: _scale on sm_90: "
+            in result.output
+        )
+        assert "failures in" in result.output
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--target", "sm_70"], "'--target': 'sm_70' is none of sm_80, sm_90, sm_100, gfx942"),
+            (["--card", "titan"], "'--card': 'titan' is none of h200, h100, a100, b200, mi300x"),
+            (["--kernel", "nothing"], "'--kernel': 'nothing' is part of none of backward, forward, reconstruct"),
+            (["--jobs", "0"], "'--jobs': "),
+        ],
+    )
+    def test_bad_options(self, options, message):
+        result = run("--main", *options)
+        assert result.exit_code == 2
+        assert message in result.output
+        assert "Traceback" not in result.output
+
+
+@pytest.mark.interpreter_only
+def test_the_interpreter_has_no_machine_code():
+    result = run()
+    assert result.exit_code == 2
+    assert "TRITON_INTERPRET: the audit compiles kernels: unset it" in result.output
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(backend, "HAS_TRITON", False)
+    result = run()
+    assert result.exit_code == 2
+    assert "triton is not installed: pip install triton" in result.output

@@ -1,0 +1,99 @@
+"""The traffic of every op against its floor, and calls with bad kernels."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tests.benchmarks import sample_kernels as kernels
+from vae_fast.benchmarks import traffic_table as table
+from vae_fast.benchmarks.workloads import Workload, workloads
+from vae_fast.ops import backend
+
+
+def workload(call):
+    return next(w for w in workloads() if str(w) == call)
+
+
+def of_a_kernel(kernel, **options):
+    """A workload that launches one of the sample kernels on a tensor of 100."""
+
+    def function(x):
+        y = torch.empty_like(x)
+        kernel[(3,)](x, y, 100, **options)
+        return y
+
+    return Workload("own", kernel.__name__, "float32", "rows", lambda: ([torch.ones(100)], []), function)
+
+
+@pytest.mark.interpreter_only
+@pytest.mark.parametrize("main", [w for w in workloads() if w.main], ids=str)
+def test_the_main_calls_move_what_they_must(main):
+    row = table.measured(main)
+    assert row.problems == ()
+    assert 1 <= row.ratio < 1.03
+    assert row.launches >= 2
+
+
+@pytest.mark.interpreter_only
+@pytest.mark.parametrize(
+    ("call", "ratio"),
+    [
+        ("reconstruction_loss, mse, batchmean, float16, rows", 5 / 3),  # the gradient is never made in forward
+        ("elbo_loss, gaussian, averaged kl, every output used, float32, rows", 9 / 5),  # an upstream gradient of 2
+        ("reparameterize, float32, rows", 1),  # the gradient in mu is the upstream one
+        ("sample_kl, sample, only kl used, float32, rows", 1),
+        ("reconstruction_loss, gaussian, batchmean, 1 of 2 gradients, bfloat16, rows", 1),
+        ("sample_kl_packed, sample, bfloat16, chunks of channels_last", 1),
+    ],
+)
+def test_other_calls(call, ratio):
+    row = table.measured(workload(call))
+    assert row.problems == ()
+    assert row.ratio == pytest.approx(ratio, rel=2e-3)
+
+
+@pytest.mark.interpreter_only
+def test_a_store_outside_its_tensor():
+    row = table.measured(of_a_kernel(kernels.stores_past_the_end, BLOCK=128))
+    assert len(row.problems) == 1
+    assert "unmasked lanes of a store fall outside every tensor argument" in row.problems[0]
+    assert math.isnan(row.ratio)
+
+
+@pytest.mark.interpreter_only
+def test_an_address_stored_twice_is_shown_and_fails(capsys):
+    row = table.measured(of_a_kernel(kernels.programs_overlap, BLOCK=32))
+    assert row.problems == ("forward: 2 addresses of programs_overlap.y stored twice",)
+    assert table.show([row]) == 1
+    assert "own, programs_overlap, float32, rows: forward: 2 addresses" in capsys.readouterr().out
+    assert table.show([row._replace(problems=())]) == 0
+    assert "no lane outside a tensor, no address stored twice" in capsys.readouterr().out
+
+
+@pytest.mark.compiled_only
+def test_a_process_of_its_own_interprets():
+    rows = table.traffic_table(main=True)
+    assert {row.op for row in rows} == {
+        "sample_kl",
+        "sample_kl_packed",
+        "gaussian_kl",
+        "reconstruction_loss",
+        "elbo_loss",
+    }
+    assert all(isinstance(row, table.Row) and row.problems == () and row.ratio < 1.03 for row in rows)
+
+
+@pytest.mark.compiled_only
+def test_a_process_that_fails(monkeypatch):
+    monkeypatch.setattr(table.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="counting traffic in the interpreter failed"):
+        table.traffic_table()
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(backend, "HAS_TRITON", False)
+    with pytest.raises(RuntimeError, match="pip install triton"):
+        table.traffic_table()

@@ -1,0 +1,72 @@
+"""The list of calls from which variants and traffic come: nothing is missing, a new likelihood appears by itself."""
+
+import pytest
+import torch
+
+from vae_fast import likelihoods
+from vae_fast.benchmarks import workloads as calls
+
+pytest.importorskip("triton")
+
+
+def test_each_call_is_listed_once_and_every_op_is_there():
+    workloads = calls.workloads()
+    names = [str(workload) for workload in workloads]
+    assert len(set(names)) == len(names)
+    ops = {"sample_kl", "sample_kl_packed", "reparameterize", "gaussian_kl", "reconstruction_loss", "elbo_loss"}
+    assert {workload.op for workload in workloads} == ops
+    assert {workload.dtype for workload in workloads} == {"float32", "bfloat16", "float16", "float64"}
+    assert {workload.layout for workload in workloads} == set(calls.LAYOUTS)
+    assert {workload.dtype for workload in workloads if workload.main} >= {"float32", "bfloat16"}
+
+
+def test_a_new_likelihood_appears_by_itself(monkeypatch):
+    row = likelihoods.Likelihood("new", ("a", "b", "c"), "real", lambda a, b, c: a)
+    monkeypatch.setitem(likelihoods.LIKELIHOODS, "new", row)
+    found = [w for w in calls.workloads() if w.options.startswith("new")]
+    assert {w.op for w in found} == {"reconstruction_loss", "elbo_loss"}
+    assert sum(w.main for w in found) >= 4
+    leaves, constants = found[0].make()
+    assert (len(leaves), len(constants)) == (3, 1)
+
+
+@pytest.mark.parametrize("layout", calls.LAYOUTS)
+def test_layouts_have_two_full_tiles(layout):
+    from vae_fast.kernels import tiling
+
+    first, second, third = calls.LAYOUTS[layout](torch.float32, 3)
+    assert first.shape == second.shape == third.shape
+    assert first.numel() > tiling.FLAT_TILE
+
+
+@pytest.mark.compiled_only
+def test_every_kernel_is_launched_in_each_way():
+    from vae_fast.benchmarks.audit_table import recorded
+
+    launches = [entry.launch for entry in recorded()]
+    assert {launch.name for launch in launches} == {
+        "_forward", "_backward", "_reconstruct", "_scale", "_sum_partials", "_total"
+    }  # fmt: skip
+    flags = {
+        name: {launch.arguments[name] for launch in launches if name in launch.arguments}
+        for name in ("WIDE", "QUADS", "AXES", "SCALARS", "REDUCTION", "HALVINGS", "LOW")
+    }
+    assert flags == {
+        "WIDE": {False, True},
+        "QUADS": {False, True},
+        "AXES": {"rows", "columns", "both"},
+        "SCALARS": {False, True},
+        "REDUCTION": {None, "none", "sample", "latent", "sum", "mean", "batchmean"},
+        "HALVINGS": {2, 3},
+        "LOW": {None, calls.CLAMP[0]},
+    }
+
+
+@pytest.mark.compiled_only
+def test_calls_are_recorded_with_their_directions():
+    from vae_fast.benchmarks.audit_table import recorded
+
+    found = {entry.call: entry.launch.name for entry in recorded(main=True)}
+    call = "reconstruction_loss, mse, batchmean, float32, rows"
+    assert found[f"{call}: backward"] == "_scale"
+    assert found[f"{call}: again"] == "_reconstruct"
