@@ -27,12 +27,10 @@ def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", 
         prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, in its dtype; None is N(0, I).
         logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside.
         reduction: of the kl. "sample": [B], summed over elements; "none": elementwise; "latent": the mean over the
-        batch,
-            of shape mu.shape[1:]; "sum"; "mean" over all elements; "batchmean": nats per sample.
+            batch, of shape mu.shape[1:]; "sum"; "mean" over all elements; "batchmean": nats per sample.
         seed: an int in [-2^63, 2^64) or an int64 tensor of one element. The same seed gives the same eps in every call,
-        on
-            every backend: pass different ones per layer and step. Element i of eps belongs to the i-th element of z's
-            memory, so the sample depends on mu's memory format (channels_last or not).
+            on every backend: pass different ones per layer and step. Element i of eps belongs to the i-th element of
+            z's memory, so the sample depends on mu's memory format (channels_last or not).
         generator: draws the seed, or on the eager path eps. torch's default one for the device if none is given. A
             generator can neither be replayed by activation checkpointing nor traced by torch.compile(fullgraph=True);
             `seed` can. Drawn numbers differ between backends, and between eager calls and torch.compile.
@@ -102,16 +100,16 @@ def reconstruction_loss(output, target, likelihood="bernoulli", *, reduction="ba
 
     Args:
         output: the parameters. "bernoulli": logits [B, ...]; "gaussian": the tuple (mean, logvar), each [B, ...];
-        "mse": the
-            output [B, ...], for the squared error, which is the Gaussian nll at variance 1/2 less log(pi)/2 per
-            element: as a loss it is not an ELBO. float32, bfloat16, float16 or float64, any strides.
+            "mse": the output [B, ...], for the squared error, which is the Gaussian nll at variance 1/2 less log(pi)/2
+            per element: as a loss it is not an ELBO. float32, bfloat16, float16 or float64, any strides.
         target: of the output's shape, without broadcasting; its float dtype may differ. It must not require a gradient.
         likelihood: "bernoulli" (Kingma & Welling 2014, appendix C.1), "gaussian" (C.2) or "mse".
         reduction: "batchmean": nats per sample; "sum"; "mean" over all elements; "sample": [B]; "none": elementwise.
 
     Returns:
-        float32 (float64 for a float64 output), differentiable once. A scalar loss makes its gradient in the forward
-        pass. An empty batch sums to 0 and averages to NaN.
+        float32 (float64 for a float64 output), differentiable once: a second derivative raises RuntimeError, or is
+        right where PyTorch's own op computes (small float32 losses on the CPU). A scalar loss makes its gradient in the
+        forward pass. An empty batch sums to 0 and averages to NaN.
 
     Raises:
         TypeError: output is not what the likelihood takes, or not of a float dtype.
@@ -133,8 +131,7 @@ def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
         output, target, likelihood: as in `reconstruction_loss`.
         kl: [B], one a sample, as `sample_kl` gives it, or 0-d, already averaged over the batch. float32 or float64.
         beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile does not
-        recompile
-            for. With 1, total is the quantity that people report.
+            recompile for. With 1, total is the quantity that people report.
 
     Returns:
         ELBO(total, reconstruction, kl): a NamedTuple of 0-d tensors, each differentiable once; reconstruction and kl
@@ -142,8 +139,7 @@ def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
 
     Raises:
         TypeError, ValueError: as `reconstruction_loss`; a kl of another shape or dtype; a beta that is negative, not
-        finite,
-            not a number or 0-d tensor, or requires a gradient.
+            finite, not a number or 0-d tensor, or requires a gradient.
 
     >>> elbo_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, 3.0])).kl.item()
     2.0

@@ -67,8 +67,8 @@ def test_second_derivatives_raise(second, backend):
 def test_a_penalty_on_the_input_of_a_model_raises(backend):
     """The gradient at a model's input passes through ours, with a constant upstream."""
     torch.manual_seed(0)
-    model = torch.nn.Linear(3, 3).to(backend.device)
-    x = torch.rand(2, 3, device=backend.device, requires_grad=True)
+    model = torch.nn.Linear(3, 3).to(backend.device, torch.float64)
+    x = torch.rand(2, 3, device=backend.device, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(reconstruction_loss(model(x), x.detach()), x, create_graph=True)
     penalty = (gradient.norm() - 1).square()
     with pytest.raises(RuntimeError, match=TWICE):

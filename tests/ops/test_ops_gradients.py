@@ -98,7 +98,7 @@ def test_float64_has_the_digits_of_float64(case, backend):
 
 def test_forwards_buffer_becomes_the_leafs_gradient(backend):
     """AccumulateGrad takes it without a copy, so nothing else may hold it."""
-    logits, target, kl, derivative = problem(backend.device)
+    logits, target, kl, derivative = problem(backend.device, torch.float64)
     for loss in (reconstruction_loss(logits, target), elbo_loss(logits, target, kl).total):
         (buffer,) = loss.grad_fn.grads
         pointer = buffer.data_ptr()
@@ -110,7 +110,7 @@ def test_forwards_buffer_becomes_the_leafs_gradient(backend):
 
 
 def test_the_buffer_is_freed_with_the_graph(backend):
-    logits, target, _, _ = problem(backend.device)
+    logits, target, _, _ = problem(backend.device, torch.float64)
     loss = reconstruction_loss(logits, target)
     buffer = weakref.ref(loss.grad_fn.grads[0])
     del loss

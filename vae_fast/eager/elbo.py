@@ -7,8 +7,20 @@ def forward(params, target, kl, beta_tensor, beta, likelihood, wanted):
     """As `vae_fast.kernels.elbo.forward`."""
     nll, grads = reconstruction.forward(params, target, likelihood, "batchmean", wanted)
     divergence = kl.sum().to(nll.dtype) / kl.numel() if kl.dim() else kl.to(nll.dtype, copy=True)
-    total = nll + divergence * (beta if beta_tensor is None else beta_tensor)
-    return total.to(nll.dtype), nll, divergence, grads
+    return _weighted(nll, divergence, beta_tensor, beta), nll, divergence, grads
+
+
+def native(params, target, kl, beta_tensor, beta, likelihood):
+    """(total, reconstruction, kl) by PyTorch's own op and autograd, or None: as `reconstruction.native`."""
+    nll = reconstruction.native(params, target, likelihood, "batchmean")
+    if nll is None:
+        return None
+    divergence = (kl.mean() if kl.dim() else kl.clone()).to(nll.dtype)
+    return _weighted(nll, divergence, beta_tensor, beta), nll, divergence
+
+
+def _weighted(nll, divergence, beta_tensor, beta):
+    return (nll + divergence * (beta if beta_tensor is None else beta_tensor)).to(nll.dtype)
 
 
 def backward(grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted):

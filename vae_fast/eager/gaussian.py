@@ -3,20 +3,39 @@
 import torch
 
 from vae_fast.eager import noise, reductions
-from vae_fast.eager.elementary import expm1_minus_x
+from vae_fast.eager.blocks import blocks
+from vae_fast.eager.elementary import LOG2_E, expm1_minus_x
 
 NONE = (None, None)
 
 
 def forward(mu, logvar, *, prior=NONE, seed=None, eps=None, clamp=NONE, reduction=None):
     """As `vae_fast.kernels.gaussian.forward`."""
+    return forward_keeping(mu, logvar, prior=prior, seed=seed, eps=eps, clamp=clamp, reduction=reduction)[:2]
+
+
+def forward_keeping(mu, logvar, *, prior=NONE, seed=None, eps=None, clamp=NONE, reduction=None):
+    """(z, kl, kept), where `kept` spares `backward` its exponentials: std * eps, and exp(logvar - prior's) - 1."""
     dtype = reductions.accumulator(mu.dtype)
-    m, v = mu.to(dtype), _clamped(logvar.to(dtype), clamp)
-    z = None
-    if seed is not None or eps is not None:
-        z = torch.addcmul(m, _std(v), _noise(mu, seed, eps, dtype), out=torch.empty_like(mu))
-    kl = None if reduction is None else reductions.reduce(_divergence(m, v, prior, mu), reduction)
-    return z, kl
+    drawn = _noise(mu, seed, eps)
+    z = None if drawn is None else torch.empty_like(mu)
+    elementwise = torch.empty_like(mu, dtype=dtype) if reduction == "none" else None
+    kept = _empty_kept(logvar, dtype, drawn is not None, reduction is not None)
+    sums = []
+    for m, v, prior_mu, prior_logvar, e, noisy, difference, z_out, kl_out in blocks(
+        (mu, logvar, *prior, drawn, *kept, z, elementwise)
+    ):
+        m, v = m.to(dtype), _clamped(v.to(dtype), clamp)
+        excess = _exponentials(v, prior_logvar, e, noisy, difference)
+        if z_out is not None:
+            torch.add(m, noisy, out=z_out)
+        if kl_out is not None:
+            torch.add(excess, _square(m, prior_mu, prior_logvar), out=kl_out).mul_(0.5)
+        elif excess is not None:
+            square = _square(m, prior_mu, prior_logvar)
+            sums.append(reductions.partial(excess, reduction).add_(reductions.partial(square, reduction)))
+    kl = elementwise if not sums else reductions.finish(sums, reduction, mu.shape).mul_(0.5).to(dtype)
+    return z, kl, kept
 
 
 def backward(
@@ -32,63 +51,83 @@ def backward(
     reduction=None,
     prior_grad=False,
     out=None,
+    kept=None,
 ):
-    """As `vae_fast.kernels.gaussian.backward`."""
-    out_mu, out_logvar = out or (None if grad_kl is None else torch.empty_like(mu), torch.empty_like(logvar))
+    """As `vae_fast.kernels.gaussian.backward`; `kept` is what `forward_keeping` kept."""
     dtype = reductions.accumulator(mu.dtype)
-    raw = logvar.to(dtype)
-    m, v = mu.to(dtype), _clamped(raw, clamp)
-    d_logvar = torch.zeros_like(v)
-    if grad_z is not None:
-        d_logvar = _std(v).mul_(_noise(mu, seed, eps, dtype)).mul_(grad_z).mul_(0.5)
-    prior_grads = (None, None)
-    if grad_kl is not None:
-        g = reductions.spread(grad_kl, mu, reduction)
-        kl_mu, half, kl_prior = _divergence_gradient(m, v, prior)
-        torch.mul(g, kl_mu, out=out_mu) if grad_z is None else torch.addcmul(grad_z.to(dtype), g, kl_mu, out=out_mu)
-        d_logvar.addcmul_(g, half, value=0.5)
-        if prior_grad:
-            prior_grads = (
-                torch.mul(-g, kl_mu, out=torch.empty_like(prior[0])),
-                torch.mul(g, kl_prior, out=torch.empty_like(prior[1])),
-            )
-    elif out_mu is not None:
-        out_mu.zero_() if grad_z is None else out_mu.copy_(grad_z)
+    grads = out or (None if grad_kl is None else torch.empty_like(mu), torch.empty_like(logvar))
+    grads = (*grads, *(torch.empty_like(p) if prior_grad else None for p in prior))
+    g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
+    if kept is None:
+        kept = _keep(mu, logvar, prior, seed, eps, clamp, grad_z is not None, grad_kl is not None)
+    for block in blocks((mu, logvar, *prior, grad_z, g, *kept, *grads)):
+        _backward_block(dtype, clamp, *block)
+    return grads
+
+
+def _backward_block(dtype, clamp, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, difference, *grads):
+    d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
+    grad_z = None if grad_z is None else grad_z.to(dtype)
+    twice = None if grad_z is None else grad_z * noisy
+    if g is not None:
+        shift, slope = _shift(mu.to(dtype), prior_mu, prior_logvar)
+        torch.mul(g, slope, out=d_mu) if grad_z is None else torch.addcmul(grad_z, g, slope, out=d_mu)
+        twice = g * difference if twice is None else twice.addcmul_(g, difference)
+        if d_prior_mu is not None:
+            torch.mul(-g, slope, out=d_prior_mu)
+            torch.addcmul(difference, shift, slope, out=shift).mul_(g)
+            torch.mul(shift, -0.5, out=d_prior_logvar)
+    elif d_mu is not None:
+        d_mu.zero_() if grad_z is None else d_mu.copy_(grad_z)
+    if twice is None:
+        d_logvar.zero_()
+        return
     if clamp[0] is not None:
-        d_logvar.masked_fill_((raw < clamp[0]) | (raw > clamp[1]), 0)  # NaN stays NaN
-    return out_mu, out_logvar.copy_(d_logvar), *prior_grads
+        twice.masked_fill_((logvar < clamp[0]) | (logvar > clamp[1]), 0)  # NaN stays NaN
+    torch.mul(twice, 0.5, out=d_logvar)
+
+
+def _empty_kept(logvar, dtype, sampled, measured):
+    return tuple(torch.empty_like(logvar, dtype=dtype) if wanted else None for wanted in (sampled, measured))
+
+
+def _keep(mu, logvar, prior, seed, eps, clamp, sampled, measured):
+    """What forward_keeping keeps."""
+    dtype = reductions.accumulator(mu.dtype)
+    kept = _empty_kept(logvar, dtype, sampled, measured)
+    drawn = _noise(mu, seed, eps) if sampled else None
+    for v, prior_logvar, e, *outs in blocks((logvar, prior[1], drawn, *kept)):
+        _exponentials(_clamped(v.to(dtype), clamp), prior_logvar, e, *outs)
+    return kept
+
+
+def _exponentials(logvar, prior_logvar, eps, noisy, difference):
+    """Write std * eps to `noisy`, and exp(x) - 1 with x = logvar - prior's to `difference`; return exp(x) - 1 - x."""
+    if noisy is not None:
+        torch.mul(logvar, LOG2_E / 2, out=noisy).exp2_().mul_(eps)
+    if difference is not None:
+        return expm1_minus_x(logvar if prior_logvar is None else logvar - prior_logvar, difference)
+    return None
 
 
 def _clamped(logvar, clamp):
     return logvar if clamp[0] is None else logvar.clamp(*clamp)
 
 
-def _std(logvar):
-    return torch.mul(logvar, 0.5).exp_()
-
-
-def _noise(mu, seed, eps, dtype):
+def _noise(mu, seed, eps):
     """The given eps, or the seed's: the same in forward and backward."""
-    return (noise.normal(seed, mu) if eps is None else eps).to(dtype)
+    return eps if seed is None else noise.normal(seed, mu)
 
 
-def _divergence(mu, logvar, prior, like):
-    """KL of each element in nats (Kingma & Welling 2014, appendix B), in the memory format of z."""
-    if prior[0] is None:
-        terms = expm1_minus_x(logvar).addcmul_(mu, mu)
-    else:
-        prior_mu, prior_logvar = (p.to(mu.dtype) for p in prior)
-        shift = mu - prior_mu
-        terms = expm1_minus_x(logvar - prior_logvar).addcmul_(shift.square_(), torch.exp(-prior_logvar))
-    return torch.mul(terms, 0.5, out=torch.empty_like(like, dtype=mu.dtype))
-
-
-def _divergence_gradient(mu, logvar, prior):
-    """The KL's derivatives in mu, twice the one in logvar, and the one in the prior's logvar."""
-    if prior[0] is None:
-        return mu, torch.expm1(logvar), None
-    prior_mu, prior_logvar = (p.to(mu.dtype) for p in prior)
+def _shift(mu, prior_mu, prior_logvar):
+    """mu - prior's mu, and the KL's derivative in mu."""
+    if prior_mu is None:
+        return mu, mu
     shift = mu - prior_mu
-    scaled = shift * torch.exp(-prior_logvar)
-    d_logvar = torch.expm1(logvar - prior_logvar)
-    return scaled, d_logvar, torch.addcmul(d_logvar, shift, scaled).mul_(-0.5)
+    return shift, torch.exp(-prior_logvar.to(mu.dtype)).mul_(shift)
+
+
+def _square(mu, prior_mu, prior_logvar):
+    """(mu - prior's mu)^2 over the prior's variance."""
+    shift, slope = _shift(mu, prior_mu, prior_logvar)
+    return shift * slope

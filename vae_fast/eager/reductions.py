@@ -1,5 +1,7 @@
 """Reductions of elementwise losses and of their upstream gradients."""
 
+import functools
+
 import torch
 
 
@@ -20,14 +22,19 @@ def latent_like(values, dtype):
     return torch.empty_like(values[0], dtype=dtype) if len(values) else values.new_empty(values.shape[1:], dtype=dtype)
 
 
-def reduce(values, reduction):
-    """Reduce elementwise `values` [B, ...]; an empty batch sums to 0 and averages to NaN."""
-    if reduction == "none":
-        return values
+def partial(values, reduction):
+    """The sum of some samples' elementwise `values` [b, ...] that `finish` takes: new memory."""
     if reduction == "sample":
-        return values.flatten(1).sum(1) if values.dim() > 1 else values
-    total = values.sum() if reduction != "latent" else torch.sum(values, 0, out=latent_like(values, values.dtype))
-    count = divisor(reduction, values.shape)
+        return values.flatten(1).sum(1) if values.dim() > 1 else values.clone()
+    return values.sum() if reduction != "latent" else torch.sum(values, 0, out=latent_like(values, values.dtype))
+
+
+def finish(partials, reduction, shape):
+    """The reduction of values of `shape` from the sums of blocks of them; no samples sum to 0 and average to NaN."""
+    if reduction == "sample":
+        return partials[0] if len(partials) == 1 else torch.cat(partials)
+    total = functools.reduce(torch.add, partials)
+    count = divisor(reduction, shape)
     return total if count == 1 else total / count
 
 

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
+from vae_fast.eager import elbo as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define
-from vae_fast.ops.reconstruction import fake_grads, made_in_forward, place
+from vae_fast.ops.reconstruction import fake_grads, made_in_forward, place, takes_native
 
 
 class Spec(NamedTuple):
@@ -22,6 +23,10 @@ class Spec(NamedTuple):
 
 def elbo(params, target, kl, beta_tensor, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d."""
+    if takes_native(spec.backend, kl, *params, target):
+        losses = eager.native(params, target, kl, beta_tensor, *spec[:2])
+        if losses is not None:
+            return losses
     function = autograd.select(_Ordinary, _Transformable, kl, *params)
     if function is None:
         return _forward(params, target, kl, beta_tensor, *spec[:2], [False] * len(params), spec.backend)

@@ -1,14 +1,16 @@
 """The latent op: reparameterised sample and KL of a diagonal Gaussian, as raw ops and Functions."""
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch.autograd import Function
 
+from vae_fast.eager import gaussian as eager
 from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define
+from vae_fast.ops.library import define, plain
 
 
 class Spec(NamedTuple):
@@ -33,11 +35,16 @@ def _halves(mu, logvar, dim):
 
 
 def _forward_impl(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend):
+    forward = room(backend, "gaussian", mu).forward
+    made = _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim)
+    return [t for t in made if t is not None]
+
+
+def _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim):
     mu, logvar = _halves(mu, logvar, dim)
-    made = room(backend, "gaussian", mu).forward(
+    return forward(
         mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, clamp=(low, high), reduction=reduction
     )
-    return [t for t in made if t is not None]
 
 
 def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend):
@@ -54,13 +61,14 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low,
 
 
 def _backward_impl(
-    grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend, prior_grad
-):
+    grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend, prior_grad,
+    **kept,
+):  # fmt: skip
     packed = torch.empty_like(mu) if logvar is None else None
     mu, logvar = _halves(mu, logvar, dim)
     grads = room(backend, "gaussian", mu).backward(
         grad_z, grad_kl, mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, clamp=(low, high),
-        reduction=reduction, prior_grad=prior_grad, out=None if packed is None else packed.chunk(2, dim),
+        reduction=reduction, prior_grad=prior_grad, out=None if packed is None else packed.chunk(2, dim), **kept,
     )  # fmt: skip
     posterior = grads[:2] if packed is None else [packed]
     return [g for g in (*posterior, *grads[2:]) if g is not None]
@@ -87,9 +95,18 @@ _backward, _backward_direct = define(
 )
 
 
-def _differentiate(ctx, grads, call):
+def _forward_keeping(*inputs):
+    """The tensors asked for, and what spares the backward pass work; kernels make it again sooner than they read it."""
+    *tensors, spec = inputs
+    if spec.backend != "eager" or not plain(tensors):
+        return _forward_direct(*tensors, *spec), ()
+    *made, kept = _run(eager.forward_keeping, *tensors, *spec[:-1])
+    return [t for t in made if t is not None], kept
+
+
+def _differentiate(ctx, grads, tensors, call):
     """Gradients of the Functions' inputs: the four parameters, seed, eps and spec. `call` calls the raw backward."""
-    tensors, spec = ctx.saved_tensors, ctx.spec
+    spec = ctx.spec
     sampled = tensors[4] is not None or tensors[5] is not None
     grad_z = grads[0] if sampled else None
     grad_kl = grads[-1] if spec.reduction is not None else None
@@ -110,15 +127,18 @@ class _Ordinary(Function):
 
     @staticmethod
     def forward(ctx, *inputs):
-        *tensors, spec = inputs
-        ctx.spec = spec
-        ctx.save_for_backward(*tensors)
+        *tensors, ctx.spec = inputs
+        made, kept = _forward_keeping(*inputs)
+        ctx.save_for_backward(*tensors, *kept)
         ctx.set_materialize_grads(False)
-        return tuple(_forward_direct(*tensors, *spec))
+        return tuple(made)
 
     @staticmethod
     def backward(ctx, *grads):
-        return _differentiate(ctx, grads, _backward_direct)
+        saved = ctx.saved_tensors
+        tensors, kept = saved[:6], saved[6:]
+        call = functools.partial(_backward_impl, kept=kept) if kept and plain(grads) else _backward_direct
+        return _differentiate(ctx, grads, tensors, call)
 
 
 class _Transformable(Function):
@@ -139,4 +159,4 @@ class _Transformable(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        return _differentiate(ctx, grads, _backward)
+        return _differentiate(ctx, grads, ctx.saved_tensors, _backward)

@@ -21,6 +21,11 @@ def _listening():
     )
 
 
+def plain(args):
+    """Whether nothing listens to the dispatcher, and every tensor's memory holds its values."""
+    return not (_listening() or _special(args))
+
+
 def _special(args):
     """Whether any argument is a tensor whose memory does not hold its values: a subclass, lazily negated, or zero."""
     for arg in args:
@@ -39,7 +44,7 @@ def _direct(op, implementation):
     """
 
     def call(*args):
-        return op(*args) if _listening() or _special(args) else implementation(*args)
+        return implementation(*args) if plain(args) else op(*args)
 
     return call
 

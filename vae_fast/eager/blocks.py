@@ -1,0 +1,18 @@
+"""Cuts tensors along the batch, so that the passes over a block find in the core's cache what the last one wrote there.
+
+Over whole tensors each pass would go to main memory, which takes 2 to 5 times as long from 512 x 784 up.
+"""
+
+import torch
+
+BLOCK = 131072  # elements for each thread
+
+
+def blocks(tensors):
+    """The tensors [B, ...], some None, as a list of tuples of views of some samples each: one tuple off the CPU."""
+    first = tensors[0]
+    if first.device.type != "cpu" or first.numel() <= BLOCK:
+        return [tensors]
+    samples = max(BLOCK * torch.get_num_threads() * first.shape[0] // first.numel(), 1)
+    pieces = -(-first.shape[0] // samples)
+    return list(zip(*((None,) * pieces if t is None else t.split(samples) for t in tensors), strict=True))
