@@ -97,7 +97,10 @@ def iwae_loss(nll, kl, *, reduction="batchmean"):
     checks.same_shape("kl", kl, "nll", nll)
     checks.same_device("kl", kl, "nll", nll)
     checks.reduction(reduction, checks.IWAE_REDUCTIONS)
-    losses = math.log(len(nll)) - torch.logsumexp(-(nll + kl), dim=0)
+    log_weights = -(nll + kl)
+    # The backward pass of logsumexp is exp(x - result): with x in thousands of nats, float32 has that wrong by 1e-4.
+    largest = log_weights.detach().amax(0)
+    losses = math.log(len(nll)) - torch.logsumexp(log_weights - largest, dim=0) - largest
     if reduction == "sample":
         return losses
     return losses.sum() if reduction == "sum" else losses.mean()
