@@ -18,13 +18,12 @@ def free_bits(kl, nats, *, per="sample"):
             (reduction="batchmean"). For per="latent": [D, ...], the mean of each latent over the batch
             (reduction="latent").
         nats: the floor: a finite number >= 0, or a 0-d tensor.
-        per: "sample": max(nats, kl), nats are free for all latents of a sample together (Hafner et al. 2023, the world
-            model's loss). "latent": sum_j max(nats, kl_j), they are free for each latent (Kingma et al. 2016, equation
-            15).
+        per: what has the floor. "sample": max(nats, kl), all latents of a sample together (Hafner et al. 2023, the
+            world model's loss). "latent": sum_j max(nats, kl_j), each latent (Kingma et al. 2016, equation 15).
 
     Returns:
-        "sample": of kl's shape; "latent": 0-d, in nats per sample. Either is a kl for `elbo_loss`. The gradient is 1
-        at the floor.
+        In kl's dtype. "sample": of its shape; "latent": 0-d, in nats per sample. Either is a kl for `elbo_loss`. The
+        gradient is 1 at the floor.
 
     Raises:
         TypeError, ValueError: kl has another dtype or shape; nats is negative, not finite, not a number or 0-d tensor,
@@ -40,8 +39,7 @@ def free_bits(kl, nats, *, per="sample"):
         checks.latent_kl(kl)
     else:
         checks.sample_kl(kl)
-    checks.weight("nats", nats, "kl", kl)
-    floored = kl.clamp(min=nats)
+    floored = kl.clamp(min=_bound(nats, kl))
     return floored.sum() if per == "latent" else floored
 
 
@@ -56,7 +54,7 @@ def capacity(kl, nats):
         nats: the capacity: a finite number >= 0, or a 0-d tensor.
 
     Returns:
-        Of kl's shape: a kl for `elbo_loss`.
+        Of kl's shape and dtype: a kl for `elbo_loss`.
 
     Raises:
         TypeError, ValueError: kl has another dtype or shape; nats is negative, not finite, not a number or 0-d tensor,
@@ -66,8 +64,7 @@ def capacity(kl, nats):
     tensor([4., 2.])
     """
     checks.sample_kl(kl)
-    checks.weight("nats", nats, "kl", kl)
-    return (kl - nats).abs()
+    return (kl - _bound(nats, kl)).abs()
 
 
 def iwae_loss(nll, kl, *, reduction="batchmean"):
@@ -104,3 +101,9 @@ def iwae_loss(nll, kl, *, reduction="batchmean"):
     if reduction == "sample":
         return losses
     return losses.sum() if reduction == "sum" else losses.mean()
+
+
+def _bound(nats, kl):
+    """The number, or the tensor in kl's dtype, which two 0-d tensors would not keep."""
+    tensor, number = checks.weight("nats", nats, "kl", kl)
+    return number if tensor is None else tensor.to(kl.dtype)

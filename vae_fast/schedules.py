@@ -37,7 +37,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """A straight line from `start` at step 0 to `end` at step `steps`, and `end` from there on (Bowman et al. 2016).
+    """A straight line from `start` at step 0 to `end` at step `steps`, and `end` from there on (Sønderby et al. 2016).
 
     Args:
         steps: an int, 1 or more.
