@@ -16,6 +16,7 @@ from vae_fast import (
     GaussianKL,
     ReconstructionLoss,
     elbo_loss,
+    free_bits,
     gaussian_kl,
     reconstruction_loss,
     sample_kl,
@@ -132,7 +133,12 @@ IDIOMS = {
     ),
     "free bits: a floor for each latent's KL": (
         lambda m, v, a, x: (-0.5 * (1 + v - m**2 - v.exp())).mean(0).clamp(min=0.5).sum(),
-        lambda m, v, a, x: gaussian_kl(m, v, reduction="latent").clamp(min=0.5).sum(),
+        lambda m, v, a, x: free_bits(gaussian_kl(m, v, reduction="latent"), 0.5, per="latent"),
+    ),
+    "capacity: the distance of the batch's KL from it": (
+        lambda m, v, a, x: F.binary_cross_entropy_with_logits(a, x, reduction="sum") / len(x)
+        + 4 * (kl_sum(m, v) / len(x) - 25).abs(),
+        lambda m, v, a, x: ELBOLoss(beta=4.0, capacity=25)(a, x, gaussian_kl(m, v)).total,
     ),
 }  # fmt: skip
 

@@ -13,21 +13,29 @@ from vae_fast.functional import (
 from vae_fast.graphs import capture_step
 from vae_fast.losses import ELBOLoss, GaussianKL, ReconstructionLoss
 from vae_fast.models.vae import VAE
+from vae_fast.objectives import capacity, free_bits, iwae_loss
 from vae_fast.ops.backend import use_backend
+from vae_fast.schedules import Constant, Cyclical, LinearWarmup
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
     "VAE",
+    "Constant",
+    "Cyclical",
     "DiagonalGaussian",
     "ELBOLoss",
     "GaussianKL",
+    "LinearWarmup",
     "ReconstructionLoss",
+    "capacity",
     "capture_step",
     "elbo_loss",
     "fit",
+    "free_bits",
     "gaussian_kl",
+    "iwae_loss",
     "reconstruction_loss",
     "reparameterize",
     "sample_kl",

@@ -12,6 +12,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT_NAMES = "float32, bfloat16, float16 or float64"
 LATENT_REDUCTIONS = ("none", "sample", "latent", "sum", "mean", "batchmean")
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
+IWAE_REDUCTIONS = ("sample", "sum", "batchmean")
+FREE_BITS_PER = ("sample", "latent")
 SEED_MIN, SEED_MAX = -(2**63), 2**64
 
 
@@ -131,8 +133,12 @@ def clamp(value):
 
 
 def reduction(value, choices):
+    choice("reduction", value, choices)
+
+
+def choice(name, value, choices):
     if value not in choices:
-        raise ValueError(f"reduction is {value!r}: expected one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 def one_source(seed, generator, eps):
@@ -194,11 +200,15 @@ def output(value, target, row):
     return values
 
 
-def kl(tensor, target):
-    is_tensor("kl", tensor)
+def is_nats(name, tensor):
+    is_tensor(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"kl is {_dtype(tensor)}: expected float32 or float64 nats")
-    is_dense("kl", tensor)
+        raise TypeError(f"{name} is {_dtype(tensor)}: expected float32 or float64 nats")
+    is_dense(name, tensor)
+
+
+def kl(tensor, target):
+    is_nats("kl", tensor)
     if tensor.dim() and tensor.shape != target.shape[:1]:
         batch = target.shape[0]
         raise ValueError(
@@ -207,26 +217,60 @@ def kl(tensor, target):
     same_device("kl", tensor, "target", target)
 
 
-def beta(value, target):
-    """(beta tensor or None, number)."""
+def sample_kl(tensor):
+    """A kl as `kl` takes it, of any batch."""
+    is_nats("kl", tensor)
+    if tensor.dim() > 1:
+        raise ValueError(
+            f'kl has shape {list(tensor.shape)}: expected [B] (reduction="sample") or [] (reduction="batchmean")'
+        )
+
+
+def latent_kl(tensor):
+    is_nats("kl", tensor)
+    if not tensor.dim():
+        raise ValueError('kl has shape []: expected [D, ...], one a latent (reduction="latent")')
+
+
+def importance(name, tensor):
+    """One number for each of K samples of each of a batch."""
+    is_nats(name, tensor)
+    if tensor.dim() != 2 or not tensor.shape[0]:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected [K, B] with K of 1 or more")
+
+
+def weight(name, value, other_name, other):
+    """(tensor or None, number) of a number or a 0-d tensor on another's device."""
     if not isinstance(value, torch.Tensor):
-        return None, beta_number(value)
-    is_float("beta", value)
+        return None, number(name, value, "a number or a 0-d tensor")
+    is_float(name, value)
     if value.dim():
-        raise ValueError(f"beta has shape {list(value.shape)}: expected a number or a 0-d tensor")
-    same_device("beta", value, "target", target)
-    no_grad("beta", value)
+        raise ValueError(f"{name} has shape {list(value.shape)}: expected a number or a 0-d tensor")
+    same_device(name, value, other_name, other)
+    no_grad(name, value)
     return value, 0.0
 
 
-def beta_number(value):
-    """The weight as a float."""
+def number(name, value, what="a number"):
+    """A finite number >= 0, as a float."""
     if not _is_number(value):
-        raise TypeError(f"beta is {type(value).__name__}: expected a number or a 0-d tensor")
+        raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
     # Not isfinite: torch.compile cannot trace it for a number that varies.
     if not 0 <= value <= sys.float_info.max:
-        raise ValueError(f"beta is {value}: expected a finite number >= 0")
+        raise ValueError(f"{name} is {value}: expected a finite number >= 0")
     return float(value)
+
+
+def ratio(name, value):
+    if not 0 < number(name, value) <= 1:
+        raise ValueError(f"{name} is {value}: expected a number in (0, 1]")
+
+
+def count(name, value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is {type(value).__name__}: expected an int")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: expected 1 or more")
 
 
 def _is_number(value):

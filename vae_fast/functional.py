@@ -147,7 +147,7 @@ def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
     row = likelihoods.lookup(likelihood)
     params = checks.output(output, target, row)
     checks.kl(kl, target)
-    beta_tensor, number = checks.beta(beta, target)
+    beta_tensor, number = checks.weight("beta", beta, "target", target)
     return ELBO(*elbo.elbo(params, target, kl, beta_tensor, elbo.Spec(number, row.name, backend.choose(target))))
 
 

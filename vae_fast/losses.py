@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from vae_fast import checks, likelihoods
-from vae_fast.functional import elbo_loss, gaussian_kl, reconstruction_loss
+from vae_fast import checks, likelihoods, objectives
+from vae_fast.functional import ELBO, elbo_loss, gaussian_kl, reconstruction_loss
 
 
 class GaussianKL(nn.Module):
@@ -50,21 +50,101 @@ class ReconstructionLoss(nn.Module):
 class ELBOLoss(nn.Module):
     """`elbo_loss` as a module: forward(output, target, kl) gives ELBO(total, reconstruction, kl) in nats per sample.
 
-    `beta` is an attribute that may be set between steps.
+    Args:
+        likelihood: as in `reconstruction_loss`.
+        beta: the weight of the kl: a number, a 0-d tensor, or a schedule. A number or tensor is an attribute that may
+            be set between steps.
+        free_bits: the floor of `vae_fast.free_bits`, for each `free_bits_per`: "sample", with kl [B] or 0-d, or
+            "latent", with kl [D, ...], from reduction="latent": its shape does not always tell it from [B].
+        capacity: the capacity of `vae_fast.capacity`, with kl [B] or 0-d. Not together with free_bits.
+
+    The total is reconstruction + beta * kl, where free_bits and capacity replace the kl by what their function makes of
+    it. The kl returned is always the KL itself, per sample: neither weighted nor replaced.
+
+    Each of the three may be made a schedule: `LinearWarmup`, `Cyclical`, `Constant`, or any callable from the number of
+    steps taken, an int64 0-d tensor, to a number or a 0-d tensor. A module made with one counts the steps in the buffer
+    `step`: it is in `state_dict()`, so training resumes where it was, and `to(device)` moves it to where the target is.
+    forward does not count, since it may run several times a step, and in evaluation: call `advance()` after each step
+    of the optimizer. The weight is made on the device from `step`: torch.compile compiles once for all steps, and a
+    CUDA graph reads the step at each replay.
+
+    Raises:
+        TypeError, ValueError: when made, an argument is not as above; when called, as `elbo_loss`, `free_bits` and
+            `capacity`.
 
     >>> ELBOLoss(beta=4.0)(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor(1.0)).total.item()
     6.0794...
+    >>> loss = ELBOLoss(beta=LinearWarmup(steps=10))
+    >>> for _ in range(5):
+    ...     total = loss(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor(1.0)).total
+    ...     loss.advance()
+    >>> total.item()  # 3 log 2 + 0.4
+    2.4794...
+    >>> loss.state_dict()["step"]
+    tensor(5)
     """
 
-    def __init__(self, likelihood="bernoulli", *, beta=1.0):
+    def __init__(self, likelihood="bernoulli", *, beta=1.0, free_bits=None, free_bits_per="sample", capacity=None):
         super().__init__()
         likelihoods.lookup(likelihood)
-        if not isinstance(beta, torch.Tensor):
-            checks.beta_number(beta)
-        self.likelihood, self.beta = likelihood, beta
+        checks.choice("free_bits_per", free_bits_per, checks.FREE_BITS_PER)
+        if free_bits is not None and capacity is not None:
+            raise ValueError("free_bits and capacity were given: expected at most one of them")
+        _check_weight("beta", beta)
+        for name, value in (("free_bits", free_bits), ("capacity", capacity)):
+            if value is not None:
+                _check_weight(name, value)
+        self.likelihood, self.free_bits_per = likelihood, free_bits_per
+        self.beta, self.free_bits, self.capacity = beta, free_bits, capacity
+        scheduled = any(callable(value) for value in (beta, free_bits, capacity))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if scheduled else None)
 
     def forward(self, output, target, kl):
-        return elbo_loss(output, target, kl, likelihood=self.likelihood, beta=self.beta)
+        if self.free_bits is None and self.capacity is None:
+            return elbo_loss(output, target, kl, likelihood=self.likelihood, beta=self._now(self.beta))
+        checks.output(output, target, likelihoods.lookup(self.likelihood))  # before anything is computed
+        objective = self._objective(kl, target)
+        losses = elbo_loss(output, target, objective, likelihood=self.likelihood, beta=self._now(self.beta))
+        reported = kl.sum() if self._per_latent else kl.mean()
+        return ELBO(losses.total, losses.reconstruction, reported.to(losses.kl.dtype))
+
+    def advance(self):
+        """Count one step: the next call of the module uses the schedule's next value. Nothing without a schedule."""
+        if self.step is None:
+            return
+        if torch.compiler.is_compiling():
+            # A compiled backward may recompute the weight from `step`, and must not find the next one there:
+            # github.com/pytorch/pytorch/pull/197039.
+            self.step = self.step + 1
+        else:
+            self.step.add_(1)  # in place, where a CUDA graph reads it
+
+    @property
+    def _per_latent(self):
+        return self.free_bits is not None and self.free_bits_per == "latent"
+
+    def _objective(self, kl, target):
+        """What takes the kl's place in the total: [B] or 0-d."""
+        if not self._per_latent:
+            checks.kl(kl, target)
+        name = "capacity" if self.free_bits is None else "free_bits"
+        nats = self._now(getattr(self, name))
+        checks.weight(name, nats, "target", target)
+        if name == "capacity":
+            return objectives.capacity(kl, nats)
+        return objectives.free_bits(kl, nats, per=self.free_bits_per)
+
+    def _now(self, value):
+        return value(self.step) if callable(value) else value
 
     def extra_repr(self):
-        return f"{self.likelihood!r}, beta={self.beta}"
+        options = f"{self.likelihood!r}, beta={self.beta}"
+        if self.free_bits is not None:
+            options += f", free_bits={self.free_bits}, free_bits_per={self.free_bits_per!r}"
+        return options if self.capacity is None else f"{options}, capacity={self.capacity}"
+
+
+def _check_weight(name, value):
+    """A number, or what only a call can check: a tensor or a schedule."""
+    if not callable(value) and not isinstance(value, torch.Tensor):
+        checks.number(name, value, "a number or a 0-d tensor")

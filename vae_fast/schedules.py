@@ -1,0 +1,118 @@
+"""Schedules of a weight over training: frozen dataclasses, called with the number of steps already taken.
+
+A number gives a float. A tensor gives a float32 tensor, computed on its device: nothing waits for it, and torch.compile
+and CUDA graphs see one computation at every step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from vae_fast import checks
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same weight at every step, as a float.
+
+    Args:
+        beta: a finite number >= 0.
+
+    Raises:
+        TypeError, ValueError: beta is not such a number, or step is not a number >= 0 or a tensor.
+
+    >>> Constant(4.0)(1000)
+    4.0
+    """
+
+    beta: float
+
+    def __post_init__(self):
+        checks.number("beta", self.beta)
+
+    def __call__(self, step):
+        _taken(step)
+        return float(self.beta)
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """A straight line from `start` at step 0 to `end` at step `steps`, and `end` from there on (Sønderby et al. 2016).
+
+    Args:
+        steps: an int, 1 or more.
+        start, end: finite numbers >= 0; exact at both ends. end may be the smaller.
+
+    Raises:
+        TypeError, ValueError: an argument is not such a number, or step is not a number >= 0 or a tensor.
+
+    >>> warmup = LinearWarmup(10)
+    >>> warmup(0), warmup(5), warmup(10), warmup(1000)
+    (0.0, 0.5, 1.0, 1.0)
+    """
+
+    steps: int
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self):
+        checks.count("steps", self.steps)
+        checks.number("start", self.start)
+        checks.number("end", self.end)
+
+    def __call__(self, step):
+        return _ramp(_taken(step), self.steps, self.start, self.end)
+
+
+@dataclass(frozen=True)
+class Cyclical:
+    """Cycles of a straight line from `start` to `end`, then `end` (Fu et al. 2019, equations 6 and 7).
+
+    Args:
+        period: steps of one cycle, an int, 1 or more. For T steps of training it is T / cycles.
+        cycles: their number, an int, 1 or more; the weight stays at `end` after the last.
+        ratio: the part of a cycle that the line takes, in (0, 1].
+        start, end: finite numbers >= 0.
+
+    Raises:
+        TypeError, ValueError: an argument is not such a number, or step is not a number >= 0 or a tensor.
+
+    >>> cyclical = Cyclical(period=8, cycles=2)
+    >>> [cyclical(step) for step in (0, 2, 4, 7, 8, 10, 16, 1000)]
+    [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0]
+    """
+
+    period: int
+    cycles: int = 4
+    ratio: float = 0.5
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self):
+        checks.count("period", self.period)
+        checks.count("cycles", self.cycles)
+        checks.ratio("ratio", self.ratio)
+        checks.number("start", self.start)
+        checks.number("end", self.end)
+
+    def __call__(self, step):
+        step = _taken(step)
+        # Past the last cycle's start the position only grows: the ramp then stays at its end.
+        position = step - self.period * _at_most(step // self.period, self.cycles - 1)
+        return _ramp(position, self.period * self.ratio, self.start, self.end)
+
+
+def _taken(step):
+    """The number as a float, or the tensor as it is."""
+    return step if isinstance(step, torch.Tensor) else checks.number("step", step, "a number or a tensor")
+
+
+def _ramp(step, steps, start, end):
+    if isinstance(step, torch.Tensor):
+        step = step.to(torch.float32)
+    fraction = _at_most(step / steps, 1.0)
+    return (1.0 - fraction) * start + fraction * end
+
+
+def _at_most(value, bound):
+    return value.clamp(max=bound) if isinstance(value, torch.Tensor) else min(value, bound)
