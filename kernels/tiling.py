@@ -72,8 +72,9 @@ class Tiles(NamedTuple):
         return "rows" if self.column_blocks == 1 else "both"
 
     def warps(self, view):
-        """Where offsets take a division a thread has half as many elements, or it runs out of registers."""
-        elements = ELEMENTS_PER_THREAD if len(view.shape) == 1 else ELEMENTS_PER_THREAD // 2
+        """Where each element has an address of its own a thread has half as many, or it runs out of registers."""
+        apart = len(view.shape) > 1 or any(strides[1] > 1 for strides in view.strides)
+        elements = ELEMENTS_PER_THREAD // 2 if apart else ELEMENTS_PER_THREAD
         return max(self.rows * self.columns // (32 * elements), 1)
 
 

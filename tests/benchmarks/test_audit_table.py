@@ -93,13 +93,16 @@ class TestBadKernels:
         (row,) = rows(table, call)
         assert "main path has accesses narrower than 128 bits: 33 of 32; allowed: 0" in row.failures[0]
 
-    @pytest.mark.parametrize(("bytes_", "touched", "fails"), [(8, False, False), (8, True, True), (24, False, True)])
-    def test_local_memory_on_the_main_path_or_much_of_it(self, table, monkeypatch, bytes_, touched, fails):
+    @pytest.mark.parametrize(
+        ("bytes_", "opcode", "fails"),
+        [(8, "", False), (8, "STL", False), (8, "LDL.64", True), (8, "scratch_load_dword", True), (24, "", True)],
+    )
+    def test_local_memory_read_on_the_main_path_or_much_of_it(self, table, monkeypatch, bytes_, opcode, fails):
         audit = table.audit
 
         def spilling(*arguments, **options):
             report = audit(*arguments, **options)
-            main = (*report.main, replace(report.main[0], opcode="LDL.64")) if touched else report.main
+            main = (*report.main, replace(report.main[0], opcode=opcode)) if opcode else report.main
             resources = replace(report.resources, spilled=4, local=bytes_)
             return replace(report, main=main, resources=resources)
 
