@@ -1,7 +1,7 @@
 """The likelihoods: maths on loaded values, nothing else.
 
 Each takes its parameters as a tuple and the target, and returns (base, excess, derivatives): the nll in nats of each
-element is base + log1p(excess[0]), excess being a tuple of one in [0, 1], or () where there is no logarithm;
+element is base + log1p(excess[0]), excess being a tuple of one in [0, 3], or () where there is no logarithm;
 derivatives is a tuple, one a parameter. The logarithm is left to the caller because a sum needs fewer of them: log1p(a)
 + log1p(b) = log1p(a + b + ab).
 """
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+from vae_fast.kernels.elementary import expm1
 
 
 class Issued(NamedTuple):
@@ -52,3 +54,112 @@ def gaussian(params, target):
     excess = error * scaled
     # log(2 pi) / 2 is written in place: a variable would hold it in float32.
     return 0.5 * (params[1] + excess) + 0.91893853320467274178, (), (scaled, 0.5 - 0.5 * excess)
+
+
+@triton.jit
+def bernoulli_probs(params, target):
+    """Bernoulli nll given probabilities, with the bounds of torch's binary_cross_entropy: logs at -100, slope 1e-12."""
+    p = params[0]
+    q = 1.0 - p
+    log_p, log_q = tl.log(p), tl.log(q) + (-p - (q - 1.0)) / tl.where(q == 0, 1.0, q)  # log1p(-p), defined at 1
+    log_p, log_q = tl.where(log_p < -100.0, -100.0, log_p), tl.where(log_q < -100.0, -100.0, log_q)  # NaN stays NaN
+    return (target - 1.0) * log_q - target * log_p, (), ((p - target) / tl.maximum(p * q, 1e-12),)
+
+
+@triton.jit
+def continuous_bernoulli(params, target):
+    """Continuous Bernoulli nll given the natural parameter (Loaiza-Ganem & Cunningham 2019, equation 3).
+
+    log((1 - exp(-b)) / b) with b = |a| is -b/2 + log(sinh(b/2) / (b/2)), by its Taylor series below b = 1.
+    """
+    a = params[0]
+    b = tl.abs(a)
+    e = tl.exp(-b)
+    c = tl.where(b < 1.0, 1.0, b)  # stands where the closed form is right
+    rest = tl.where(b < 1.0, 1.0, 1.0 - e)  # 1 - exp(-b)
+    square = b * b
+    if b.dtype == tl.float64:
+        tail = 4.770034475709914e-16 - 1.087434349279031e-17 * square
+        tail = -2.1185501852016142e-14 + tail * square
+        tail = 9.55895466477477e-13 + tail * square
+        tail = -4.403491782239578e-11 + tail * square
+        tail = 2.08767569878681e-09 + tail * square
+        tail = -1.033399470899471e-07 + tail * square
+        slope = 8.586062056277845e-15 - 2.174868698558062e-16 * square
+        slope = -3.3896802963225827e-13 + slope * square
+        slope = 1.338253653068468e-11 + slope * square
+        slope = -5.284190138687493e-10 + slope * square
+        slope = 2.08767569878681e-08 + slope * square
+        slope = -8.267195767195768e-07 + slope * square
+    else:
+        tail = 2.08767569878681e-09 * square - 1.033399470899471e-07
+        slope = 2.08767569878681e-08 * square - 8.267195767195768e-07
+    tail = 5.5114638447971785e-06 + tail * square
+    tail = -3.4722222222222224e-04 + tail * square
+    tail = 4.1666666666666664e-02 + tail * square
+    slope = 3.3068783068783064e-05 + slope * square
+    slope = -1.388888888888889e-03 + slope * square
+    slope = 8.333333333333333e-02 + slope * square
+    log_partition = tl.where(b < 1.0, tail * square - 0.5 * b, tl.log(rest / c))
+    mean = tl.where(b < 1.0, 0.5 + slope * b, 1.0 / rest - 1.0 / c)  # of the target at b
+    return tl.maximum(a, 0.0) - a * target + log_partition, (), (tl.where(a >= 0, mean, 1.0 - mean) - target,)
+
+
+@triton.jit
+def _sign(x):
+    """-1, 0 or 1; NaN stays NaN."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
+
+
+@triton.jit
+def l1(params, target):
+    """Absolute error: the Laplace nll at scale 1, less log 2."""
+    error = params[0] - target
+    return tl.abs(error), (), (_sign(error),)
+
+
+@triton.jit
+def log_cosh(params, target):
+    """log cosh(error): |error| - log 2 + log1p(exp(-2 |error|)), and log1p(cosh - 1) near 0, where that cancels."""
+    error = params[0] - target
+    size = tl.abs(error)
+    e = tl.exp(-size)
+    rest = -expm1(-size, e)  # 1 - e
+    near = size < 1.0
+    excess = tl.where(near, 0.5 * rest * rest / e, e * e)
+    slope = rest * (1.0 + e) / (1.0 + e * e)
+    return tl.where(near, 0.0, size - 0.69314718055994530942), (excess,), (tl.where(error < 0, -slope, slope),)
+
+
+@triton.jit
+def laplace(params, target):
+    """Laplace nll given mean and log scale."""
+    error = params[0] - target
+    inverse = tl.exp(-params[1])
+    scaled = tl.abs(error) * inverse
+    return scaled + params[1] + 0.69314718055994530942, (), (_sign(error) * inverse, 1.0 - scaled)
+
+
+@triton.jit
+def discretized_logistic(params, target):
+    """Mass of a logistic distribution in the target's bin of 1/255 on [0, 1] (Salimans et al. 2017, equation 2).
+
+    sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)) loses nothing in the tails.
+    """
+    centred, inverse = target - params[0], tl.exp(-params[1])
+    upper, lower = (centred + 0.00196078431372549020) * inverse, (centred - 0.00196078431372549020) * inverse
+    width = inverse * 0.00392156862745098039
+    first, last = target < 0.00196078431372549020, target > 0.99803921568627450980
+    e_upper, e_lower = tl.exp(-tl.abs(upper)), tl.exp(-tl.abs(lower))
+    below = tl.where(upper >= 0, e_upper, 1.0) / (1.0 + e_upper)  # sigmoid(-upper)
+    above = tl.where(lower >= 0, 1.0, e_lower) / (1.0 + e_lower)  # sigmoid(lower)
+    e_upper, e_lower = tl.where(last, 0.0, e_upper), tl.where(first, 0.0, e_lower)
+    below, above = tl.where(last, 0.0, below), tl.where(first, 0.0, above)
+    e_width = tl.exp(-width)
+    inside = -expm1(-width, e_width)  # 1 - exp(-width)
+    inner = (target >= 0.00196078431372549020) & (target <= 0.99803921568627450980)
+    base = tl.where(last, 0.0, tl.maximum(-upper, 0.0)) + tl.where(first, 0.0, tl.maximum(lower, 0.0))
+    base = base - tl.where(inner, tl.log(inside), 0.0)
+    stretch = tl.where(inner, width * e_width / inside, 0.0)
+    excess = e_upper + e_lower + e_upper * e_lower
+    return base, (excess,), (inverse * (below - above), upper * below - lower * above + stretch)

@@ -11,21 +11,40 @@ class Likelihood:
     """A row of the table. The three rooms hold its formulas in `likelihoods.py`, under `name`.
 
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
-    targets it is for.
+    targets it is for. link: maps any real numbers, as a network's last layer gives them, to valid parameters; None where
+    they are valid themselves.
     """
 
     name: str
     parameters: tuple[str, ...]
     domain: str
     mean: Callable[..., torch.Tensor]
+    link: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
+
+
+def _first(mean, *others):
+    return mean
+
+
+def _continuous_bernoulli_mean(logits):
+    """1 / (1 - exp(-a)) - 1 / a, which is 1/2 at 0."""
+    a = logits.double()
+    a = torch.where(a.abs() < 1e-6, 1e-6, a)
+    return (-1 / torch.expm1(-a) - 1 / a).to(logits.dtype)
 
 
 LIKELIHOODS = {
     row.name: row
     for row in (
         Likelihood("bernoulli", ("logits",), "[0, 1]", torch.sigmoid),
-        Likelihood("mse", ("output",), "real", lambda output: output),
-        Likelihood("gaussian", ("mean", "logvar"), "real", lambda mean, logvar: mean),
+        Likelihood("bernoulli_probs", ("probs",), "[0, 1]", _first, torch.sigmoid),
+        Likelihood("continuous_bernoulli", ("logits",), "[0, 1]", _continuous_bernoulli_mean),
+        Likelihood("mse", ("output",), "real", _first),
+        Likelihood("l1", ("output",), "real", _first),
+        Likelihood("log_cosh", ("output",), "real", _first),
+        Likelihood("gaussian", ("mean", "logvar"), "real", _first),
+        Likelihood("laplace", ("mean", "log_scale"), "real", _first),
+        Likelihood("discretized_logistic", ("mean", "log_scale"), "[0, 1]", _first),
     )
 }
 

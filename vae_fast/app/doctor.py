@@ -14,7 +14,7 @@ from torch import Tensor
 
 import vae_fast
 from vae_fast import functional, reference
-from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.likelihoods import LIKELIHOODS, Likelihood
 from vae_fast.ops import backend
 
 LATENTS = (64, 37)
@@ -92,6 +92,11 @@ class _Inputs:
 
     def leaves(self, count: int, *shape: int) -> list[Tensor]:
         return [self.normal(*shape).requires_grad_() for _ in range(count)]
+
+    def parameters(self, row: Likelihood, *shape: int) -> list[Tensor]:
+        values = [self.normal(*shape) for _ in row.parameters]
+        made = values if row.link is None else row.link(*values)
+        return [t.requires_grad_() for t in ([made] if isinstance(made, Tensor) else made)]
 
 
 def _check_sample_kl(op: str, inputs: _Inputs) -> Iterator[Check]:
@@ -173,7 +178,8 @@ def _check_elbo_loss(op: str, inputs: _Inputs, likelihood: str) -> Iterator[Chec
 
 def _reconstruction_inputs(inputs: _Inputs, likelihood: str) -> tuple[list[Tensor], Tensor | tuple, Tensor, Callable]:
     """Parameters, the same as users pass them, a target, and the reference's formula."""
-    leaves = inputs.leaves(len(LIKELIHOODS[likelihood].parameters), *IMAGES)
+    row = LIKELIHOODS[likelihood]
+    leaves = inputs.parameters(row, *IMAGES)
     output = leaves[0] if len(leaves) == 1 else tuple(leaves)
     return leaves, output, inputs.uniform(*IMAGES), getattr(reference.likelihoods, likelihood)
 

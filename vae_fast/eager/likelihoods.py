@@ -11,6 +11,13 @@ import torch
 import torch.nn.functional as F
 
 
+# B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
+LOG_SINHC = (
+    1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -4.403491782239578e-11, 9.55895466477477e-13,
+    -2.1185501852016142e-14, 4.770034475709914e-16, -1.087434349279031e-17,
+)  # fmt: skip
+
+
 class Likelihood(NamedTuple):
     """terms(params, target, out) yields tensors that add up to the nll, one after the other in `out` (None: new ones).
 
@@ -97,8 +104,115 @@ def _gaussian_total(params, target, outs):
     return total, (scaled, excess.sub_(1).mul_(-0.5))
 
 
+def _bernoulli_probs_terms(params, target, out=None):
+    p = params[0]
+    yield torch.log(p).clamp_(min=-100).mul_(-target)
+    yield torch.log1p(-p).clamp_(min=-100).mul_(target - 1)
+
+
+def _bernoulli_probs_derivatives(params, target, outs):
+    p = params[0]
+    return ((p - target).div_(torch.addcmul(p, p, p, value=-1).clamp_(min=1e-12)),)
+
+
+def _continuous_bernoulli_parts(b):
+    """log((1 - exp(-b)) / b) and its derivative's negative, 1 less the mean at b >= 0: see the reference."""
+    square, tail, slope = b * b, torch.zeros_like(b), torch.zeros_like(b)
+    for n, coefficient in reversed(list(enumerate(LOG_SINHC, start=1))):
+        tail.mul_(square).add_(coefficient)
+        slope.mul_(square).add_(2 * n * coefficient)
+    rest = torch.expm1(-b).neg_()
+    near = b < 1
+    return (
+        torch.where(near, tail.mul_(square).sub_(b, alpha=0.5), torch.log(rest / b)),
+        torch.where(near, slope.mul_(b).neg_().add_(0.5), 1 / b + 1 - 1 / rest),
+    )
+
+
+def _continuous_bernoulli_terms(params, target, out=None):
+    a = params[0]
+    yield torch.clamp(a, min=0).addcmul_(a, target, value=-1)
+    yield _continuous_bernoulli_parts(a.abs())[0]
+
+
+def _continuous_bernoulli_derivatives(params, target, outs):
+    a = params[0]
+    complement = _continuous_bernoulli_parts(a.abs())[1]
+    return (torch.where(a < 0, complement, 1 - complement).sub_(target),)
+
+
+def _l1_terms(params, target, out=None):
+    yield torch.sub(params[0], target, out=out).abs_()
+
+
+def _l1_derivatives(params, target, outs):
+    error = torch.sub(params[0], target, out=outs[0])
+    return (_sign_(error),)
+
+
+def _sign_(x):
+    """-1, 0 or 1 in place; NaN stays NaN."""
+    return x.div_(x.abs().masked_fill_(x == 0, 1))
+
+
+def _log_cosh_terms(params, target, out=None):
+    """log1p(cosh - 1) below 1, where the other form cancels."""
+    size = torch.sub(params[0], target, out=out).abs_()
+    near = size < 1
+    small = torch.sinh(size * 0.5).square_().mul_(2).log1p_()
+    yield torch.where(near, small, torch.exp(-2 * size).log1p_().add_(size).sub_(math.log(2)))
+
+
+def _log_cosh_derivatives(params, target, outs):
+    return (torch.sub(params[0], target, out=outs[0]).tanh_(),)
+
+
+def _laplace_terms(params, target, out=None):
+    mean, log_scale = params
+    yield torch.sub(mean, target, out=out).abs_().mul_(torch.exp(-log_scale))
+    yield torch.add(log_scale, math.log(2), out=out)
+
+
+def _laplace_derivatives(params, target, outs):
+    mean, log_scale = params
+    error = torch.sub(mean, target, out=outs[1])
+    inverse = torch.neg(log_scale, out=outs[0]).exp_()
+    scaled = torch.abs(error).mul_(inverse)
+    return inverse.mul_(_sign_(error)), scaled.neg_().add_(1)
+
+
+def _bin(params, target):
+    """The bounds of the target's bin of 1/255 on the standard logistic, and which bins are the first and the last."""
+    mean, log_scale = params
+    inverse, centred = torch.exp(-log_scale), target - mean
+    upper, lower = (centred + 1 / 510).mul_(inverse), (centred - 1 / 510).mul_(inverse)
+    return inverse, upper, lower, target < 1 / 510, target > 1 - 1 / 510
+
+
+def _discretized_logistic_terms(params, target, out=None):
+    inverse, upper, lower, first, last = _bin(params, target)
+    yield F.softplus(-upper, threshold=80).masked_fill_(last, 0)
+    yield F.softplus(lower, threshold=80).masked_fill_(first, 0)
+    yield torch.expm1(inverse / -255).neg_().log_().neg_().masked_fill_(first | last, 0)
+
+
+def _discretized_logistic_derivatives(params, target, outs):
+    inverse, upper, lower, first, last = _bin(params, target)
+    below = torch.sigmoid(-upper).masked_fill_(last, 0)
+    above = torch.sigmoid(lower).masked_fill_(first, 0)
+    width = inverse / 255
+    stretch = (width / torch.expm1(width)).masked_fill_(first | last, 0)
+    return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
+
+
 bernoulli = Likelihood(
     _bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, F.binary_cross_entropy_with_logits, most=2**16
 )
 mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, F.mse_loss, most=2**18)
 gaussian = Likelihood(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
+bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
+continuous_bernoulli = Likelihood(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
+l1 = Likelihood(_l1_terms, _l1_derivatives)
+log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives)
+laplace = Likelihood(_laplace_terms, _laplace_derivatives)
+discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)

@@ -1,7 +1,7 @@
 """The encoder and the decoder that `VAE` builds when it is given none: plain multilayer perceptrons with ReLU."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -31,22 +31,32 @@ class MLPEncoder(nn.Module):
 class MLPDecoder(nn.Module):
     """Maps z [B, latent_dim] to the parameters of the likelihood, each [B, *input_shape].
 
-    With one parameter the output is a tensor, with two it is a tuple of two.
+    With one parameter the output is a tensor, with more it is a tuple. link: what makes them of the last layer's real
+    numbers, such as probabilities; None if nothing.
     """
 
-    def __init__(self, input_shape: Sequence[int], latent_dim: int, hidden_dims: Sequence[int], num_parameters: int):
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int,
+        hidden_dims: Sequence[int],
+        num_parameters: int,
+        link: Callable | None = None,
+    ):
         super().__init__()
         self.input_shape = tuple(input_shape)
         self.latent_dim = latent_dim
         self.num_parameters = num_parameters
+        self.link = link
         self.layers = _layers([latent_dim, *reversed(hidden_dims), num_parameters * math.prod(input_shape)])
 
     def forward(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
         _check("z", z, (self.latent_dim,))
         output = self.layers(z)
-        if self.num_parameters == 1:
-            return output.unflatten(1, self.input_shape)
-        return output.unflatten(1, (self.num_parameters, *self.input_shape)).unbind(1)
+        parameters = output.unflatten(1, (self.num_parameters, *self.input_shape)).unbind(1)
+        if self.link is not None:
+            return self.link(*parameters)
+        return parameters[0] if self.num_parameters == 1 else parameters
 
 
 def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

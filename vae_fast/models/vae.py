@@ -82,7 +82,8 @@ class VAE(nn.Module):
         widths = (256,) if hidden_dims is None else arguments.sizes("hidden_dims", hidden_dims, may_be_empty=True)
         latents = arguments.size("latent_dim", latent_dim)
         self.encoder = MLPEncoder(shape, latents, widths)
-        self.decoder = MLPDecoder(shape, latents, widths, len(self._likelihood.parameters))
+        row = self._likelihood
+        self.decoder = MLPDecoder(shape, latents, widths, len(row.parameters), row.link)
         self.latent_shape: tuple[int, ...] | None = (latents,)
         self._architecture = {"input_shape": shape, "latent_dim": latents, "hidden_dims": widths}
 

@@ -40,3 +40,93 @@ def gaussian(mean, logvar, target):
     precision = np.exp(-logvar)
     square = (a - x) ** 2 * precision
     return (logvar + square + np.log(2.0 * np.pi)) / 2, ((a - x) * precision, (1.0 - square) / 2)
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def bernoulli_probs(probs, target):
+    """-log of Bernoulli(target; p) by the rules of torch.nn.functional.binary_cross_entropy.
+
+    -(x max(log p, -100) + (1 - x) max(log(1 - p), -100)); its derivative is (p - x) / max(p (1 - p), 1e-12), whatever
+    the logarithms' bound. Not a number for p outside [0, 1].
+    """
+    p, x = alike(probs=probs, target=target)
+    logs = np.maximum(np.log(p), -100.0), np.maximum(np.log1p(-p), -100.0)
+    return (x - 1.0) * logs[1] - x * logs[0], ((p - x) / np.maximum(p * (1.0 - p), 1e-12),)
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def continuous_bernoulli(logits, target):
+    """-log of the continuous Bernoulli on [0, 1] with natural parameter a (Loaiza-Ganem & Cunningham 2019, equation 3).
+
+    Its density is exp(a x) / integral, so the nll is log((exp(a) - 1) / a) - a x: with b = |a|, max(a, 0) + log((1 -
+    exp(-b)) / b) - a x. Below b = 1 the logarithm is -b/2 + log(sinh(b/2) / (b/2)), whose Taylor series has the
+    coefficients B_2n / (2n (2n)!).
+    """
+    a, x = alike(logits=logits, target=target)
+    b = np.abs(a)
+    small, c = b < 1.0, np.where(b < 1.0, 1.0, b)  # c stands where the closed form is right
+    square = np.where(small, b, 0.0) ** 2
+    series = np.polynomial.polynomial.polyval(square, [0.0, *_LOG_SINHC])
+    slope = np.where(small, b, 0.0) * np.polynomial.polynomial.polyval(
+        square, [2 * n * c for n, c in enumerate(_LOG_SINHC, start=1)]
+    )
+    log_partition = np.where(small, series - b / 2, np.log(-np.expm1(-c) / c))
+    mean = np.where(small, 0.5 + slope, -1.0 / np.expm1(-c) - 1.0 / c)  # of the target at b
+    return np.maximum(a, 0.0) - a * x + log_partition, (np.where(a >= 0, mean, 1.0 - mean) - x,)
+
+
+# B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2 (DLMF 4.19)
+_LOG_SINHC = (
+    1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -4.403491782239578e-11, 9.55895466477477e-13,
+    -2.1185501852016142e-14, 4.770034475709914e-16, -1.087434349279031e-17,
+)  # fmt: skip
+
+
+def l1(output, target):
+    """Absolute error |a - x|: the nll of Laplace(a, 1) less log 2. The derivative at 0 is 0, as in PyTorch."""
+    a, x = alike(output=output, target=target)
+    return np.abs(a - x), (np.sign(a - x),)
+
+
+def log_cosh(output, target):
+    """log cosh(a - x): the nll of the hyperbolic secant distribution sech(d) / pi less log pi."""
+    a, x = alike(output=output, target=target)
+    d = np.abs(a - x)
+    # log(1 + (cosh d - 1)) near 0, where the other form cancels
+    small = np.minimum(d, 1.0)
+    near = np.log1p(2 * np.sinh(small / 2) ** 2)
+    return np.where(d < 1.0, near, d + np.log1p(np.exp(-2 * d)) - np.log(2.0)), (np.tanh(a - x),)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def laplace(mean, log_scale, target):
+    """-log of Laplace(target; mean, exp(log_scale)): |a - x| exp(-s) + s + log 2."""
+    a, s, x = alike(mean=mean, log_scale=log_scale, target=target)
+    scaled = np.abs(a - x) * np.exp(-s)
+    return scaled + s + np.log(2.0), (np.sign(a - x) * np.exp(-s), 1.0 - scaled)
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def discretized_logistic(mean, log_scale, target):
+    """-log of a logistic distribution's mass in the target's bin of 1/255 (Salimans et al. 2017, equation 2).
+
+    target: k / 255, k = 0 .. 255; mean and scale are in the same coordinates. The bins at 0 and 1 take the tails. With
+    z = (x - mean +- 1/510) / scale the mass is sigmoid(z+) - sigmoid(z-) = sigmoid(z+) sigmoid(-z-) (1 - exp(z- - z+)),
+    which loses nothing in the tails.
+    """
+    mean, s, x = alike(mean=mean, log_scale=log_scale, target=target)
+    inverse = np.exp(-s)
+    upper, lower, width = (x - mean + 1 / 510) * inverse, (x - mean - 1 / 510) * inverse, inverse / 255
+    first, last = x < 1 / 510, x > 1 - 1 / 510
+    inner = ~(first | last)
+    nll = np.where(last, 0.0, np.logaddexp(0.0, -upper)) + np.where(first, 0.0, np.logaddexp(0.0, lower))
+    below, above = np.where(last, 0.0, _sigmoid(-upper)), np.where(first, 0.0, _sigmoid(lower))
+    nll = nll - np.where(inner, np.log(-np.expm1(-width)), 0.0)
+    stretch = np.where(inner, width / np.expm1(width), 0.0)
+    return nll, (inverse * (below - above), upper * below - lower * above + stretch)
+
+
+def _sigmoid(a):
+    e = np.exp(-np.abs(a))
+    return np.where(a >= 0, 1.0, e) / (1.0 + e)
+
