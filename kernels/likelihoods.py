@@ -11,6 +11,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from vae_fast.kernels import elementary, special
+
 
 class Issued(NamedTuple):
     """Instructions per element on sm_90 (make audit) of the kernel that reduces it, without `tiling.ISSUED`."""
@@ -52,3 +54,84 @@ def gaussian(params, target):
     excess = error * scaled
     # log(2 pi) / 2 is written in place: a variable would hold it in float32.
     return 0.5 * (params[1] + excess) + 0.91893853320467274178, (), (scaled, 0.5 - 0.5 * excess)
+
+
+@triton.jit
+def poisson(params, target):
+    """Poisson nll given the log of the rate."""
+    rate = tl.exp(params[0])
+    return rate - target * params[0] + special.lgamma_1p(target), (), (rate - target,)
+
+
+@triton.jit
+def negative_binomial(params, target):
+    """Negative binomial nll given mean and inverse dispersion theta (scvi-tools' `log_nb_positive`).
+
+    The mean is taken as mean + 1e-8: finite where a decoder's mean underflows to 0, still a distribution, and within
+    1e-8 of scvi-tools, which adds 1e-8 inside its logarithms: the rest of that is theta log(1 + 1e-8 / theta) < 1e-8.
+    """
+    nll, derivatives = _negative_binomial(params, target)
+    return nll, (), derivatives
+
+
+@triton.jit
+def zero_inflated_negative_binomial(params, target):
+    """`negative_binomial`, and with probability sigmoid(pi_logits) a zero instead (scvi-tools' `log_zinb_positive`)."""
+    pi = params[2]
+    zero = target < 1e-8  # as scvi-tools
+    nll, derivatives = _negative_binomial((params[0], params[1]), tl.where(zero, 0.0, target))
+    a, exp_nll = tl.exp(-tl.abs(pi)), tl.exp(-nll)
+    b = tl.exp(-tl.abs(pi + nll))
+    over_a, over_b = 1.0 / (1.0 + a), 1.0 / (1.0 + b)
+    # A zero has probability 1 - missed: not by inflation, nor from the negative binomial.
+    kept = -elementary.expm1(-nll, exp_nll)
+    missed = kept * tl.where(pi >= 0, a, 1.0) * over_a
+    # Where that is below 1/2: softplus(-pi) - softplus(-pi - nll), as a number and log1p of one in [0, 1].
+    less = a < b
+    ratio = tl.where(less, 1.0 + 2.0 * a - b, a - b) * over_b
+    rare_base = tl.minimum(-pi, nll)
+    rare_base = tl.where(less, rare_base - 0.69314718055994530942, rare_base)
+    likely = missed <= 0.5
+    zero_base = tl.where(likely, 0.0, rare_base)
+    zero_excess = tl.where(likely, missed / (1.0 - missed), ratio)
+    base = tl.where(zero, zero_base, nll + tl.maximum(pi, 0.0))
+    # A zero's derivative in nll, and in pi: the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
+    weight = tl.where(zero, tl.where(pi + nll <= 0, 1.0, b) * over_b, 1.0)
+    dpi_zero = -missed * tl.where(pi + nll >= 0, 1.0, b) * over_b
+    dpi = tl.where(zero, dpi_zero, tl.where(pi >= 0, 1.0, a) * over_a)
+    return base, (tl.where(zero, zero_excess, a),), (weight * derivatives[0], weight * derivatives[1], dpi)
+
+
+@triton.jit
+def _negative_binomial(params, x):
+    """(nll, derivatives) of the negative binomial.
+
+    Stirling's formula in all three lgammas leaves, with y = theta + x and R its remainder,
+
+        theta log(y / (theta + mean)) + x log(y / (theta + mean) mean / (1 + x)) - log((1 + x) y / theta) / 2
+        + R(y) - R(theta) - R(1 + x) + R(1)
+
+    as the log-likelihood: no term in it grows with theta.
+    """
+    mean, theta = params[0] + 1e-8, params[1]
+    y = theta + x
+    inverse = 1.0 / (theta + mean)
+    ratio = y * inverse
+    u = (x - mean) * inverse  # ratio - 1
+    log_ratio = tl.log(ratio)
+    v = special.log1p_minus_x(u, log_ratio)
+    log_ratio = tl.where(tl.abs(u) < 0.4, u + v, log_ratio)
+    log_y, log_theta = tl.log(y), tl.log(theta)
+    over_theta = x / theta
+    counts = (
+        x * tl.log(ratio * (mean / (1.0 + x)))
+        - 0.5 * tl.log((1.0 + x) * (1.0 + over_theta))
+        + (special.stirling_remainder(y, log_y) - special.stirling_remainder(theta, log_theta))
+        - (special.stirling_remainder_from_1(1.0 + x) - 0.08106146679532725822)
+    )
+    slope = 0.5 * over_theta / y + (
+        special.stirling_remainder_derivative(y, log_y) - special.stirling_remainder_derivative(theta, log_theta)
+    )
+    # At x = 0 all of that is 0; fused multiplications and additions would leave a rounding error of it.
+    nll = -(theta * log_ratio + tl.where(x == 0, 0.0, counts))
+    return nll, (-theta * u / mean, -(v + tl.where(x == 0, 0.0, slope)))
