@@ -80,24 +80,28 @@ def zero_inflated_negative_binomial(params, target):
     pi = params[2]
     zero = target < 1e-8  # as scvi-tools
     nll, derivatives = _negative_binomial((params[0], params[1]), tl.where(zero, 0.0, target))
-    a, exp_nll = tl.exp(-tl.abs(pi)), tl.exp(-nll)
-    b = tl.exp(-tl.abs(pi + nll))
-    over_a, over_b = 1.0 / (1.0 + a), 1.0 / (1.0 + b)
-    # A zero has probability 1 - missed: not by inflation, nor from the negative binomial.
-    kept = -elementary.expm1(-nll, exp_nll)
-    missed = kept * tl.where(pi >= 0, a, 1.0) * over_a
-    # Where that is below 1/2: softplus(-pi) - softplus(-pi - nll), as a number and log1p of one in [0, 1].
-    less = a < b
-    ratio = tl.where(less, 1.0 + 2.0 * a - b, a - b) * over_b
+    a, b = tl.exp(-tl.abs(pi)), tl.exp(-tl.abs(pi + nll))
+    # sigmoid(-pi) = other / (1 + a), sigmoid(-pi - nll) = share / (1 + b); a zero is missed with the probability
+    # missed / (1 + a): not inflated, nor a zero of the negative binomial.
+    other, share = tl.where(pi >= 0, a, 1.0), tl.where(pi + nll >= 0, b, 1.0)
+    missed = -elementary.expm1(-nll, tl.exp(-nll)) * other
+    # One division for 1 / (1 + a), 1 / (1 + b) and 1 / likelihood, whose bound holds wherever that is used.
+    likelihood = tl.maximum(1.0 + a - missed, 0.5)
+    inverse = 1.0 / ((1.0 + a) * (1.0 + b) * likelihood)
+    over_b = (1.0 + a) * likelihood * inverse
+    over_a = (1.0 + b) * likelihood * inverse
+    # A likely zero's nll is log1p(missed / likelihood). A rare one's, softplus(-pi) - softplus(-pi - nll), has log((1 +
+    # a) / (1 + b)), which is log1p of one in [0, 1] less, perhaps, log 2.
+    likely, less = missed <= likelihood, a < b
     rare_base = tl.minimum(-pi, nll)
     rare_base = tl.where(less, rare_base - 0.69314718055994530942, rare_base)
-    likely = missed <= 0.5
+    rare = tl.where(less, 1.0 + 2.0 * a - b, a - b) * over_b
     zero_base = tl.where(likely, 0.0, rare_base)
-    zero_excess = tl.where(likely, missed / (1.0 - missed), ratio)
+    zero_excess = tl.where(likely, missed * (1.0 + a) * (1.0 + b) * inverse, rare)
     base = tl.where(zero, zero_base, nll + tl.maximum(pi, 0.0))
-    # A zero's derivative in nll, and in pi: the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
-    weight = tl.where(zero, tl.where(pi + nll <= 0, 1.0, b) * over_b, 1.0)
-    dpi_zero = -missed * tl.where(pi + nll >= 0, 1.0, b) * over_b
+    # A zero's derivative in pi is the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
+    weight = tl.where(zero, share * over_b, 1.0)
+    dpi_zero = -missed * over_a * tl.where(pi + nll >= 0, 1.0, b) * over_b
     dpi = tl.where(zero, dpi_zero, tl.where(pi >= 0, 1.0, a) * over_a)
     return base, (tl.where(zero, zero_excess, a),), (weight * derivatives[0], weight * derivatives[1], dpi)
 
@@ -106,32 +110,45 @@ def zero_inflated_negative_binomial(params, target):
 def _negative_binomial(params, x):
     """(nll, derivatives) of the negative binomial.
 
-    Stirling's formula in all three lgammas leaves, with y = theta + x and R its remainder,
+    Stirling's formula in all three lgammas, with y = theta + x and R its remainder, leaves the log-likelihood
 
-        theta log(y / (theta + mean)) + x log(y / (theta + mean) mean / (1 + x)) - log((1 + x) y / theta) / 2
-        + R(y) - R(theta) - R(1 + x) + R(1)
+        theta log(y / (theta + mean)) + x log(y mean / ((theta + mean) (1 + x))) - log((1 + x) y / theta) / 2
+        + R(y) - R(theta) - R(1 + x) + R(1),
 
-    as the log-likelihood: no term in it grows with theta.
+    where no term grows with theta. Below theta = 1, lgamma is brought to Y = 1 + y and T = 1 + theta, where R is known:
+    with f = Y theta / (y T) the three logarithms are those of f y / (theta + mean), Y mean / ((theta + mean) (1 + x))
+    and (1 + x) y / (theta f).
     """
-    mean, theta = params[0] + 1e-8, params[1]
+    mean = params[0] + 1e-8
+    theta = tl.where(params[1] > 1e18, 1e18, params[1])  # the Poisson limit, and products below stay finite
     y = theta + x
+    small = theta < 1.0
+    upper, lower = tl.where(small, y + 1.0, y), tl.where(small, theta + 1.0, theta)  # Y and T
     inverse = 1.0 / (theta + mean)
-    ratio = y * inverse
-    u = (x - mean) * inverse  # ratio - 1
-    log_ratio = tl.log(ratio)
-    v = special.log1p_minus_x(u, log_ratio)
-    log_ratio = tl.where(tl.abs(u) < 0.4, u + v, log_ratio)
-    log_y, log_theta = tl.log(y), tl.log(theta)
-    over_theta = x / theta
+    u = (x - mean) * inverse  # y / (theta + mean) - 1
+    x_inverse = 1.0 / (mean * (1.0 + x))
+    over_product = 1.0 / (theta * y)
+    over_both = 1.0 / (upper * lower)
+    over_upper, over_lower = lower * over_both, upper * over_both
+    change = y * (y * over_product)  # y / theta
+    # f, and exactly 1 where there is no shift
+    f = tl.where(small, upper * over_lower * (theta * (theta * over_product)), 1.0)
+    f = tl.where(x == 0, 1.0, f)
+    log_ratio = tl.log(y * inverse * f)
+    series = (tl.abs(u) < 0.4) & (f == 1.0)
+    v = tl.where(series, special.log1p_minus_x(tl.minimum(u, 0.4)), log_ratio - u)
+    log_ratio = tl.where(series, u + v, log_ratio)
     counts = (
-        x * tl.log(ratio * (mean / (1.0 + x)))
-        - 0.5 * tl.log((1.0 + x) * (1.0 + over_theta))
-        + (special.stirling_remainder(y, log_y) - special.stirling_remainder(theta, log_theta))
-        - (special.stirling_remainder_from_1(1.0 + x) - 0.08106146679532725822)
+        x * tl.log(upper * inverse * (mean * (mean * x_inverse)))
+        - 0.5 * tl.log((1.0 + x) * change / f)
+        + (special.stirling_remainder(over_upper) - special.stirling_remainder(over_lower))
+        - (special.stirling_remainder(mean * x_inverse) - 0.08106146679532725822)
     )
-    slope = 0.5 * over_theta / y + (
-        special.stirling_remainder_derivative(y, log_y) - special.stirling_remainder_derivative(theta, log_theta)
+    slope = (
+        tl.where(small, x * over_product + 0.5 * (over_lower - over_upper), 0.5 * x * over_product)
+        + special.stirling_remainder_derivative(over_upper)
+        - special.stirling_remainder_derivative(over_lower)
     )
     # At x = 0 all of that is 0; fused multiplications and additions would leave a rounding error of it.
     nll = -(theta * log_ratio + tl.where(x == 0, 0.0, counts))
-    return nll, (-theta * u / mean, -(v + tl.where(x == 0, 0.0, slope)))
+    return nll, (-theta * u * ((1.0 + x) * x_inverse), -(v + tl.where(x == 0, 0.0, slope)))

@@ -36,11 +36,16 @@ def lgamma_difference(x, theta):
 
 
 def digamma_difference(x, theta):
-    """digamma(x + theta) - digamma(theta) for x >= 0, theta > 0: derivative of `lgamma_difference` in theta."""
-    y, over_theta = x + theta, x / theta
-    growing = torch.log1p(over_theta).add_(over_theta / y, alpha=0.5)
-    remainder = stirling_remainder_derivative(y, y.log()) - stirling_remainder_derivative(theta, theta.log())
-    return growing.add_(remainder)
+    """digamma(x + theta) - digamma(theta) for x >= 0, theta > 0: derivative of `lgamma_difference` in theta.
+
+    Below theta = 1 it is taken at 1 + theta: digamma(theta) = digamma(1 + theta) - 1 / theta, which would cancel.
+    """
+    small = theta < 1
+    t = torch.where(small, theta + 1, theta)
+    y, over_t = x + t, x / t
+    growing = torch.log1p(over_t).add_(over_t / y, alpha=0.5)
+    growing.add_((x / theta).div_(x + theta).masked_fill_(~small, 0))
+    return growing.add_(stirling_remainder_derivative(y, y.log()) - stirling_remainder_derivative(t, t.log()))
 
 
 def log1p_minus_x(x, log1p_x):
