@@ -63,22 +63,46 @@ def _poisson_derivatives(params, target, outs):
     return (torch.exp(params[0], out=outs[0]).sub_(target),)
 
 
+class _Parts(NamedTuple):
+    """Of the negative binomial's formula, in the names of the kernel's."""
+
+    mean: torch.Tensor
+    theta: torch.Tensor
+    small: torch.Tensor  # theta < 1, where lgamma is brought to 1 + theta
+    y: torch.Tensor
+    upper: torch.Tensor
+    lower: torch.Tensor
+    inverse: torch.Tensor
+    f: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+    log_ratio: torch.Tensor
+
+
 def _negative_binomial_parts(mean, theta, x):
-    """What the nll and its derivatives share: mean + 1e-8, y = theta + x, y / (theta + mean), that less 1, its log."""
     mean = mean + 1e-8  # as scvi-tools, whose logarithms it keeps finite at 0
-    y, total = theta + x, theta + mean
-    ratio, u = y / total, (x - mean) / total
-    return mean, y, ratio, u, torch.where(u.abs() < 0.4, torch.log1p(u), ratio.log())
+    theta = theta.masked_fill(theta > 1e18, 1e18)  # the Poisson limit, and products below stay finite
+    small, y = theta < 1, theta + x
+    upper, lower = y + small, theta + small
+    inverse = 1 / (theta + mean)
+    u = (x - mean).mul_(inverse)  # y / (theta + mean) - 1
+    f = (upper * theta).div_(y * lower)  # exactly 1 at x = 0 and at theta >= 1, equal products
+    log_ratio = (y * inverse).mul_(f).log_()
+    series = (u.abs() < 0.4) & (f == 1)
+    v = torch.where(series, special.log1p_minus_x(u), log_ratio - u)
+    log_ratio = torch.where(series, u + v, log_ratio)
+    return _Parts(mean, theta, small, y, upper, lower, inverse, f, u, v, log_ratio)
 
 
 def _negative_binomial_nll(mean, theta, x):
     """The formula of the kernel: no term in it grows with theta."""
-    mean, y, ratio, _, log_ratio = _negative_binomial_parts(mean, theta, x)
-    log_likelihood = x * (ratio * (mean / (x + 1))).log_()
-    log_likelihood.sub_(((x + 1) * (x / theta + 1)).log_(), alpha=0.5)
-    log_likelihood.add_(special.stirling_remainder(y, y.log()) - special.stirling_remainder(theta, theta.log()))
-    log_likelihood.sub_(special.stirling_remainder(x + 1, torch.log1p(x)).sub_(special.REMAINDER_1))
-    return log_likelihood.mul_(x != 0).addcmul_(theta, log_ratio).neg_()
+    parts = _negative_binomial_parts(mean, theta, x)
+    over_1 = 1 / (x + 1)
+    counts = (parts.upper * parts.inverse).mul_(parts.mean * over_1).log_().mul_(x)
+    counts.sub_((parts.y / parts.theta).mul_(x + 1).div_(parts.f).log_(), alpha=0.5)
+    counts.add_(special.stirling_remainder(1 / parts.upper) - special.stirling_remainder(1 / parts.lower))
+    counts.sub_(special.stirling_remainder(over_1).sub_(special.REMAINDER_1))
+    return counts.mul_(x != 0).addcmul_(parts.theta, parts.log_ratio).neg_()
 
 
 def _negative_binomial_terms(params, target, out=None):
@@ -86,13 +110,14 @@ def _negative_binomial_terms(params, target, out=None):
 
 
 def _negative_binomial_derivatives(params, target, outs):
-    _, theta = params
-    mean, y, _, u, log_ratio = _negative_binomial_parts(*params, target)
-    slope = special.log1p_minus_x(u, log_ratio).add_(target / theta / y, alpha=0.5)
-    # The difference first: it is exactly 0 at a target of 0, where the rest is small.
-    remainder = special.stirling_remainder_derivative(y, y.log())
-    slope.add_(remainder.sub_(special.stirling_remainder_derivative(theta, theta.log())))
-    return torch.mul(theta, u).div_(mean).neg_(), slope.neg_()
+    parts = _negative_binomial_parts(*params, target)
+    over_upper, over_lower = 1 / parts.upper, 1 / parts.lower
+    slope = (target / parts.theta).div_(parts.y).mul_((parts.small + 1) * 0.5)
+    slope.add_((over_lower - over_upper).mul_(parts.small), alpha=0.5)
+    # This difference first: it is exactly 0 at a target of 0, where the rest is small.
+    slope.add_(special.stirling_remainder_derivative(over_upper) - special.stirling_remainder_derivative(over_lower))
+    dmean = torch.mul(parts.theta, parts.u, out=outs[0]).div_(parts.mean).neg_()
+    return dmean, torch.add(slope, parts.v, out=outs[1]).neg_()
 
 
 def _zero_inflated_parts(params, target):
