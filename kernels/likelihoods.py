@@ -134,13 +134,13 @@ def _negative_binomial(params, x):
     # f, and exactly 1 where there is no shift
     f = tl.where(small, upper * over_lower * (theta * (theta * over_product)), 1.0)
     f = tl.where(x == 0, 1.0, f)
-    log_ratio = tl.log(y * inverse * f)
+    log_ratio = special.log_of_normal(y * inverse * f) + 0.0 * u  # NaN stays NaN
     series = (tl.abs(u) < 0.4) & (f == 1.0)
     v = tl.where(series, special.log1p_minus_x(tl.minimum(u, 0.4)), log_ratio - u)
     log_ratio = tl.where(series, u + v, log_ratio)
     counts = (
-        x * tl.log(upper * inverse * (mean * (mean * x_inverse)))
-        - 0.5 * tl.log((1.0 + x) * change / f)
+        x * special.log_of_normal(upper * inverse * (mean * (mean * x_inverse)))
+        - 0.5 * special.log_of_normal((1.0 + x) * change / f)
         + (special.stirling_remainder(over_upper) - special.stirling_remainder(over_lower))
         - (special.stirling_remainder(mean * x_inverse) - 0.08106146679532725822)
     )

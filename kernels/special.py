@@ -33,7 +33,8 @@ def lgamma_1p(x):
     """lgamma(1 + x) for x >= 0: log of x factorial, and exactly 0 at x = 0."""
     y = 1.0 + x
     # R(1) = 1 - log(2 pi) / 2 meets the constants of Stirling's formula.
-    return tl.where(x == 0, 0.0, (x + 0.5) * tl.log(y) - x + (stirling_remainder(1.0 / y) - 0.08106146679532725822))
+    remainder = stirling_remainder(1.0 / y) - 0.08106146679532725822
+    return tl.where(x == 0, 0.0, (x + 0.5) * log_of_normal(y) - x + remainder)
 
 
 @triton.jit
@@ -59,6 +60,21 @@ def digamma_difference(x, theta):
     growing = log1p(x / t) + 0.5 * x * over_t * over_y + tl.where(small, x / theta / (x + theta), 0.0)
     remainder = stirling_remainder_derivative(over_y) - stirling_remainder_derivative(over_t)
     return tl.where(x == 0, 0.0, growing + remainder)
+
+
+@triton.jit
+def log_of_normal(x):
+    """log x for a positive x that is normal and finite: two thirds of the instructions of `tl.log` in float32.
+
+    Of 0, of infinity and of NaN it makes some finite number.
+    """
+    if x.dtype == tl.float64:
+        return tl.log(x)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        exponent = (bits - 0x3F2AAAAB) & -0x800000  # x = 2^k m with m in [2/3, 4/3): the bits of k
+        m = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
+        return exponent.to(tl.float32) * 8.26295829e-08 + (m + log1p_minus_x(m))  # log 2 / 2^23
 
 
 @triton.jit

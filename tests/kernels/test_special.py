@@ -137,6 +137,16 @@ def test_log1p_minus_x_has_no_cancellation(room, dtype, request):
     np.testing.assert_allclose(got, expected, rtol=allowed(room, dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_short_logarithm_is_good_to_every_normal_number(dtype, request):
+    binades = 2.0 ** np.arange(-126, 128)
+    mantissas = np.concatenate([np.linspace(1, 1.99, 34), [4 / 3 - 1e-7, 4 / 3, 4 / 3 + 1e-7, 2 - 2**-23]])
+    values = [np.outer(binades, mantissas).ravel(), 1 + np.geomspace(1e-7, 0.3, 99), 1 - np.geomspace(1e-7, 0.3, 99)]
+    x = torch.from_numpy(np.concatenate(values)).to(dtype)
+    got, expected = run("kernels", "log_of_normal", (x,), request), exact(mpmath.log, (x,))
+    np.testing.assert_allclose(got, expected, rtol=3e-7 if dtype == torch.float32 else 1e-15)
+
+
 @pytest.mark.parametrize("name", ["lgamma", "digamma", *DIFFERENCES])
 @pytest.mark.parametrize("room", ROOMS)
 def test_nan_stays_nan(room, name, request):
