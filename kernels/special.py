@@ -2,7 +2,7 @@
 
 lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + R(y): all that grows with y is written out, and what remains, R, is
 below 1/12 for y >= 1 and decreases (NIST DLMF 5.11.1; R is Binet's function). So a difference of two is taken term by
-term. Below 1, lgamma(y) = lgamma(1 + y) - log y. Each function takes float32 or float64, and errs by less than 5e-7 in
+term. Below 1, lgamma(y) = lgamma(1 + y) - log y. Each function takes float32 or float64, and errs by less than 1e-6 in
 float32 and 1e-13 in float64, absolute where the result is below 1, else relative.
 """
 
