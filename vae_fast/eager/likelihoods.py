@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from vae_fast.eager import negative_binomial as nb
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
 LOG_SINHC = (
@@ -205,6 +206,15 @@ def _discretized_logistic_derivatives(params, target, outs):
     return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
 
 
+def _poisson_terms(params, target, out=None):
+    yield torch.exp(params[0], out=out).addcmul_(params[0], target, value=-1)
+    yield torch.lgamma(target + 1)
+
+
+def _poisson_derivatives(params, target, outs):
+    return (torch.exp(params[0], out=outs[0]).sub_(target),)
+
+
 bernoulli = Likelihood(
     _bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, F.binary_cross_entropy_with_logits, most=2**16
 )
@@ -216,3 +226,6 @@ l1 = Likelihood(_l1_terms, _l1_derivatives)
 log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives)
 laplace = Likelihood(_laplace_terms, _laplace_derivatives)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
+poisson = Likelihood(_poisson_terms, _poisson_derivatives)
+negative_binomial = Likelihood(nb.terms, nb.derivatives)
+zero_inflated_negative_binomial = Likelihood(nb.zero_inflated_terms, nb.zero_inflated_derivatives)

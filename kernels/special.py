@@ -1,0 +1,171 @@
+"""The gamma function's relatives in plain `tl`, and what the likelihoods of counts need of them.
+
+lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + R(y): all that grows with y is written out, and what remains, R, is
+below 1/12 for y >= 1 and decreases (NIST DLMF 5.11.1; R is Binet's function). So a difference of two is taken term by
+term. Below 1, lgamma(y) = lgamma(1 + y) - log y. Each function takes float32 or float64, and errs by less than 1e-6 in
+float32 and 1e-13 in float64, absolute where the result is below 1, else relative.
+"""
+
+import triton
+import triton.language as tl
+
+from vae_fast.kernels.elementary import log1p
+
+
+@triton.jit
+def lgamma(x):
+    """log of the gamma function, x > 0."""
+    y = tl.where(x < 1.0, x + 1.0, x)
+    stirling = (y - 0.5) * tl.log(y) - y + 0.91893853320467274178 + stirling_remainder(1.0 / y)
+    return stirling - tl.where(x < 1.0, tl.log(x), 0.0)
+
+
+@triton.jit
+def digamma(x):
+    """Derivative of `lgamma`, x > 0."""
+    y = tl.where(x < 1.0, x + 1.0, x)
+    s = 1.0 / y
+    return tl.log(y) - 0.5 * s + stirling_remainder_derivative(s) - tl.where(x < 1.0, 1.0 / x, 0.0)
+
+
+@triton.jit
+def lgamma_1p(x):
+    """lgamma(1 + x) for x >= 0: log of x factorial, and exactly 0 at x = 0."""
+    y = 1.0 + x
+    # R(1) = 1 - log(2 pi) / 2 meets the constants of Stirling's formula.
+    remainder = stirling_remainder(1.0 / y) - 0.08106146679532725822
+    return tl.where(x == 0, 0.0, (x + 0.5) * log_of_normal(y) - x + remainder)
+
+
+@triton.jit
+def lgamma_difference(x, theta):
+    """lgamma(x + theta) - lgamma(theta) for x >= 0, theta > 0, and exactly 0 at x = 0.
+
+    The plain difference has an error of 6e-8 lgamma(theta) in float32: 100 at theta = 1e8.
+    """
+    small = theta < 1.0
+    t = tl.where(small, theta + 1.0, theta)
+    y = x + t
+    growing = (t - 0.5) * log1p(x / t) + x * (tl.log(y) - 1.0) - tl.where(small, log1p(x / theta), 0.0)
+    remainder = stirling_remainder(1.0 / y) - stirling_remainder(1.0 / t)
+    return tl.where(x == 0, 0.0, growing + remainder)
+
+
+@triton.jit
+def digamma_difference(x, theta):
+    """digamma(x + theta) - digamma(theta) for x >= 0, theta > 0: derivative of `lgamma_difference` in theta."""
+    small = theta < 1.0
+    t = tl.where(small, theta + 1.0, theta)
+    over_t, over_y = 1.0 / t, 1.0 / (x + t)
+    growing = log1p(x / t) + 0.5 * x * over_t * over_y + tl.where(small, x / theta / (x + theta), 0.0)
+    remainder = stirling_remainder_derivative(over_y) - stirling_remainder_derivative(over_t)
+    return tl.where(x == 0, 0.0, growing + remainder)
+
+
+@triton.jit
+def log_of_normal(x):
+    """log x for a positive x that is normal and finite: two thirds of the instructions of `tl.log` in float32.
+
+    Of 0, of infinity and of NaN it makes some finite number.
+    """
+    if x.dtype == tl.float64:
+        return tl.log(x)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        exponent = (bits - 0x3F2AAAAB) & -0x800000  # x = 2^k m with m in [2/3, 4/3): the bits of k
+        m = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
+        return exponent.to(tl.float32) * 8.26295829e-08 + (m + log1p_minus_x(m))  # log 2 / 2^23
+
+
+@triton.jit
+def log1p_minus_x(x):
+    """log(1 + x) - x for |x| <= 0.4."""
+    if x.dtype == tl.float64:
+        w = x / (2.0 + x)  # log(1 + x) = 2 atanh(w)
+        q = w * w
+        p = q * (1.0 / 29.0) + 1.0 / 27.0
+        for k in tl.static_range(25, 1, -2):
+            p = p * q + 1.0 / k
+        return w * (2.0 * q * p - x)
+    else:
+        # over x^2, minimax (error 3e-7)
+        p = -0.148008123 * x + 0.152075182
+        p = p * x - 0.116832644
+        p = p * x + 0.137579125
+        p = p * x - 0.167221524
+        p = p * x + 0.20024311
+        p = p * x - 0.249986661
+        p = p * x + 0.333330352
+        p = p * x - 0.500000053
+        return x * x * p
+
+
+@triton.jit
+def stirling_remainder(s):
+    """R(1 / s) for s in (0, 1]."""
+    if s.dtype == tl.float64:
+        return _remainder_float64(1.0 / s)
+    else:
+        # over s, minimax (error 2e-8 of R)
+        p = -0.000175065523 * s + 0.000462588573
+        p = p * s + 0.000308860807
+        p = p * s - 0.00288166739
+        p = p * s + 1.38870849e-05
+        p = p * s + 0.0833328397
+        return s * p
+
+
+@triton.jit
+def stirling_remainder_derivative(s):
+    """R'(1 / s) for s in (0, 1]."""
+    if s.dtype == tl.float64:
+        return _remainder_derivative_float64(1.0 / s)
+    else:
+        # over -s^2, minimax (error 4e-8)
+        p = 0.000862753575 * s - 0.00350641648
+        p = p * s + 0.00493800972
+        p = p * s - 6.37655742e-05
+        p = p * s - 0.00835050146
+        p = p * s + 2.32669485e-06
+        p = p * s + 0.0833332959
+        return -s * s * p
+
+
+@triton.jit
+def _remainder_float64(y):
+    """R(y): Stirling's series from y = 10 up (error 2e-18), and below that at y + 10, with lgamma's recurrence."""
+    low = tl.minimum(y, 10.0)
+    z = tl.where(y < 10.0, y + 10.0, y)
+    product = low
+    for k in tl.static_range(1, 10):
+        product = product * (low + k)
+    shift = (low + 9.5) * tl.log(low + 10.0) - 10.0 - (low - 0.5) * tl.log(low) - tl.log(product)
+    s = 1.0 / z
+    q = s * s
+    p = -3617.0 / 122400.0 * q + 1.0 / 156.0
+    p = p * q - 691.0 / 360360.0
+    p = p * q + 1.0 / 1188.0
+    p = p * q - 1.0 / 1680.0
+    p = p * q + 1.0 / 1260.0
+    p = p * q - 1.0 / 360.0
+    p = p * q + 1.0 / 12.0
+    return p * s + tl.where(y < 10.0, shift, 0.0)
+
+
+@triton.jit
+def _remainder_derivative_float64(y):
+    """R'(y), as `_remainder_float64`."""
+    low = tl.minimum(y, 10.0)
+    z = tl.where(y < 10.0, y + 10.0, y)
+    shift = tl.log(low + 10.0) - tl.log(low) - 0.5 / (low + 10.0) + 0.5 / low
+    for k in tl.static_range(0, 10):
+        shift -= 1.0 / (low + k)
+    q = 1.0 / (z * z)
+    p = -3617.0 / 8160.0 * q + 1.0 / 12.0
+    p = p * q - 691.0 / 32760.0
+    p = p * q + 1.0 / 132.0
+    p = p * q - 1.0 / 240.0
+    p = p * q + 1.0 / 252.0
+    p = p * q - 1.0 / 120.0
+    p = p * q + 1.0 / 12.0
+    return -p * q + tl.where(y < 10.0, shift, 0.0)

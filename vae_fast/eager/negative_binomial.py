@@ -1,0 +1,91 @@
+"""The negative binomial, plain and zero-inflated: nll and derivatives, as `eager.likelihoods` wants them."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from vae_fast.eager import special
+
+
+class _Parts(NamedTuple):
+    """Of the negative binomial's formula, in the names of the kernel's."""
+
+    mean: torch.Tensor
+    theta: torch.Tensor
+    small: torch.Tensor  # theta < 1, where lgamma is brought to 1 + theta
+    y: torch.Tensor
+    upper: torch.Tensor
+    lower: torch.Tensor
+    inverse: torch.Tensor
+    f: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+    log_ratio: torch.Tensor
+
+
+def _parts(mean, theta, x):
+    mean = mean + 1e-8  # as scvi-tools, whose logarithms it keeps finite at 0
+    theta = theta.masked_fill(theta > 1e18, 1e18)  # the Poisson limit, and products below stay finite
+    small, y = theta < 1, theta + x
+    upper, lower = y + small, theta + small
+    inverse = 1 / (theta + mean)
+    u = (x - mean).mul_(inverse)  # y / (theta + mean) - 1
+    f = (upper * theta).div_(y * lower)  # exactly 1 at x = 0 and at theta >= 1, equal products
+    log_ratio = (y * inverse).mul_(f).log_()
+    series = (u.abs() < 0.4) & (f == 1)
+    v = torch.where(series, special.log1p_minus_x(u), log_ratio - u)
+    log_ratio = torch.where(series, u + v, log_ratio)
+    return _Parts(mean, theta, small, y, upper, lower, inverse, f, u, v, log_ratio)
+
+
+def _nll(mean, theta, x):
+    """The formula of the kernel: no term in it grows with theta."""
+    parts = _parts(mean, theta, x)
+    over_1 = 1 / (x + 1)
+    counts = (parts.upper * parts.inverse).mul_(parts.mean * over_1).log_().mul_(x)
+    counts.sub_((parts.y / parts.theta).mul_(x + 1).div_(parts.f).log_(), alpha=0.5)
+    counts.add_(special.stirling_remainder(1 / parts.upper) - special.stirling_remainder(1 / parts.lower))
+    counts.sub_(special.stirling_remainder(over_1).sub_(special.REMAINDER_1))
+    return counts.mul_(x != 0).addcmul_(parts.theta, parts.log_ratio).neg_()
+
+
+def terms(params, target, out=None):
+    yield _nll(*params, target)
+
+
+def derivatives(params, target, outs):
+    parts = _parts(*params, target)
+    over_upper, over_lower = 1 / parts.upper, 1 / parts.lower
+    slope = (target / parts.theta).div_(parts.y).mul_((parts.small + 1) * 0.5)
+    slope.add_((over_lower - over_upper).mul_(parts.small), alpha=0.5)
+    # This difference first: it is exactly 0 at a target of 0, where the rest is small.
+    slope.add_(special.stirling_remainder_derivative(over_upper) - special.stirling_remainder_derivative(over_lower))
+    dmean = torch.mul(parts.theta, parts.u, out=outs[0]).div_(parts.mean).neg_()
+    return dmean, torch.add(slope, parts.v, out=outs[1]).neg_()
+
+
+def _zero_inflated_parts(params, target):
+    """Where the count is a zero, and what a zero's formulas share: its probability is 1 - missed."""
+    mean, theta, pi = params
+    zero = target < 1e-8  # as scvi-tools
+    x = target.masked_fill(zero, 0)
+    nll = _nll(mean, theta, x)
+    return zero, x, nll, torch.expm1(-nll).neg_().mul_(torch.sigmoid(-pi))
+
+
+def zero_inflated_terms(params, target, out=None):
+    pi = params[2]
+    zero, _, nll, missed = _zero_inflated_parts(params, target)
+    rare = F.logsigmoid(pi + nll) - F.logsigmoid(pi)
+    of_zero = torch.where(missed < 0.5, torch.log1p(-missed).neg_(), rare)
+    yield torch.where(zero, of_zero, nll - F.logsigmoid(-pi))
+
+
+def zero_inflated_derivatives(params, target, outs):
+    mean, theta, pi = params
+    zero, x, nll, missed = _zero_inflated_parts(params, target)
+    weight = torch.sigmoid(-pi - nll).masked_fill_(~zero, 1)
+    dmean, dtheta = derivatives((mean, theta), x, (None, None))
+    dpi = torch.where(zero, torch.sigmoid(pi + nll).mul_(missed).neg_(), torch.sigmoid(pi))
+    return dmean.mul_(weight), dtheta.mul_(weight), dpi

@@ -1,0 +1,86 @@
+"""The gamma function's relatives without cancellation: as `vae_fast.kernels.special`.
+
+lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + R(y) (NIST DLMF 5.11.1), with R from a polynomial in single precision
+(PyTorch's digamma takes as long as thirty passes), from PyTorch's lgamma and digamma or Stirling's series in double.
+"""
+
+import math
+
+import torch
+
+HALF_LOG_2PI = math.log(2 * math.pi) / 2
+REMAINDER_1 = 1 - HALF_LOG_2PI  # R(1)
+
+# R / s and -R' / s^2 in powers of s = 1 / y on [0, 1], minimax: those of the kernel.
+SINGLE = (0.0833328397, 1.38870849e-05, -0.00288166739, 0.000308860807, 0.000462588573, -0.000175065523)
+SINGLE_DERIVATIVE = (
+    0.0833332959, 2.32669485e-06, -0.00835050146, -6.37655742e-05, 0.00493800972, -0.00350641648, 0.000862753575,
+)  # fmt: skip
+# Stirling's series of them in powers of s^2, for y >= 10.
+DOUBLE = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+DOUBLE_DERIVATIVE = tuple((2 * k + 1) * c for k, c in enumerate(DOUBLE))
+
+
+def lgamma(x):
+    """log of the gamma function, x > 0: PyTorch's own is good enough."""
+    return torch.lgamma(x)
+
+
+def digamma(x):
+    """Derivative of `lgamma`, x > 0."""
+    return torch.digamma(x)
+
+
+def lgamma_difference(x, theta):
+    """lgamma(x + theta) - lgamma(theta) for x >= 0, theta > 0, and exactly 0 at x = 0."""
+    small = theta < 1
+    t = theta + small  # below 1, lgamma(theta) = lgamma(1 + theta) - log(theta)
+    y = x + t
+    growing = (t - 0.5) * torch.log1p(x / t) + x * (y.log() - 1)
+    growing.sub_(torch.log1p(x / theta).mul_(small))
+    return growing.add_(stirling_remainder(1 / y) - stirling_remainder(1 / t))
+
+
+def digamma_difference(x, theta):
+    """digamma(x + theta) - digamma(theta) for x >= 0, theta > 0: derivative of `lgamma_difference` in theta."""
+    small = theta < 1
+    t = theta + small
+    over_y, over_t = 1 / (x + t), 1 / t
+    growing = torch.log1p(x / t).add_(x * over_t * over_y, alpha=0.5)
+    growing.add_((x / theta).div_(x + theta).mul_(small))
+    return growing.add_(stirling_remainder_derivative(over_y) - stirling_remainder_derivative(over_t))
+
+
+def log1p_minus_x(x):
+    """log(1 + x) - x for |x| <= 0.4."""
+    w = x / (x + 2)  # log(1 + x) = 2 atanh(w)
+    q = w * w
+    p = _horner(q, [1 / k for k in range(3, 31 if x.dtype == torch.float64 else 11, 2)])
+    return p.mul_(q).mul_(2).sub_(x).mul_(w)
+
+
+def stirling_remainder(s):
+    """R(1 / s) for s in (0, 1]."""
+    if s.dtype != torch.float64:
+        return _horner(s, SINGLE).mul_(s)
+    y = 1 / s
+    low = torch.lgamma(y) - (y - 0.5) * y.log() + y - HALF_LOG_2PI
+    return torch.where(y < 10, low, _horner(s * s, DOUBLE).mul_(s))
+
+
+def stirling_remainder_derivative(s):
+    """R'(1 / s) for s in (0, 1]."""
+    if s.dtype != torch.float64:
+        return _horner(s, SINGLE_DERIVATIVE).mul_(s).mul_(s).neg_()
+    y = 1 / s
+    q = s * s
+    low = torch.digamma(y) - y.log() + 0.5 * s
+    return torch.where(y < 10, low, _horner(q, DOUBLE_DERIVATIVE).mul_(q).neg_())
+
+
+def _horner(x, coefficients):
+    """The polynomial with these coefficients, the constant first, in a new tensor."""
+    p = x * coefficients[-1]
+    for c in reversed(coefficients[1:-1]):
+        p.add_(c).mul_(x)
+    return p.add_(coefficients[0])
