@@ -21,15 +21,17 @@ def patch(*, force=False):
     """Compute diffusers' posteriors with the fused ops, until `unpatch()` or the end of `with patch():`.
 
     `DiagonalGaussianDistribution`: sample(), kl() and nll() are fused; std, var and logvar are made when they are first
-    read. A posterior whose attributes were read or set goes on with diffusers' own formula and those values.
-    `sample(generator=...)` draws diffusers' numbers; without a generator the noise is `vae_fast.reparameterize`'s.
-    `OobleckDiagonalGaussianDistribution`: kl() to the standard normal is fused, and its attributes are lazy.
+    read, so `parameters` must not be overwritten before. A posterior whose std, var or logvar was read or set goes on
+    with diffusers' own formula and those values. `sample(generator=...)` draws diffusers' numbers; without a generator
+    the noise is `vae_fast.reparameterize`'s. `OobleckDiagonalGaussianDistribution`: kl() to the standard normal is
+    fused, and its attributes are lazy.
 
     kl() has diffusers' shape and dtype: nats per sample [B] for images, [B, W] for video latents [B, C, T, H, W], whose
     kl diffusers sums over dimensions 1, 2 and 3 only. For the sum over all of them call
     `vae_fast.gaussian_kl(posterior.mean, posterior.logvar)`. sample(), kl() and nll() can be differentiated once.
 
-    Patch before torch.compile. Returns a `Patch`, which says what it patched. force: take an untested version.
+    Patch before torch.compile. Returns a `Patch`, which says what it patched. Taking it back searches all living
+    objects for posteriors, to complete them: a fraction of a second. force: take an untested version.
 
     Raises ImportError where diffusers is missing, and RuntimeError where it is not a version that was tested.
     """

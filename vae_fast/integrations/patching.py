@@ -105,7 +105,7 @@ class Project:
         return self._patch
 
     def unpatch(self):
-        """Put the originals back; nothing to do where nothing is patched."""
+        """Put the originals back, whatever stands there now; nothing to do where nothing is patched."""
         if self._patch is None:
             return
         self.before_unpatch()
