@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,5 +54,6 @@ def test_nothing_of_theirs_is_imported_before_patch():
         "import sys, vae_fast.integrations.diffusers, vae_fast.integrations.pythae, vae_fast.integrations.scvi\n"
         "print({'diffusers', 'pythae', 'scvi'} & sys.modules.keys())"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
