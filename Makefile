@@ -20,9 +20,13 @@ CHECKS := lint test-cpu
 ifeq ($(shell uname -s),Linux)
 CHECKS += test-interpreter test-interpreter-3.6 test-compile-3.6
 endif
+# The other projects want Python 3.11.
+ifeq ($(shell $(BASE_PYTHON) -c "import sys; print(sys.version_info >= (3, 11))"),True)
+CHECKS += test-peers
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test audit bench clean $(CHECKS)
+.PHONY: help demo test test-peers audit bench clean $(CHECKS)
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 26
@@ -54,6 +58,10 @@ test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0
 	@echo "== each kernel compiled by triton 3.6.0"
 	PYTHONPATH=.venv/triton36 $(PYTEST) -m compiled_only tests/kernels tests/benchmarks
 
+test-peers: .venv/peers/.ready  ## vae_fast.integrations against the projects that it patches (Python >= 3.11)
+	@echo "== diffusers, pythae and scvi-tools, patched and not"
+	.venv/peers/bin/python -m pytest -q tests/peers
+
 # Torch comes first, alone: nothing that depends on it can then choose another build.
 .venv/.ready: pyproject.toml constraints.txt
 	@$(BASE_PYTHON) -c "import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f'$(BASE_PYTHON) is Python {v[0]}.{v[1]}: 3.10 or newer is needed (make BASE_PYTHON=...)')"
@@ -64,6 +72,17 @@ test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0
 
 .venv/triton36/.ready: $(READY) constraints.txt
 	$(PYTHON) -m pip install --no-deps --upgrade --target .venv/triton36 triton==3.6.0
+	@touch $@
+
+# Their own environment: they bring a hundred packages. The imports fail here if one is missing, as its tests would skip.
+# pythae without its dependencies: it asks for `dataclasses`, which Python has had since 3.7. The rest it needs is named.
+.venv/peers/.ready: constraints.txt constraints-peers.txt
+	@$(BASE_PYTHON) -c "import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f'$(BASE_PYTHON) is Python {v[0]}.{v[1]}: the other projects want 3.11 or newer (make BASE_PYTHON=...)')"
+	test -x .venv/peers/bin/python || $(BASE_PYTHON) -m venv .venv/peers
+	.venv/peers/bin/python -m pip install -c constraints-peers.txt torch==2.13.0 setuptools
+	.venv/peers/bin/python -m pip install -c constraints-peers.txt diffusers scvi-tools imageio pydantic pytest pytest-timeout
+	.venv/peers/bin/python -m pip install -c constraints-peers.txt --no-deps pythae
+	.venv/peers/bin/python -c "import diffusers, pythae.models, scvi"
 	@touch $@
 
 audit: $(READY)  ## the machine code of every kernel for four GPUs, against the number written beside it

@@ -1,0 +1,80 @@
+"""pythae: the loss of its VAE, BetaVAE and DisentangledBetaVAE.
+
+from vae_fast.integrations import pythae as fast
+
+fast.patch()  # for the process, or `with fast.patch():`
+"""
+
+from vae_fast.compat import bernoulli_probs
+from vae_fast.functional import gaussian_kl, reconstruction_loss
+from vae_fast.integrations.patching import Project, wrap
+
+
+def patch(*, force=False):
+    """Compute pythae's losses with the fused ops, until `unpatch()` or the end of `with patch():`.
+
+    `loss_function` of VAE, BetaVAE and DisentangledBetaVAE returns what it did: (loss, reconstruction, KL), 0-d, nats
+    per sample. "mse" is 1/2 of the squared error, summed over elements; "bce" takes probabilities. Models that inherit
+    one of these loss functions are patched with it; the noise stays pythae's, which returns it.
+
+    Losses are float32 (float64 for float64) and, but for "bce", differentiable once. Returns a `Patch`, which says what
+    it patched. force: take an untested version.
+
+    Raises ImportError where pythae is missing, and RuntimeError where it is not a version that was tested.
+    """
+    return _project.patch(force)
+
+
+def unpatch():
+    """Put pythae's own loss functions back."""
+    _project.unpatch()
+
+
+def _changes():
+    from pythae.models import VAE, BetaVAE, DisentangledBetaVAE
+
+    return [
+        wrap(VAE, "loss_function", _vae),
+        wrap(BetaVAE, "loss_function", _beta_vae),
+        wrap(DisentangledBetaVAE, "loss_function", _disentangled_beta_vae),
+    ]
+
+
+_project = Project("pythae", "pythae", ("0.1.2",), _changes)
+
+
+def _vae(theirs):
+    def loss_function(self, recon_x, x, mu, log_var, z):
+        reconstruction, kl = _reconstruction(self, recon_x, x), gaussian_kl(mu, log_var)
+        return reconstruction + kl, reconstruction, kl
+
+    return loss_function
+
+
+def _beta_vae(theirs):
+    def loss_function(self, recon_x, x, mu, log_var, z):
+        reconstruction, kl = _reconstruction(self, recon_x, x), gaussian_kl(mu, log_var)
+        return reconstruction + self.beta * kl, reconstruction, kl
+
+    return loss_function
+
+
+def _disentangled_beta_vae(theirs):
+    def loss_function(self, recon_x, x, mu, log_var, z, epoch):
+        reconstruction, kl = _reconstruction(self, recon_x, x), gaussian_kl(mu, log_var, reduction="sample")
+        capacity = self.C * min(epoch / (self.warmup_epoch + 1), 1)
+        distance = (kl - capacity).abs().mean()  # of each sample, before the mean
+        return reconstruction + self.beta * distance, reconstruction, kl.mean()
+
+    return loss_function
+
+
+def _reconstruction(model, recon_x, x):
+    """Nats per sample."""
+    batch, kind = x.shape[0], model.model_config.reconstruction_loss
+    recon_x, x = recon_x.reshape(batch, -1), x.reshape(batch, -1)
+    if kind == "mse":
+        return 0.5 * reconstruction_loss(recon_x, x, "mse")
+    if kind == "bce":
+        return bernoulli_probs(recon_x, x) / batch
+    raise ValueError(f'model_config.reconstruction_loss is {kind!r}: expected "mse" or "bce"')
