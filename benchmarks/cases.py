@@ -37,7 +37,7 @@ OVERHEAD = "nothing to compute: Python, the dispatcher and the launches alone"
 
 # Sizes of a likelihood's parameters, and of the whole loss.
 OUTPUTS = (
-    Size((1, 32), OVERHEAD, 4, quick=(FLOAT32,)),
+    Size((1, 32), OVERHEAD, 4),
     Size((128, 784), "MNIST in the batch of pytorch/examples: bound by launches", 20, ALL, quick=(FLOAT32,)),
     Size((256, 3, 64, 64), "images that stay in a GPU's L2", 128, ALL, quick=(FLOAT32, MIXED)),
     Size((4096, 3072), "CIFAR: about an L2 of each tensor", 256),
@@ -48,7 +48,7 @@ OUTPUTS = (
 
 # Sizes of mu, as a vector a sample.
 VECTORS = (
-    Size((1, 32), OVERHEAD, quick=(FLOAT32,)),
+    Size((1, 32), OVERHEAD),
     Size((128, 20), "the latents of an MLP on MNIST: bound by launches", quick=(FLOAT32,)),
     Size((128, 784), "bound by launches", precisions=(FLOAT32, BFLOAT16), quick=(FLOAT32,)),
     Size((1024, 1024), "stays in a GPU's L2", precisions=(FLOAT32, BFLOAT16), quick=(FLOAT32, BFLOAT16)),
@@ -59,14 +59,22 @@ VECTORS = (
 
 # Sizes of mu, as the latents of images: half the channels of a convolution's output.
 MAPS = (
-    Size((1, 4, 2, 4), OVERHEAD, quick=(FLOAT32,)),
+    Size((1, 4, 2, 4), OVERHEAD),
     Size((16, 4, 64, 64), "latent diffusion at 512 pixels: mu and logvar are strided halves", quick=(FLOAT32,)),
     Size((256, 4, 64, 64), "the same, about a GPU's L2", precisions=(FLOAT32, BFLOAT16)),
     Size((4096, 4, 64, 64), "256 MB a float32 tensor: main memory", precisions=(FLOAT32, BFLOAT16)),
     Size((32768, 4, 64, 64), "2 GB a float32 tensor", precisions=(FLOAT32, BFLOAT16)),
 )
 
-SIZES = {"sample_kl": VECTORS, "sample_kl_packed": MAPS, "kl": VECTORS}  # any other op: OUTPUTS
+# Sizes of a likelihood beyond the core's: one bound by launches, one in main memory.
+ELEMENTS = (
+    Size((128, 784), "bound by launches", quick=(FLOAT32,)),
+    Size((4099, 3067), "primes: masked tails, unaligned rows"),
+    Size((1024, 256, 256), "256 MB a float32 tensor: main memory", precisions=(FLOAT32, BFLOAT16)),
+)
+
+CORE = dict.fromkeys(("bernoulli", "mse", "gaussian", "loss"), OUTPUTS)
+SIZES = {"sample_kl": VECTORS, "sample_kl_packed": MAPS, "kl": VECTORS, **CORE}  # any other op: ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Case:
 
 def _cases():
     for op in OPS:
-        for size in SIZES.get(op, OUTPUTS):
+        for size in SIZES.get(op, ELEMENTS):
             for precision in size.precisions:
                 yield Case(op, size.shape, *precision, size.why, size.latents, precision in size.quick)
     for op, step in STEPS.items():

@@ -19,7 +19,11 @@ CLAMP = (-30.0, 20.0)  # that of diffusers
 WHOLE_LOSS = "bernoulli"  # the likelihood of the case "loss"
 
 # A target in each domain of `LIKELIHOODS`.
-TARGETS: dict[str, Callable[..., Tensor]] = {"[0, 1]": torch.rand, "real": torch.randn}
+TARGETS: dict[str, Callable[..., Tensor]] = {
+    "[0, 1]": torch.rand,
+    "real": torch.randn,
+    "counts": lambda shape, **options: torch.rand(shape, **options).log_().mul_(-3).floor_(),  # geometric: many zeros
+}
 
 
 class Inputs(NamedTuple):
@@ -129,8 +133,10 @@ def _single(parameters):
 
 
 def _parameters(case, draw, name):
-    count = len(LIKELIHOODS[name].parameters)
-    return tuple(draw(torch.randn, case.shape, case.dtype) for _ in range(count))
+    row = LIKELIHOODS[name]
+    values = [draw(torch.randn, case.shape, case.dtype) for _ in row.parameters]
+    made = values if row.link is None else row.link(*values)
+    return (made,) if isinstance(made, Tensor) else tuple(made)
 
 
 def _target(case, draw, name):

@@ -23,10 +23,22 @@ class Issued(NamedTuple):
     each: float  # the nll of each element
 
 
+# Formulas that do not fit into the registers of 16 elements a thread (see `tiling.tiles`).
+HEAVY = ("negative_binomial", "zero_inflated_negative_binomial")
+
 ISSUED = {
     "bernoulli": Issued(sum=28, gradient=20, both=37, each=44),
     "mse": Issued(sum=8, gradient=8, both=12, each=7),
     "gaussian": Issued(sum=18, gradient=18, both=25, each=16),
+    "bernoulli_probs": Issued(sum=78, gradient=17, both=90, each=76),
+    "continuous_bernoulli": Issued(sum=61, gradient=41, both=88, each=60),
+    "l1": Issued(sum=8, gradient=10, both=15, each=7),
+    "log_cosh": Issued(sum=51, gradient=39, both=67, each=78),
+    "laplace": Issued(sum=17, gradient=20, both=30, each=15),
+    "discretized_logistic": Issued(sum=104, gradient=90, both=145, each=128),
+    "poisson": Issued(sum=51, gradient=11, both=54, each=50),
+    "negative_binomial": Issued(sum=175, gradient=131, both=212, each=170),
+    "zero_inflated_negative_binomial": Issued(sum=254, gradient=274, both=315, each=279),
 }
 
 

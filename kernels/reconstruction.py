@@ -62,7 +62,7 @@ def first_stage(params, target, likelihood, reduction, wanted):
     """The elementwise loss or the partial sums, and the wanted gradients, in one launch."""
     loss = torch.empty_like(params[0], dtype=tiling.accumulator(params[0].dtype)) if reduction == "none" else None
     grads = _empty_grads(params, wanted)
-    view, tiles, operands = _plan(params, target, loss, None, grads, reduction)
+    view, tiles, operands = _plan(params, target, loss, None, grads, likelihood, reduction)
     rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
     partials = None if reduction == "none" else reductions.workspace(params[0], rows * count)
     _launch(params, target, likelihood, reduction, view, tiles, operands, partials, None)
@@ -80,7 +80,7 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted):
         elementwise = tiling.expand_upstream(grad_loss, target, reduction)
     else:
         scalars = _as_upstream(grad_loss)
-    view, tiles, operands = _plan(params, target, None, elementwise, grads, reduction)
+    view, tiles, operands = _plan(params, target, None, elementwise, grads, likelihood, reduction)
     _launch(params, target, likelihood, reduction, view, tiles, operands, None, scalars)
     return grads
 
@@ -113,11 +113,12 @@ def _empty_grads(params, wanted):
     return tuple(torch.empty_like(p) if want else None for p, want in zip(params, wanted, strict=True))
 
 
-def _plan(params, target, loss, upstream, grads, reduction):
+def _plan(params, target, loss, upstream, grads, likelihood, reduction):
     """The joint view, its tiles, and the operands in the kernel's order."""
     view, operands = tiling.view([*params, target, loss, upstream, *grads], by_sample=reduction == "sample")
     p = len(params)
-    return view, tiling.tiles(view), (tuple(operands[:p]), *operands[p : p + 3], tuple(operands[p + 3 :]))
+    tiles = tiling.tiles(view, heavy=likelihood in likelihoods.HEAVY)
+    return view, tiles, (tuple(operands[:p]), *operands[p : p + 3], tuple(operands[p + 3 :]))
 
 
 def _launch(params, target, likelihood, reduction, view, tiles, operands, partials, scalars):

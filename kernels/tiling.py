@@ -59,6 +59,7 @@ class Tiles(NamedTuple):
     columns: int
     row_blocks: int
     column_blocks: int
+    heavy: bool = False
 
     @property
     def programs(self):
@@ -72,9 +73,9 @@ class Tiles(NamedTuple):
         return "rows" if self.column_blocks == 1 else "both"
 
     def warps(self, view):
-        """Where each element has an address of its own a thread has half as many, or it runs out of registers."""
+        """A thread has half as many elements where each has an address of its own or a heavy formula: registers end."""
         apart = len(view.shape) > 1 or any(strides[1] > 1 for strides in view.strides)
-        elements = ELEMENTS_PER_THREAD // 2 if apart else ELEMENTS_PER_THREAD
+        elements = ELEMENTS_PER_THREAD // 2 if apart or self.heavy else ELEMENTS_PER_THREAD
         return max(self.rows * self.columns // (32 * elements), 1)
 
 
@@ -124,18 +125,23 @@ def _is_wide(shape, strides):
     return max(math.prod(shape), reach) > MAX_INT32_EXTENT
 
 
-def tiles(joint, over_samples=False):
-    """The tile of a program and how many there are. `over_samples` is for sums along dimension 0."""
+def tiles(joint, over_samples=False, heavy=False):
+    """The tile of a program and how many there are.
+
+    over_samples: for sums along dimension 0. heavy: at most half the elements, for a formula that takes the registers
+    of 8 warps.
+    """
+    most = MAX_COLUMNS // 2 if heavy else MAX_COLUMNS
     if over_samples:
         columns = min(power_of_2(joint.columns), ROW_TILE // LATENT_ROWS)
         rows = LATENT_ROWS
     elif joint.rows == 1:
-        rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE)
+        rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE // 2 if heavy else FLAT_TILE)
     else:
         columns = power_of_2(joint.columns)
-        columns = columns if columns <= MAX_COLUMNS else ROW_TILE
+        columns = columns if columns <= most else ROW_TILE
         rows = min(max(ROW_TILE // columns, 1), power_of_2(joint.rows))
-    return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns))
+    return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns), heavy)
 
 
 def expand_upstream(grad, like, reduction):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -11,8 +12,8 @@ class Likelihood:
     """A row of the table. The three rooms hold its formulas in `likelihoods.py`, under `name`.
 
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
-    targets it is for. link: maps any real numbers, as a network's last layer gives them, to valid parameters; None where
-    they are valid themselves.
+    targets it is for: "[0, 1]", "real" or "counts". link: maps any real numbers, as a network's last layer gives them,
+    to valid parameters; None where they are valid themselves.
     """
 
     name: str
@@ -24,6 +25,10 @@ class Likelihood:
 
 def _first(mean, *others):
     return mean
+
+
+def _both_positive(mean, theta):
+    return F.softplus(mean), F.softplus(theta)
 
 
 def _continuous_bernoulli_mean(logits):
@@ -45,6 +50,15 @@ LIKELIHOODS = {
         Likelihood("gaussian", ("mean", "logvar"), "real", _first),
         Likelihood("laplace", ("mean", "log_scale"), "real", _first),
         Likelihood("discretized_logistic", ("mean", "log_scale"), "[0, 1]", _first),
+        Likelihood("poisson", ("log_rate",), "counts", torch.exp),
+        Likelihood("negative_binomial", ("mean", "theta"), "counts", _first, _both_positive),
+        Likelihood(
+            "zero_inflated_negative_binomial",
+            ("mean", "theta", "pi_logits"),
+            "counts",
+            lambda mean, theta, pi_logits: mean * torch.sigmoid(-pi_logits),
+            lambda mean, theta, pi_logits: (*_both_positive(mean, theta), pi_logits),
+        ),
     )
 }
 

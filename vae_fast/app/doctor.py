@@ -181,7 +181,10 @@ def _reconstruction_inputs(inputs: _Inputs, likelihood: str) -> tuple[list[Tenso
     row = LIKELIHOODS[likelihood]
     leaves = inputs.parameters(row, *IMAGES)
     output = leaves[0] if len(leaves) == 1 else tuple(leaves)
-    return leaves, output, inputs.uniform(*IMAGES), getattr(reference.likelihoods, likelihood)
+    target = inputs.uniform(*IMAGES)
+    if row.domain == "counts":
+        target = (10 * target).floor()
+    return leaves, output, target, getattr(reference.likelihoods, likelihood)
 
 
 def _compare(op: str, names, ours, right) -> Iterator[Check]:
