@@ -113,8 +113,12 @@ def continuous_bernoulli(params, target):
     slope = -1.388888888888889e-03 + slope * square
     slope = 8.333333333333333e-02 + slope * square
     log_partition = tl.where(b < 1.0, tail * square - 0.5 * b, tl.log(rest / c))
-    mean = tl.where(b < 1.0, 0.5 + slope * b, 1.0 / rest - 1.0 / c)  # of the target at b
-    return tl.maximum(a, 0.0) - a * target + log_partition, (), (tl.where(a >= 0, mean, 1.0 - mean) - target,)
+    complement = tl.where(b < 1.0, 0.5 - slope * b, 1.0 / c - e / rest)  # 1 less the target's mean at b
+    return (
+        tl.maximum(a, 0.0) - a * target + log_partition,
+        (),
+        (tl.where(a >= 0, 1.0 - complement, complement) - target,),
+    )
 
 
 @triton.jit

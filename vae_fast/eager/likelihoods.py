@@ -117,7 +117,7 @@ def _bernoulli_probs_derivatives(params, target, outs):
 
 
 def _continuous_bernoulli_parts(b):
-    """log((1 - exp(-b)) / b) and its derivative's negative, 1 less the mean at b >= 0: see the reference."""
+    """log((1 - exp(-b)) / b), and 1 less the target's mean at b >= 0: see the reference."""
     square, tail, slope = b * b, torch.zeros_like(b), torch.zeros_like(b)
     for n, coefficient in reversed(list(enumerate(LOG_SINHC, start=1))):
         tail.mul_(square).add_(coefficient)
@@ -126,7 +126,7 @@ def _continuous_bernoulli_parts(b):
     near = b < 1
     return (
         torch.where(near, tail.mul_(square).sub_(b, alpha=0.5), torch.log(rest / b)),
-        torch.where(near, slope.mul_(b).neg_().add_(0.5), 1 / b + 1 - 1 / rest),
+        torch.where(near, slope.mul_(b).neg_().add_(0.5), 1 / b - 1 / torch.expm1(b)),
     )
 
 

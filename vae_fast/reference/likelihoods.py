@@ -74,8 +74,8 @@ def continuous_bernoulli(logits, target):
         square, [2 * n * c for n, c in enumerate(_LOG_SINHC, start=1)]
     )
     log_partition = np.where(small, series - b / 2, np.log(-np.expm1(-c) / c))
-    mean = np.where(small, 0.5 + slope, -1.0 / np.expm1(-c) - 1.0 / c)  # of the target at b
-    return np.maximum(a, 0.0) - a * x + log_partition, (np.where(a >= 0, mean, 1.0 - mean) - x,)
+    complement = np.where(small, 0.5 - slope, 1.0 / c - 1.0 / np.expm1(c))  # 1 less the target's mean at b
+    return np.maximum(a, 0.0) - a * x + log_partition, (np.where(a >= 0, 1.0 - complement, complement) - x,)
 
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2 (DLMF 4.19)
