@@ -14,6 +14,7 @@ from torch import Tensor
 from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed
 from vae_fast.app.compare import FORMULAS
 from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.reference import likelihoods as reference
 
 CLAMP = (-30.0, 20.0)  # that of diffusers
 WHOLE_LOSS = "bernoulli"  # the likelihood of the case "loss"
@@ -22,7 +23,8 @@ WHOLE_LOSS = "bernoulli"  # the likelihood of the case "loss"
 TARGETS: dict[str, Callable[..., Tensor]] = {
     "[0, 1]": torch.rand,
     "real": torch.randn,
-    "counts": lambda shape, **options: torch.rand(shape, **options).log_().mul_(-3).floor_(),  # geometric: many zeros
+    # geometric: many zeros, and 20 at most, because bfloat16 draws a 0
+    "counts": lambda shape, **options: torch.rand(shape, **options).clamp_(min=1e-3).log_().mul_(-3).floor_(),
 }
 
 
@@ -49,6 +51,7 @@ class Op:
     noise: eps for `eager`, a seed for `fused`; None where it is to be drawn, as in training.
     inputs: (case, draw) -> Inputs, where draw(function, shape, dtype) makes a random tensor.
     floor: case -> the fewest bytes of each phase, for which the vectors [B] and the seed do not count.
+    oracle: what results are held against, as `eager` but in float64; None for eager itself.
     latents: case -> the shape of the noise, None where there is none.
     averages: the scalar output is a mean over the batch; otherwise a sum.
     """
@@ -57,6 +60,7 @@ class Op:
     fused: Callable
     inputs: Callable
     floor: Callable
+    oracle: Callable | None = None
     latents: Callable = lambda case: None
     averages: bool = False
 
@@ -149,9 +153,24 @@ def _reconstruction_floor(case, name):
     return {"forward+backward": 2 * parameters + case.elements * case.target_dtype.itemsize}
 
 
+class _Reference(torch.autograd.Function):
+    """The NumPy reference's nll: some formulas that people use have lost their digits in float64 too."""
+
+    @staticmethod
+    def forward(ctx, name, target, *params):
+        arrays = [t.cpu().numpy() for t in (*params, target)]
+        nll, ctx.derivatives = getattr(reference, name)(*arrays)
+        return target.new_tensor(nll.sum())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, *(grad * grad.new_tensor(derivative) for derivative in ctx.derivatives)
+
+
 def _reconstruction(name):
     return Op(
         eager=lambda leaves, target, eps: (FORMULAS[name](_single(leaves), target),),
+        oracle=lambda leaves, target, eps: (_Reference.apply(name, target, *leaves),),
         fused=lambda leaves, target, seed: (reconstruction_loss(_single(leaves), target, name, reduction="sum"),),
         inputs=lambda case, draw: Inputs(_parameters(case, draw, name), _target(case, draw, name), (None,)),
         floor=lambda case: _reconstruction_floor(case, name),

@@ -104,7 +104,7 @@ def images(path, low=0.0, high=1.0):
 BAD_OPTIONS = [
     (
         ["--likelihood", "poison"],
-        "'--likelihood': likelihood is 'poison': expected one of 'bernoulli', 'mse', 'gaussian'",
+        "'--likelihood': likelihood is 'poison': expected one of 'bernoulli', 'bernoulli_probs', ",
     ),
     (["--epochs", "0"], "'--epochs': epochs is 0: expected 1 or more"),
     (["--epochs", "-3"], "'--epochs': epochs is -3: expected 1 or more"),

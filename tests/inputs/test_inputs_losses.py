@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from tests.inputs.refusals import FLOATS, not_floats, not_tensors, refuses, zeros
-from vae_fast import DiagonalGaussian, ELBOLoss, GaussianKL, ReconstructionLoss, elbo_loss, reconstruction_loss
+from vae_fast import (
+    DiagonalGaussian,
+    ELBOLoss,
+    GaussianKL,
+    ReconstructionLoss,
+    elbo_loss,
+    likelihoods,
+    reconstruction_loss,
+)
 
-LIKELIHOODS = "'bernoulli', 'mse', 'gaussian'"
+LIKELIHOODS = ", ".join(map(repr, likelihoods.LIKELIHOODS))
 REDUCTIONS = "'none', 'sample', 'sum', 'mean', 'batchmean'"
 
 
@@ -109,7 +117,7 @@ def test_a_target_that_is_differentiated_under_torch_func_is_refused():
 
 @losses
 def test_likelihood(loss):
-    for value in ("poisson", "Bernoulli", "", None, 0, ["mse"], ("mse",), {}, "sum", torch.sigmoid):
+    for value in ("poison", "Bernoulli", "", None, 0, ["mse"], ("mse",), {}, "sum", torch.sigmoid):
         message = f"likelihood is {value!r}: expected one of {LIKELIHOODS}"
         refuses(ValueError, message, loss, zeros(4, 6), zeros(4, 6), value)
 
@@ -194,5 +202,5 @@ def test_modules_take_their_options_by_name(make):
 def test_modules_refuse_when_they_are_made():
     refuses(TypeError, "logvar_clamp is 5: expected a tuple (low, high) of numbers", GaussianKL, logvar_clamp=5)
     for make in (ReconstructionLoss, ELBOLoss):
-        refuses(ValueError, f"likelihood is 'poisson': expected one of {LIKELIHOODS}", make, "poisson")
+        refuses(ValueError, f"likelihood is 'poison': expected one of {LIKELIHOODS}", make, "poison")
     refuses(ValueError, "beta is -1: expected a finite number >= 0", ELBOLoss, beta=-1)

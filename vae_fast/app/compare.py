@@ -56,12 +56,14 @@ def _discretized_logistic(mean, log_scale, x):
 # What a user would write: each sums over everything. A likelihood that is not here is not compared.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "bernoulli_probs": lambda output, x: F.binary_cross_entropy(output, x, reduction="sum"),
-    "continuous_bernoulli": lambda output, x: -ContinuousBernoulli(logits=output).log_prob(x).sum(),
+    "continuous_bernoulli": lambda output, x: (
+        -ContinuousBernoulli(logits=output, validate_args=False).log_prob(x).sum()
+    ),
     "l1": lambda output, x: F.l1_loss(output, x, reduction="sum"),
     "log_cosh": lambda output, x: torch.log(torch.cosh(output - x)).sum(),
-    "laplace": lambda output, x: -Laplace(output[0], output[1].exp()).log_prob(x).sum(),
+    "laplace": lambda output, x: -Laplace(output[0], output[1].exp(), validate_args=False).log_prob(x).sum(),
     "discretized_logistic": lambda output, x: -_discretized_logistic(*output, x).sum(),
-    "poisson": lambda output, x: -Poisson(output.exp()).log_prob(x).sum(),
+    "poisson": lambda output, x: -Poisson(output.exp(), validate_args=False).log_prob(x).sum(),
     "negative_binomial": lambda output, x: -_log_nb_positive(*output, x).sum(),
     "zero_inflated_negative_binomial": lambda output, x: -_log_zinb_positive(*output, x).sum(),
     "bernoulli": lambda output, x: F.binary_cross_entropy_with_logits(output, x, reduction="sum"),

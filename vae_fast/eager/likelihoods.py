@@ -147,13 +147,12 @@ def _l1_terms(params, target, out=None):
 
 
 def _l1_derivatives(params, target, outs):
-    error = torch.sub(params[0], target, out=outs[0])
-    return (_sign_(error),)
+    return (_sign(torch.sub(params[0], target, out=outs[0])),)
 
 
-def _sign_(x):
-    """-1, 0 or 1 in place; NaN stays NaN."""
-    return x.div_(x.abs().masked_fill_(x == 0, 1))
+def _sign(x):
+    """-1, 0 or 1; NaN stays NaN, and an infinite one becomes it."""
+    return torch.sign(x).add_(x, alpha=0)
 
 
 def _log_cosh_terms(params, target, out=None):
@@ -179,7 +178,7 @@ def _laplace_derivatives(params, target, outs):
     error = torch.sub(mean, target, out=outs[1])
     inverse = torch.neg(log_scale, out=outs[0]).exp_()
     scaled = torch.abs(error).mul_(inverse)
-    return inverse.mul_(_sign_(error)), scaled.neg_().add_(1)
+    return inverse.mul_(_sign(error)), scaled.neg_().add_(1)
 
 
 def _bin(params, target):
@@ -222,7 +221,7 @@ mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, F.mse_loss, most=2**1
 gaussian = Likelihood(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Likelihood(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-l1 = Likelihood(_l1_terms, _l1_derivatives)
+l1 = Likelihood(_l1_terms, _l1_derivatives, native=F.l1_loss, most=2**18)
 log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives)
 laplace = Likelihood(_laplace_terms, _laplace_derivatives)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
