@@ -55,7 +55,7 @@ def _discretized_logistic(mean, log_scale, x):
 
 # What a user would write: each sums over everything. A likelihood that is not here is not compared.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
-    "bernoulli_probs": lambda output, x: F.binary_cross_entropy(output, x, reduction="sum"),
+    "bernoulli_probs": lambda output, x: F.binary_cross_entropy(output.to(x.dtype), x, reduction="sum"),
     "continuous_bernoulli": lambda output, x: (
         -ContinuousBernoulli(logits=output, validate_args=False).log_prob(x).sum()
     ),
