@@ -1,8 +1,8 @@
 """The gate: no speed is reported for a result that does not match the float64 reference.
 
 The reference is the formula that users write, in float64, or for a likelihood the NumPy reference, on the same inputs
-and the same noise. Its noise is that of the contract, so the fused op is checked as it is timed: making its noise from a
-seed, on a GPU inside the kernel.
+and the same noise. Its noise is that of the contract, so the fused op is checked as it is timed: making its noise from
+a seed, on a GPU inside the kernel.
 """
 
 import copy
