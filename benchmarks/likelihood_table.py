@@ -1,0 +1,104 @@
+"""Every likelihood in one table: error, traffic, instructions, and speed on the CPU.
+
+python -m vae_fast.benchmarks.likelihood_table [FOLDER]    # of results, for the last column; prints Markdown
+
+error: of the nll and the gradients of 64 x 784 elements against the NumPy reference, relative to the largest of each.
+moved: bytes over the fewest, forward and backward. issued: instructions an element for loss and gradient on sm_90, the
+number that `make audit` holds it to. eager: how many times as long PyTorch's formula takes (`make bench`).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vae_fast import reconstruction_loss, use_backend
+from vae_fast.benchmarks import cases, formulas
+from vae_fast.benchmarks.results import Results, load
+from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.reference import likelihoods as reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+BACKENDS = {"triton": "kernel", "eager": "eager"}
+SHAPE = (64, 784)
+CALL = ("reconstruction_loss", "{}, batchmean", "float32", "rows")  # op, options, dtype, layout in the traffic table
+
+
+def error(name: str, dtype: torch.dtype, backend: str) -> float:
+    """The largest error of the nll and of the gradients, each relative to the largest of its kind."""
+    case = cases.Case(name, SHAPE, dtype, dtype, "")
+    inputs = formulas.draw_inputs(case, torch.device("cpu"))
+    output = inputs.leaves if len(inputs.leaves) > 1 else inputs.leaves[0]
+    with use_backend(backend):
+        nll = reconstruction_loss(output, inputs.target, name, reduction="none")
+        ours = nll.detach(), *torch.autograd.grad(nll.sum(), inputs.leaves)
+    arrays = [t.detach().double().numpy() for t in (*inputs.leaves, inputs.target)]
+    right, derivatives = getattr(reference, name)(*arrays)
+    pairs = zip(ours, map(torch.from_numpy, (right, *derivatives)), strict=True)
+    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def measured() -> dict[str, dict]:
+    """Errors and traffic of each likelihood, in Triton's interpreter: in a process of its own."""
+    command = [sys.executable, "-m", "vae_fast.benchmarks.likelihood_table", "--json"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"measuring in the interpreter failed:\n{result.stderr}")
+    return json.loads(result.stdout)
+
+
+def _measure_here():
+    from vae_fast.benchmarks.traffic_table import measured as traffic
+    from vae_fast.benchmarks.workloads import reconstruction_workloads
+
+    calls = {(w.op, w.options, w.dtype, w.layout): w for w in reconstruction_workloads()}
+    return {
+        name: {
+            "errors": [[error(name, dtype, backend) for backend in BACKENDS] for dtype in DTYPES],
+            "moved": traffic(calls[(CALL[0], CALL[1].format(name), *CALL[2:])]).ratio,
+        }
+        for name in LIKELIHOODS
+    }
+
+
+def table(folder: Path | None = None) -> str:
+    """Markdown. folder: results of `make bench`, whose slowest comparison with eager is shown for each likelihood."""
+    from vae_fast.benchmarks.report import markdown
+    from vae_fast.kernels.likelihoods import ISSUED
+
+    speeds = {} if folder is None else _speeds(folder)
+    header = ["likelihood"]
+    header += [f"{str(dtype).removeprefix('torch.')} {room}" for dtype in DTYPES for room in BACKENDS.values()]
+    lines = []
+    for name, row in measured().items():
+        errors = [f"{value:.0e}" for pair in row["errors"] for value in pair]
+        lines.append((name, *errors, f"{row['moved']:.3f}", f"{ISSUED[name].both}", speeds.get(name, "")))
+    return markdown((*header, "moved", "issued", "eager"), lines)
+
+
+def _speeds(folder):
+    """By op: the least and the most ratio to eager on one thread or a GPU, or that eager is wrong."""
+    found: dict[str, list[float]] = {}
+    wrong = {}
+    for row in load(folder / Results.JSON):
+        if (
+            row.contender == "vae_fast"
+            and row.phase == "forward+backward"
+            and row.threads in (None, 1)
+            and row.over_eager
+        ):
+            found.setdefault(row.op, []).append(row.over_eager)
+        if row.contender == "eager" and row.status.startswith("wrong"):
+            wrong[row.op] = "eager is wrong"
+    return wrong | {name: f"{min(values):.2f} to {max(values):.2f}" for name, values in found.items()}
+
+
+if __name__ == "__main__":
+    if "--json" in sys.argv:
+        json.dump(_measure_here(), sys.stdout)
+    else:
+        print(table(Path(sys.argv[1]) if len(sys.argv) > 1 else None))

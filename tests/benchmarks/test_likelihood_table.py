@@ -1,0 +1,57 @@
+"""The table of all likelihoods."""
+
+import pytest
+import torch
+
+from tests.benchmarks.bench_rows import FAKE_CPU, fake_rows
+from vae_fast.benchmarks import likelihood_table
+from vae_fast.benchmarks.results import Results
+from vae_fast.likelihoods import LIKELIHOODS
+
+
+@pytest.fixture
+def only_mse(monkeypatch):
+    monkeypatch.setattr(likelihood_table, "LIKELIHOODS", {"mse": LIKELIHOODS["mse"]})
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_errors_on_the_cpu_are_those_of_the_dtype(name):
+    allowed = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float64: 1e-13}
+    for dtype in likelihood_table.DTYPES:
+        assert likelihood_table.error(name, dtype, "eager") < allowed[dtype]
+
+
+def test_an_error_is_seen(monkeypatch):
+    loss = likelihood_table.reconstruction_loss
+    monkeypatch.setattr(
+        likelihood_table, "reconstruction_loss", lambda *args, **options: 1.001 * loss(*args, **options)
+    )
+    assert likelihood_table.error("mse", torch.float32, "eager") == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.interpreter_only
+def test_what_is_measured_in_the_interpreter(only_mse):
+    measured = likelihood_table._measure_here()["mse"]
+    assert len(measured["errors"]) == 4
+    assert all(len(pair) == 2 for pair in measured["errors"])
+    assert 1 < measured["moved"] < 1.01  # the partial sums
+
+
+def test_the_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        likelihood_table,
+        "measured",
+        lambda: {"mse": {"errors": [[1e-7, 2e-7]] * 4, "moved": 1.0004}, "l1": {"errors": [[0, 0]] * 4, "moved": 1}},
+    )
+    rows = fake_rows(FAKE_CPU, ops=("mse", "l1"), threads=(1,))
+    for row in rows:
+        row.over_eager = {"eager": None, "vae_fast": 1.5}.get(row.contender, 9.0) if row.op == "mse" else None
+        row.status = "wrong: off" if (row.op, row.contender) == ("l1", "eager") else row.status
+    results = Results(tmp_path, FAKE_CPU["device"])
+    results.put(rows)
+    lines = likelihood_table.table(tmp_path).splitlines()
+    assert lines[0].startswith("| likelihood | float32 kernel | float32 eager | bfloat16 kernel |")
+    assert lines[2].startswith("| mse | 1e-07 | 2e-07 |")
+    assert lines[2].endswith("| 1.000 | 12 | 1.50 to 1.50 |")
+    assert lines[3].endswith("| eager is wrong |")
+    assert "1.50" not in likelihood_table.table()
