@@ -53,7 +53,8 @@ def sample(binarize, seed, generator, target, scale, row, backend):
         return target, seeds.drawn(generator, target), scale
     # On the eager path Philox costs more than the loss at small sizes: the sample is drawn, and kept for backward.
     grey = eager.read(target, scale, torch.float32)
-    return eager.binary(torch.empty_like(grey).uniform_(generator=generator), grey), None, 1.0
+    u = torch.rand(grey.shape, generator=generator, device=grey.device)
+    return eager.binary(u, grey), None, 1.0
 
 
 def check_binarize(value, row):
