@@ -1,7 +1,8 @@
 """The noise: a pure function of (seed, element index), made in registers wherever it is needed and never stored.
 
 Philox4x32-10 (Salmon et al. 2011), key = the 64-bit seed, counter = (index // 4, stream, 0); Box-Muller (1958) on its
-words. The whole contract is in `vae_fast.reference.noise`, which says the same in NumPy.
+words for the latents, their high 24 bits for the targets. The whole contract is in `vae_fast.reference.noise`, which
+says the same in NumPy.
 """
 
 import triton

@@ -1,7 +1,8 @@
-"""Standard normal noise as a pure function of (seed, element index): the contract that all three rooms keep.
+"""Noise as a pure function of (seed, element index): the contract that all three rooms keep.
 
-Element i takes number i % 4 of the four normals made from Philox4x32-10 at key = (low, high word of the seed) and
-counter = (low, high word of i // 4, stream, 0). Stream 0 is for latents, 1 for dynamic binarisation.
+Element i takes number i % 4 of the four numbers made from Philox4x32-10 at key = (low, high word of the seed) and
+counter = (low, high word of i // 4, stream, 0). Stream 0 is for latents, normals by Box-Muller; stream 1 for dynamic
+binarisation, uniforms from the high 24 bits of each word.
 """
 
 import operator
