@@ -1,6 +1,6 @@
 """The instructions that a launch may issue per element, from the numbers `ISSUED...` beside the kernels."""
 
-from vae_fast.kernels import gaussian, likelihoods, reconstruction, tiling
+from vae_fast.kernels import gaussian, likelihoods, reconstruction, targets, tiling
 
 
 def issued_limit(launch, operands):
@@ -42,9 +42,24 @@ def _latent(arguments, sampled, eps):
 def _reconstruct(arguments):
     number = likelihoods.ISSUED.get(arguments["LIKELIHOOD"].__name__, likelihoods.Issued(0, 0, 0, 0))
     summed, each = arguments["partials"] is not None, arguments["loss"] is not None
+    more = _sum(targets.ISSUED, _target(arguments))
+    if summed and arguments["weight"] is not None:
+        more += max(number.each - number.sum, 0)  # a logarithm for each element
     if all(grad is None for grad in arguments["grads"]):
-        return number.sum if summed else number.each
-    return number.both if summed or each else number.gradient
+        return more + (number.sum if summed else number.each)
+    return more + (number.both if summed or each else number.gradient)
+
+
+def _target(arguments):
+    """What is done to the target beside its likelihood."""
+    read = [operand[0] for operand in (arguments["target"], arguments["weight"]) if operand is not None]
+    return {
+        "integers": sum(not tensor.is_floating_point() for tensor in read),
+        "scale": arguments["SCALED"],
+        "binarize": arguments["seed"] is not None,
+        "weight": len(read) == 2,
+        "weight of rows": arguments["WEIGHT"] == "latent" and arguments["AXES"] != "columns",
+    }
 
 
 def _scale(arguments):

@@ -14,6 +14,7 @@ import torch
 
 import vae_fast
 from vae_fast import checks
+from vae_fast.benchmarks.layouts import LAYOUTS, MASKED, ORDINARY, filled
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import backend
 
@@ -67,7 +68,7 @@ class Workload:
 def workloads():
     """All of them; where two lists below name the same call, once."""
     found = {}
-    for workload in (*latent_workloads(), *reconstruction_workloads(), *elbo_workloads()):
+    for workload in (*latent_workloads(), *reconstruction_workloads(), *target_workloads(), *elbo_workloads()):
         found.setdefault(str(workload), workload)
     return list(found.values())
 
@@ -94,52 +95,6 @@ def run_wide(observe):
             reconstruction.forward(params, meta(), name, "batchmean", wanted)
         with observe(f"reconstruction_loss, {name}, batchmean, more than 2^31 elements: backward"):
             reconstruction.scale_(params, scalar)
-
-
-# Each makes `count` tensors of one layout, with two full tiles or more, so that the path without masks is there.
-def contiguous(*shape):
-    return lambda dtype, count: [_filled(dtype, *shape) for _ in range(count)]
-
-
-def chunks(*shape, memory_format=torch.contiguous_format):
-    """The parts of one tensor along dimension 1, each of `shape`."""
-
-    def make(dtype, count):
-        whole = _filled(dtype, shape[0], count * shape[1], *shape[2:])
-        return list(whole.to(memory_format=memory_format).chunk(count, 1))
-
-    return make
-
-
-def unaligned(*shape):
-    """One element after an address that is a multiple of 16 bytes."""
-    size = torch.Size(shape).numel()
-    return lambda dtype, count: [_filled(dtype, size + 1)[1:].view(shape) for _ in range(count)]
-
-
-def mixed(*shape):
-    """The last tensor is transposed against the others."""
-    return lambda dtype, count: [
-        *(_filled(dtype, *shape) for _ in range(count - 1)),
-        _filled(dtype, *reversed(shape)).permute(*reversed(range(len(shape)))),
-    ]
-
-
-LAYOUTS = {
-    "rows": contiguous(32, 256),
-    "chunks": chunks(32, 256),
-    "chunks of images": chunks(8, 4, 16, 16),
-    "chunks of channels_last": chunks(8, 4, 16, 16, memory_format=torch.channels_last),  # latents of Stable Diffusion
-    "chunks of 16 channels_last": chunks(2, 16, 16, 16, memory_format=torch.channels_last),  # of Flux
-    "20 columns": contiguous(512, 20),  # latents of a small VAE: as rows no tile is full
-    "long rows": contiguous(2, 8192),  # one sample takes several programs
-    "784 columns": contiguous(12, 784),  # MNIST: as rows no tile is full
-    "primes": contiguous(257, 31),
-    "unaligned": unaligned(32, 256),
-    "transposed": mixed(32, 256),
-}
-ORDINARY = "rows"
-MASKED = [(torch.float32, layout) for layout in ("784 columns", "primes", "transposed")]
 
 
 def latent_workloads():
@@ -177,8 +132,8 @@ def _latent(op, reduction=None, *, prior="", clamp=None, eps=False, dtype=torch.
         pair = LAYOUTS[layout](dtype, 2)
         shape = pair[0].shape
         posterior = [_joined(pair)] if op == "sample_kl_packed" else pair
-        priors = [_filled(dtype, *((1, *shape[1:]) if "row" in prior else shape)) for _ in range(2)] if prior else []
-        noise = [] if op == "gaussian_kl" else [_filled(dtype, *shape) if eps else torch.tensor([SEED])]
+        priors = [filled(dtype, *((1, *shape[1:]) if "row" in prior else shape)) for _ in range(2)] if prior else []
+        noise = [] if op == "gaussian_kl" else [filled(dtype, *shape) if eps else torch.tensor([SEED])]
         learned = prior != "fixed prior"
         leaves = [_leaf(t) for t in (*posterior, *(priors if learned else ()))]
         return leaves, [*(() if learned else priors), *noise]
@@ -213,19 +168,53 @@ def reconstruction_workloads():
             yield _reconstruction(name, reduction)
 
 
+def target_workloads():
+    """What may be done to a target: read in its own dtype, scaled, weighted, sampled."""
+    for name in LIKELIHOODS:
+        yield _reconstruction(name, dtype=torch.bfloat16, target=torch.uint8, main=True)
+        yield _reconstruction(name, target=torch.uint8)
+        yield _reconstruction(name, dtype=torch.bfloat16, target=torch.int32)
+        yield _reconstruction(name, scale=0.5)
+        for weight in WEIGHTS:
+            yield _reconstruction(name, weight=weight, main=weight == "weight a sample")
+        yield _reconstruction(name, "sample", dtype=torch.bfloat16, weight="mask")
+        yield _reconstruction(name, "none", weight="weight a sample")
+        yield _elbo(name, weight="weight a sample")
+    for layout in ("rows", "chunks", "784 columns", "primes", "transposed"):
+        yield _reconstruction("bernoulli", layout=layout, binarize=True, main=layout == "rows")
+    yield _reconstruction("bernoulli", dtype=torch.bfloat16, target=torch.uint8, binarize=True)
+    yield _reconstruction("bernoulli", "sample", binarize=True, weight="mask")
+
+
+WEIGHTS = {  # name -> (dtype, its shape for a target's)
+    "weight a sample": (torch.float32, lambda shape: shape[:1]),
+    "weight an element": (torch.float32, lambda shape: shape),
+    "weight a feature": (torch.float32, lambda shape: (1, *shape[1:])),
+    "mask": (torch.bool, lambda shape: shape),
+}
+
+
 def _reconstruction(
-    likelihood, reduction="batchmean", *, grads=None, dtype=torch.float32, target=None, layout=ORDINARY, main=False
-):
-    """grads: how many of the parameters, the first ones, require a gradient; None for all."""
+    likelihood, reduction="batchmean", *, grads=None, dtype=torch.float32, target=None, layout=ORDINARY, main=False,
+    scale=None, weight="", binarize=False,
+):  # fmt: skip
+    """grads: how many of the parameters, the first ones, require a gradient; None for all. weight: in WEIGHTS."""
     count = len(LIKELIHOODS[likelihood].parameters)
 
     def make():
-        return _outputs(count, layout, dtype, target, grads)
+        leaves, constants = _outputs(count, layout, dtype, target, grads, weight)
+        return leaves, [*constants, *([torch.tensor([SEED])] if binarize else [])]
 
     def function(*tensors):
-        return vae_fast.reconstruction_loss(_output(tensors[:-1]), tensors[-1], likelihood, reduction=reduction)
+        tensors, given = list(tensors), {"reduction": reduction, "target_scale": scale}
+        if binarize:
+            given |= {"binarize": True, "seed": tensors.pop()}
+        if weight:
+            given["weight"] = tensors.pop()
+        return vae_fast.reconstruction_loss(_output(tensors[:-1]), tensors[-1], likelihood, **given)
 
     words = (target and f"{_name(target)} target", None if grads is None else f"{grads} of {count} gradients")
+    words = (*words, scale and "target_scale", weight, binarize and "binarize")
     options = _joined_words((likelihood, reduction, *words))
     return Workload("reconstruction_loss", options, _name(dtype), layout, make, function, main=main)
 
@@ -238,29 +227,33 @@ def elbo_workloads():
         yield _elbo(name, beta_tensor=True, used=None)
 
 
-def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False, used=0, main=False):
+def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False, weight="", used=0, main=False):
     count = len(LIKELIHOODS[likelihood].parameters)
 
     def make():
-        leaves, constants = _outputs(count, ORDINARY, dtype, None, None)
+        leaves, constants = _outputs(count, ORDINARY, dtype, None, None, weight)
         kl = torch.ones(() if averaged else len(constants[0])).requires_grad_()
         return [kl, *leaves], [*constants, *([torch.tensor(0.5)] if beta_tensor else [])]
 
     def function(kl, *tensors):
         tensors = list(tensors)
-        beta = tensors.pop() if beta_tensor else 0.5
-        return vae_fast.elbo_loss(_output(tensors[:-1]), tensors[-1], kl, likelihood=likelihood, beta=beta)
+        given = {"beta": tensors.pop() if beta_tensor else 0.5, "weight": tensors.pop() if weight else None}
+        return vae_fast.elbo_loss(_output(tensors[:-1]), tensors[-1], kl, likelihood=likelihood, **given)
 
-    words = (likelihood, "averaged kl" if averaged else "", "beta tensor" if beta_tensor else "")
+    words = (likelihood, "averaged kl" if averaged else "", "beta tensor" if beta_tensor else "", weight)
     options = ", ".join(filter(None, (*words, "every output used" if used is None else "")))
     return Workload("elbo_loss", options, _name(dtype), ORDINARY, make, function, used, main)
 
 
-def _outputs(count, layout, dtype, target_dtype, grads):
-    """(The parameters, the target)."""
+def _outputs(count, layout, dtype, target_dtype, grads, weight=""):
+    """(The parameters, the target and the weight if there is one)."""
     *params, target = LAYOUTS[layout](dtype, count + 1)
     leaves = [_leaf(p) if grads is None or k < grads else p for k, p in enumerate(params)]
-    return leaves, [target.to(target_dtype or dtype)]
+    weights = []
+    if weight:
+        kind, shape = WEIGHTS[weight]
+        weights = [torch.ones(shape(target.shape), dtype=kind)]
+    return leaves, [target.to(target_dtype or dtype), *weights]
 
 
 def _output(params):
@@ -279,10 +272,6 @@ def _joined_words(words):
 
 def _leaf(tensor):
     return tensor.detach().requires_grad_()
-
-
-def _filled(dtype, *shape):
-    return torch.full(shape, 0.5, dtype=dtype)
 
 
 def _name(dtype):

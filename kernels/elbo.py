@@ -3,17 +3,17 @@
 import triton
 import triton.language as tl
 
-from vae_fast.kernels import reconstruction, reductions, tiling
+from vae_fast.kernels import reconstruction, reductions, targets, tiling
 from vae_fast.kernels.reconstruction import Upstream
 
 
-def forward(params, target, kl, beta_tensor, beta, likelihood, wanted):
+def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=targets.PLAIN):
     """(total, reconstruction, kl) in nats per sample, 0-d, and the wanted gradients for an upstream gradient of 1.
 
     kl: [B] with any stride, averaged here, or 0-d, already averaged. beta is `beta_tensor` (0-d), or the number where
-    that is None. Moves what `reconstruction.forward` does, and the kl. Two launches.
+    that is None. The rest as in `reconstruction.forward`: moves what that does, and the kl. Two launches.
     """
-    stage = reconstruction.first_stage(params, target, likelihood, "batchmean", wanted)
+    stage = reconstruction.first_stage(params, target, likelihood, "batchmean", wanted, extras)
     losses = [stage.partials.new_empty(()) for _ in range(3)]
     _, columns, warps = reductions.sum_tile(1, stage.count)
     _, kl_columns, _ = reductions.sum_tile(1, kl.numel())
@@ -26,10 +26,13 @@ def forward(params, target, kl, beta_tensor, beta, likelihood, wanted):
     return *losses, stage.grads
 
 
-def backward(grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted):
+def backward(
+    grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted,
+    extras=targets.PLAIN,
+):  # fmt: skip
     """(the gradient of each kl, 0-d; the wanted gradients), recomputed in one launch."""
     upstream = gather(grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta)
-    return upstream.kl_grad, reconstruction.backward(upstream, params, target, likelihood, "batchmean", wanted)
+    return upstream.kl_grad, reconstruction.backward(upstream, params, target, likelihood, "batchmean", wanted, extras)
 
 
 def scale_(grads, grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta):

@@ -24,7 +24,7 @@ def forward(mu, logvar, *, prior=NONE, seed=None, eps=None, clamp=NONE, reductio
     z = None if seed is None and eps is None else torch.empty_like(mu)
     elementwise = torch.empty_like(mu, dtype=tiling.accumulator(mu.dtype)) if reduction == "none" else None
     view, (position, *operands) = tiling.view(
-        [_like_sample(mu), mu, logvar, *prior, z, eps, elementwise], by_sample=reduction in ("sample", "latent")
+        [tiling.dense_like(mu), mu, logvar, *prior, z, eps, elementwise], by_sample=reduction in ("sample", "latent")
     )
     tiles = tiling.tiles(view, over_samples=reduction == "latent")
     partials = None
@@ -59,7 +59,7 @@ def backward(
     by_sample = grad_kl is not None and reduction in ("sample", "latent")
     upstream = None if grad_kl is None else tiling.expand_upstream(grad_kl, mu, reduction)
     view, (position, *operands) = tiling.view(
-        [_like_sample(mu), mu, logvar, *prior, grad_z, upstream, eps, *grads], by_sample
+        [tiling.dense_like(mu), mu, logvar, *prior, grad_z, upstream, eps, *grads], by_sample
     )
     divisor = reductions.divisor(reduction, mu.shape)
     _launch(_backward, mu, view, tiling.tiles(view), position, operands, seed, divisor, clamp, reduction)
@@ -73,11 +73,6 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, red
             LOW=clamp[0], HIGH=clamp[1], REDUCTION=reduction, QUADS=view.shape[0] % 4 == 0 and position[1][1] == 1,
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps(view),
         )  # fmt: skip
-
-
-def _like_sample(mu):
-    """Has the strides of z: noise depends on an element's position in z, whatever the strides of a chunk."""
-    return mu if mu.is_contiguous() else torch.empty_like(mu, device="meta")
 
 
 def _partial_count(view, tiles, reduction):
@@ -217,7 +212,7 @@ def _backward_tile(
         e = _noise(eps, seed, positions, row, column, first_column, shape, inside, QUADS, COLUMNS, WIDE)
         d_logvar = d_mu * e.to(std.dtype) * (0.5 * std)
     if grad_kl is not None:
-        g = tiling.load_upstream(grad_kl, row, column, size, shape, REDUCTION, EDGE) / divisor
+        g = tiling.load_spread(grad_kl, row, column, size, shape, REDUCTION, EDGE) / divisor
         m = tiling.load(mu, row, column, shape, inside)
         prior = _load_prior(prior_mu, prior_logvar, row, column, shape, inside)
         kl_mu, kl_logvar = divergence_gradient(m, v, std, prior)

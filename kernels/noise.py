@@ -1,13 +1,15 @@
 """The noise: a pure function of (seed, element index), made in registers wherever it is needed and never stored.
 
 Philox4x32-10 (Salmon et al. 2011), key = the 64-bit seed, counter = (index // 4, stream, 0); Box-Muller (1958) on its
-words. The whole contract is in `vae_fast.reference.noise`, which says the same in NumPy.
+words for the latents, their high 24 bits for the targets. The whole contract is in `vae_fast.reference.noise`, which
+says the same in NumPy.
 """
 
 import triton
 import triton.language as tl
 
 LATENTS: tl.constexpr = tl.constexpr(0)  # stream of the latents' noise
+TARGETS: tl.constexpr = tl.constexpr(1)  # stream of dynamic binarisation
 
 _M0: tl.constexpr = tl.constexpr(0xD2511F53)
 _M1: tl.constexpr = tl.constexpr(0xCD9E8D57)
@@ -90,8 +92,7 @@ def normal_quads(seed, first, STREAM: tl.constexpr, WIDE: tl.constexpr):
     u0, v0, u1, v1 = philox(seed, first >> 2, STREAM, WIDE)
     n0, n1 = box_muller(u0, v0)
     n2, n3 = box_muller(u1, v1)
-    quads = tl.join(tl.join(n0, n2), tl.join(n1, n3))  # [..., a, b] holds number 2 a + b
-    return tl.reshape(quads, (first.shape[0], 4 * first.shape[1]))
+    return _in_turn(n0, n1, n2, n3)
 
 
 @triton.jit
@@ -101,3 +102,31 @@ def normal_lanes(seed, index, STREAM: tl.constexpr, WIDE: tl.constexpr):
     late = (index & 2) != 0
     first, second = box_muller(tl.where(late, u1, u0), tl.where(late, v1, v0))
     return tl.where((index & 1) != 0, second, first)
+
+
+@triton.jit
+def uniform(word):
+    """The word's high 24 bits / 2^24: in [0, 1) and exact in float32, so u < p has probability p at 0 and 1 too."""
+    return (word >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def uniform_quads(seed, first, STREAM: tl.constexpr, WIDE: tl.constexpr):
+    """Uniforms of four elements a counter, as `normal_quads`."""
+    w0, w1, w2, w3 = philox(seed, first >> 2, STREAM, WIDE)
+    return _in_turn(uniform(w0), uniform(w1), uniform(w2), uniform(w3))
+
+
+@triton.jit
+def uniform_lanes(seed, index, STREAM: tl.constexpr, WIDE: tl.constexpr):
+    """Uniforms of any elements, as `normal_lanes`."""
+    w0, w1, w2, w3 = philox(seed, index >> 2, STREAM, WIDE)
+    odd = (index & 1) != 0
+    return uniform(tl.where((index & 2) != 0, tl.where(odd, w3, w2), tl.where(odd, w1, w0)))
+
+
+@triton.jit
+def _in_turn(n0, n1, n2, n3):
+    """[R, C] of each as [R, 4 C]: n0, n1, n2, n3, n0, ..."""
+    quads = tl.join(tl.join(n0, n2), tl.join(n1, n3))  # [..., a, b] holds number 2 a + b
+    return tl.reshape(quads, (n0.shape[0], 4 * n0.shape[1]))

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vae_fast.kernels import likelihoods, reductions, tiling
+from vae_fast.kernels import likelihoods, reductions, targets, tiling
 from vae_fast.kernels.elementary import log1p
 
 SCALE_PROGRAMS = 1024  # where the upstream gradient is 1 they read it and return; fewer would not fill a large GPU
@@ -38,15 +38,18 @@ class FirstStage(NamedTuple):
     grads: tuple
 
 
-def forward(params, target, likelihood, reduction, wanted):
+def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """The reduced nll of `target` and the gradients of the parameters that are `wanted`, for an upstream gradient of 1.
 
-    params: tensors of one shape [B, ...] and dtype, any strides; target: of that shape; likelihood: a name in
-    `likelihoods`; wanted: one bool a parameter. Returns (loss, gradients with None where not wanted). Reads (p + 1)N
-    elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a program. Two launches; one for
-    "none", and for "sample" up to MAX_COLUMNS elements a sample.
+    params: tensors of one shape [B, ...] and dtype, any strides; target: of that shape, of any real dtype; likelihood:
+    a name in `likelihoods`; wanted: one bool a parameter. extras: (weight, seed, scale): the weight of each element's
+    nll, expanded to the shape, bool or float, or None; the seed, int64 [1], of a target sampled from grey values, or
+    None; what the target is multiplied by. Returns (loss, gradients with None where not wanted). Reads (p + 1)N
+    elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a program; a weight moves its own
+    size, again for each tile of samples where it is shared by samples. Two launches; one for "none", and for "sample"
+    up to MAX_COLUMNS elements a sample.
     """
-    stage = first_stage(params, target, likelihood, reduction, wanted)
+    stage = first_stage(params, target, likelihood, reduction, wanted, extras)
     if stage.loss is not None:
         return stage.loss, stage.grads
     if reduction == "sample" and stage.count == 1:
@@ -58,21 +61,21 @@ def forward(params, target, likelihood, reduction, wanted):
     return out, stage.grads
 
 
-def first_stage(params, target, likelihood, reduction, wanted):
+def first_stage(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """The elementwise loss or the partial sums, and the wanted gradients, in one launch."""
     loss = torch.empty_like(params[0], dtype=tiling.accumulator(params[0].dtype)) if reduction == "none" else None
     grads = _empty_grads(params, wanted)
-    view, tiles, operands = _plan(params, target, loss, None, grads, likelihood, reduction)
+    view, tiles, operands = _plan(params, target, loss, None, grads, likelihood, reduction, extras)
     rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
     partials = None if reduction == "none" else reductions.workspace(params[0], rows * count)
-    _launch(params, target, likelihood, reduction, view, tiles, operands, partials, None)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, partials, None, extras)
     return FirstStage(loss, partials, rows, count, grads)
 
 
-def backward(grad_loss, params, target, likelihood, reduction, wanted):
+def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """Gradients of the wanted parameters, recomputed: reads (p + 1)N elements, writes N each, in one launch.
 
-    grad_loss: of the loss's shape, any strides; or, for a scalar loss, an `Upstream`.
+    grad_loss: of the loss's shape, any strides; or, for a scalar loss, an `Upstream`. The rest as in `forward`.
     """
     grads = _empty_grads(params, wanted)
     scalars, elementwise = None, None
@@ -80,8 +83,8 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted):
         elementwise = tiling.expand_upstream(grad_loss, target, reduction)
     else:
         scalars = _as_upstream(grad_loss)
-    view, tiles, operands = _plan(params, target, None, elementwise, grads, likelihood, reduction)
-    _launch(params, target, likelihood, reduction, view, tiles, operands, None, scalars)
+    view, tiles, operands = _plan(params, target, None, elementwise, grads, likelihood, reduction, extras)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, None, scalars, extras)
     return grads
 
 
@@ -113,21 +116,40 @@ def _empty_grads(params, wanted):
     return tuple(torch.empty_like(p) if want else None for p, want in zip(params, wanted, strict=True))
 
 
-def _plan(params, target, loss, upstream, grads, likelihood, reduction):
-    """The joint view, its tiles, and the operands in the kernel's order."""
-    view, operands = tiling.view([*params, target, loss, upstream, *grads], by_sample=reduction == "sample")
+class Operands(NamedTuple):
+    """Pairs (tensor, strides) in the kernel's order; `positions` are the strides of an element's place in the noise."""
+
+    parameters: tuple
+    target: tuple
+    weight: tuple | None
+    loss: tuple | None
+    upstream: tuple | None
+    grads: tuple
+    positions: tuple
+
+
+def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
+    """The joint view, its tiles, and the operands."""
+    weight, seed, _ = extras
+    position = None if seed is None else tiling.dense_like(params[0])
+    tensors = [position, *params, targets.readable(target), targets.readable(weight), loss, upstream, *grads]
+    view, (position, *operands) = tiling.view(tensors, by_sample=reduction == "sample")
     p = len(params)
-    tiles = tiling.tiles(view, heavy=likelihood in likelihoods.HEAVY)
-    return view, tiles, (tuple(operands[:p]), *operands[p : p + 3], tuple(operands[p + 3 :]))
+    positions = () if position is None else position[1]
+    operands = Operands(tuple(operands[:p]), *operands[p : p + 4], tuple(operands[p + 4 :]), positions)
+    return view, tiling.tiles(view, heavy=likelihood in likelihoods.HEAVY), operands
 
 
-def _launch(params, target, likelihood, reduction, view, tiles, operands, partials, scalars):
+def _launch(params, target, likelihood, reduction, view, tiles, operands, partials, scalars, extras):
     halvings = 2 if params[0].element_size() >= 4 else 3  # elements of one 16-byte access: 4 or 8
+    _, seed, scale = extras
     with tiling.on_device(target):
         _reconstruct[(tiles.programs,)](
-            *operands, partials, *_arguments(scalars), (view.rows, view.columns), view.shape,
+            *operands, seed, scale, partials, *_arguments(scalars), (view.rows, view.columns), view.shape,
             reductions.divisor(reduction, target.shape),
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
+            WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
+            QUADS=operands.positions[1:2] == (1,) and view.shape[0] % 4 == 0,
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps(view),
         )  # fmt: skip
@@ -137,29 +159,35 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, partia
 # tuple that holds None, but neither compare it with None nor take its length: SCALARS and `parameters` stand in.
 @triton.jit
 def _reconstruct(
-    parameters, target, loss, upstream, grads, partials, scalars, beta: "fp64", size, shape, divisor,
-    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr, HALVINGS: tl.constexpr,
+    parameters, target, weight, loss, upstream, grads, positions, seed, target_scale: "fp64",
+    partials, scalars, beta: "fp64", size, shape, divisor,
+    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
+    WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
     # A mask on an odd size would narrow every access: full blocks go without one.
     if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
         _tile(
-            parameters, target, loss, upstream, grads, partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, HALVINGS, ROWS, COLUMNS, False,
+            parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
+            partials, scalars, beta, size, shape, divisor, row, column,
+            LIKELIHOOD, REDUCTION, SCALARS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _tile(
-            parameters, target, loss, upstream, grads, partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, HALVINGS, ROWS, COLUMNS, True,
+            parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
+            partials, scalars, beta, size, shape, divisor, row, column,
+            LIKELIHOOD, REDUCTION, SCALARS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _tile(
-    parameters, target, loss, upstream, grads, partials, scalars, beta, size, shape, divisor, first_row, first_column,
-    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr, HALVINGS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EDGE: tl.constexpr,
+    parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
+    partials, scalars, beta, size, shape, divisor, first_row, first_column,
+    LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
+    WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
@@ -169,16 +197,19 @@ def _tile(
     values = ()
     for k in tl.static_range(len(parameters)):
         values = values + (tiling.load(parameters[k], row, column, shape, inside),)
-    x = tiling.load(target, row, column, shape, inside).to(values[0].dtype)
+    x = targets.read(
+        target, target_scale, seed, positions, row, column, first_column, shape, inside, values[0],
+        SCALED, QUADS, COLUMNS, WIDE,
+    )  # fmt: skip
     base, excess, derivatives = LIKELIHOOD(values, x)
+    weights = None
+    if weight is not None:
+        weights = tiling.load_spread(weight, row, column, size, shape, WEIGHT, EDGE).to(x.dtype)
 
     if loss is not None:
-        nll = base
-        if len(excess) == 1:
-            nll = base + log1p(excess[0])
-        tiling.store(loss, row, column, shape, inside, nll)
+        tiling.store(loss, row, column, shape, inside, targets.each_nll(base, excess, weights))
     if partials is not None:
-        sums = sum_nll(base, excess, inside, HALVINGS)
+        sums = sum_nll(base, excess, weights, inside, HALVINGS)
         if REDUCTION == "sample":
             line = first_row + tl.arange(0, ROWS)
             block = line * tl.cdiv(size[1], COLUMNS) + first_column // COLUMNS
@@ -188,18 +219,24 @@ def _tile(
 
     scale = 1.0
     if upstream is not None:
-        scale = tiling.load_upstream(upstream, row, column, size, shape, REDUCTION, EDGE)
+        scale = tiling.load_spread(upstream, row, column, size, shape, REDUCTION, EDGE)
     if SCALARS:
         scale = scalar_upstream(scalars, beta).to(x.dtype)
     scale = scale / tl.full((1, 1), divisor, x.dtype)
     for k in tl.static_range(len(parameters)):
         if grads[k] is not None:
-            tiling.store(grads[k], row, column, shape, inside, derivatives[k] * scale)
+            grad = derivatives[k] * scale
+            if weights is not None:
+                grad = targets.weighted(grad, weights)
+            tiling.store(grads[k], row, column, shape, inside, grad)
 
 
 @triton.jit
-def sum_nll(base, excess, inside, HALVINGS: tl.constexpr):
-    """The nll of each row, with one logarithm for 2^HALVINGS neighbours that a thread holds."""
+def sum_nll(base, excess, weights, inside, HALVINGS: tl.constexpr):
+    """The nll of each row: unless weighted, with one logarithm for 2^HALVINGS neighbours that a thread holds."""
+    if weights is not None:
+        base = targets.each_nll(base, excess, weights)
+        excess = ()
     if inside is not None:
         base = tl.where(inside, base, 0.0)
     if len(excess) == 0:

@@ -151,6 +151,21 @@ def expand_upstream(grad, like, reduction):
     return grad.expand(like.shape)
 
 
+def spread(operand):
+    """The reduction whose upstream gradient spreads over the tensor as this operand does (see `load_spread`)."""
+    if operand is None:
+        return None
+    row, *columns = operand[1]
+    if any(columns):
+        return "none" if row else "latent"
+    return "sample" if row else "sum"
+
+
+def dense_like(tensor):
+    """Has the strides of `empty_like(tensor)`: noise depends on an element's position there, whatever a chunk's are."""
+    return tensor if tensor.is_contiguous() else torch.empty_like(tensor, device="meta")
+
+
 def accumulator(dtype):
     """Arithmetic and losses are float32, float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -192,8 +207,11 @@ def offset(row, column, shape, strides):
 
 
 @triton.jit
-def load_upstream(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE: tl.constexpr):
-    """A loss's upstream gradient, each number read once: elementwise, a sample's, a latent's, or one for all."""
+def load_spread(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE: tl.constexpr):
+    """Numbers that spread over a tile, each read once: elementwise, a sample's, a latent's, or one for all.
+
+    As the upstream gradient of a loss with this reduction does.
+    """
     if REDUCTION != "none" and REDUCTION != "sample":
         row = tl.zeros((1, 1), tl.int32)
     if REDUCTION != "none" and REDUCTION != "latent":
@@ -206,7 +224,7 @@ def load_upstream(operand, row, column, size, shape, REDUCTION: tl.constexpr, ED
 
 @triton.jit
 def load(operand, row, column, shape, inside):
-    """Values at [row, column] as float32 (float64 stays); 0 outside."""
+    """Values at [row, column] as float32 (float64 and integers stay); 0 outside."""
     at = operand[0] + offset(row, column, shape, operand[1])
     if inside is None:
         value = tl.load(at)
@@ -224,7 +242,7 @@ def store(operand, row, column, shape, inside, value):
 
 @triton.jit
 def upcast(value):
-    if value.dtype == tl.float64:
+    if value.dtype == tl.float64 or value.dtype.is_int():
         return value
     else:
         return value.to(tl.float32)

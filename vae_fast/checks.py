@@ -10,6 +10,8 @@ import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT_NAMES = "float32, bfloat16, float16 or float64"
+REAL_NAMES = "float32, bfloat16, float16, float64, bool, uint8 or a signed integer dtype"
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 LATENT_REDUCTIONS = ("none", "sample", "latent", "sum", "mean", "batchmean")
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
 IWAE_REDUCTIONS = ("sample", "sum", "batchmean")
@@ -25,7 +27,14 @@ def is_tensor(name, value, what="a tensor"):
 def is_float(name, tensor, what="values"):
     is_tensor(name, tensor)
     if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} is {_dtype(tensor)}: expected {FLOAT_NAMES} {what}")
+        raise TypeError(f"{name} is {dtype_name(tensor)}: expected {FLOAT_NAMES} {what}")
+    is_dense(name, tensor)
+
+
+def is_real(name, tensor):
+    is_tensor(name, tensor)
+    if tensor.dtype not in FLOATS and tensor.dtype not in INTEGERS:
+        raise TypeError(f"{name} is {dtype_name(tensor)}: expected {REAL_NAMES}")
     is_dense(name, tensor)
 
 
@@ -48,7 +57,7 @@ def same_shape(name, tensor, other_name, other):
 
 def same_dtype(name, tensor, other_name, other):
     if tensor.dtype != other.dtype:
-        raise TypeError(f"{name} is {_dtype(tensor)}, {other_name} is {_dtype(other)}: they must be equal")
+        raise TypeError(f"{name} is {dtype_name(tensor)}, {other_name} is {dtype_name(other)}: they must be equal")
 
 
 def same_device(name, tensor, other_name, other):
@@ -141,10 +150,12 @@ def choice(name, value, choices):
         raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
-def one_source(seed, generator, eps):
-    given = [name for name, value in (("seed", seed), ("generator", generator), ("eps", eps)) if value is not None]
+def one_source(**sources):
+    given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} were given: expected at most one of seed, generator and eps")
+        *most, last = sources
+        choices = f"{', '.join(most)} and {last}"
+        raise ValueError(f"{' and '.join(given)} were given: expected at most one of {choices}")
 
 
 def seed_int(value):
@@ -157,19 +168,19 @@ def seed_int(value):
     return value - 2**64 if value >= 2**63 else value
 
 
-def seed_tensor(tensor, like):
+def seed_tensor(tensor, name, like):
     if tensor.dtype != torch.int64:
-        raise TypeError(f"seed is {_dtype(tensor)}: expected int64")
+        raise TypeError(f"seed is {dtype_name(tensor)}: expected int64")
     if tensor.numel() != 1:
         raise ValueError(f"seed has shape {list(tensor.shape)}: expected one element")
-    same_device("seed", tensor, "mu", like)
+    same_device("seed", tensor, name, like)
 
 
-def generator(value, like):
+def generator(value, name, like):
     if not isinstance(value, torch.Generator):
         raise TypeError(f"generator is {type(value).__name__}: expected torch.Generator")
     if value.device.type != like.device.type:
-        raise ValueError(f"generator is on {value.device}, mu is on {like.device}: they must be on one device")
+        raise ValueError(f"generator is on {value.device}, {name} is on {like.device}: they must be on one device")
 
 
 def eps(tensor, shape, like):
@@ -193,7 +204,7 @@ def output(value, target, row):
     has_batch(first_name, first)
     for name, tensor in zip(names[1:], values[1:], strict=True):
         matches(f"output's {name}", tensor, first_name, first)
-    is_float("target", target)
+    is_real("target", target)
     same_shape("target", target, first_name, first)
     same_device("target", target, first_name, first)
     no_grad("target", target)
@@ -203,7 +214,7 @@ def output(value, target, row):
 def is_nats(name, tensor):
     is_tensor(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} is {_dtype(tensor)}: expected float32 or float64 nats")
+        raise TypeError(f"{name} is {dtype_name(tensor)}: expected float32 or float64 nats")
     is_dense(name, tensor)
 
 
@@ -277,7 +288,7 @@ def _is_number(value):
     return isinstance(value, (float, int, numbers.Real)) and not isinstance(value, bool)
 
 
-def _dtype(tensor):
+def dtype_name(tensor):
     return str(tensor.dtype).removeprefix("torch.")
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, likelihoods
+from vae_fast import checks, likelihoods, seeds, targets
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import backend, elbo, gaussian, reconstruction
 
@@ -95,16 +95,40 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="batchme
     return _latent(mu, logvar, mu, 0, prior, logvar_clamp, reduction, None)[0]
 
 
-def reconstruction_loss(output, target, likelihood="bernoulli", *, reduction="batchmean"):
+def reconstruction_loss(
+    output,
+    target,
+    likelihood="bernoulli",
+    *,
+    reduction="batchmean",
+    target_scale=None,
+    weight=None,
+    binarize=False,
+    seed=None,
+    generator=None,
+):
     """The negative log-likelihood of `target` in nats, given the likelihood's parameters.
 
     Args:
         output: the parameters. "bernoulli": logits [B, ...]; "gaussian": the tuple (mean, logvar), each [B, ...];
             "mse": the output [B, ...], for the squared error, which is the Gaussian nll at variance 1/2 less log(pi)/2
             per element: as a loss it is not an ELBO. float32, bfloat16, float16 or float64, any strides.
-        target: of the output's shape, without broadcasting; its float dtype may differ. It must not require a gradient.
+        target: of the output's shape, without broadcasting. Its dtype is its own: a float dtype, bool, uint8, int8,
+            int16, int32 or int64, read as it is, without a float copy. It must not require a gradient.
         likelihood: "bernoulli" (Kingma & Welling 2014, appendix C.1), "gaussian" (C.2) or "mse".
         reduction: "batchmean": nats per sample; "sum"; "mean" over all elements; "sample": [B]; "none": elementwise.
+        target_scale: a finite number >= 0 that the target is multiplied by after its conversion to the arithmetic's
+            dtype. None is 1/255 for a uint8 target, pixels, under a likelihood of values in [0, 1] or of real values,
+            and 1 for all others: floats, bool, other integers, and uint8 counts under a likelihood of counts.
+        weight: of each element's nll: bool (a mask) or a float dtype, not requiring a gradient. Of shape [B], one a
+            sample; or of as many dimensions as the target, each 1 or the target's, such as [B, 1, H, W] for an image's
+            mask or [1, D] for one of features; read at its own size. Where it is 0 nothing counts, not even NaN. "mean"
+            and "batchmean" divide by all elements and samples as ever, not by the sum of the weights.
+        binarize: for "bernoulli" alone: the target holds probabilities, after `target_scale`, and a new sample of 0 and
+            1 is drawn in their place by each call (Salakhutdinov & Murray 2008). It is not stored: backward draws it
+            again.
+        seed, generator: of that sample, as in `sample_kl`: the same seed gives the same sample on every backend, by an
+            element's position in the output's memory.
 
     Returns:
         float32 (float64 for a float64 output), differentiable once: a second derivative raises RuntimeError, or is
@@ -112,30 +136,52 @@ def reconstruction_loss(output, target, likelihood="bernoulli", *, reduction="ba
         forward pass. An empty batch sums to 0 and averages to NaN.
 
     Raises:
-        TypeError: output is not what the likelihood takes, or not of a float dtype.
-        ValueError: unequal shapes or devices, an unknown likelihood or reduction, a target that requires a gradient.
+        TypeError: output is not what the likelihood takes, or not of a float dtype; target, weight, target_scale,
+            binarize or seed has another type or dtype.
+        ValueError: unequal shapes or devices, an unknown likelihood or reduction, a target or weight that requires a
+            gradient; binarize for another likelihood; seed and generator together, or without binarize.
 
     >>> reconstruction_loss(torch.zeros(2, 3), torch.ones(2, 3)).item()  # 3 log 2 nats per sample
     2.0794...
+    >>> image = torch.full((2, 3), 255, dtype=torch.uint8)
+    >>> reconstruction_loss(torch.zeros(2, 3), image, "mse", weight=torch.tensor([1.0, 0.0]), reduction="sum").item()
+    3.0
     """
     row = likelihoods.lookup(likelihood)
     params = checks.output(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
-    return reconstruction.reconstruct(params, target, reconstruction.Spec(row.name, reduction, backend.choose(target)))
+    chosen = backend.choose(target)
+    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
+    target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
+    spec = reconstruction.Spec(scale, row.name, reduction, chosen)
+    return reconstruction.reconstruct(params, target, weight, seed, spec)
 
 
-def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
+def elbo_loss(
+    output,
+    target,
+    kl,
+    *,
+    likelihood="bernoulli",
+    beta=1.0,
+    target_scale=None,
+    weight=None,
+    binarize=False,
+    seed=None,
+    generator=None,
+):
     """The negative ELBO in nats per sample: total = reconstruction + beta * kl (Kingma & Welling 2014, equation 3).
 
     Args:
-        output, target, likelihood: as in `reconstruction_loss`.
+        output, target, likelihood, target_scale, binarize, seed, generator: as in `reconstruction_loss`.
         kl: [B], one a sample, as `sample_kl` gives it, or 0-d, already averaged over the batch. float32 or float64.
         beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile does not
             recompile for. With 1, total is the quantity that people report.
+        weight: of the reconstruction, as in `reconstruction_loss`; the kl has none.
 
     Returns:
-        ELBO(total, reconstruction, kl): a NamedTuple of 0-d tensors, each differentiable once; reconstruction and kl
-        are unweighted.
+        ELBO(total, reconstruction, kl): a NamedTuple of 0-d tensors, each differentiable once; the kl is without its
+        beta.
 
     Raises:
         TypeError, ValueError: as `reconstruction_loss`; a kl of another shape or dtype; a beta that is negative, not
@@ -148,7 +194,11 @@ def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
     params = checks.output(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
-    return ELBO(*elbo.elbo(params, target, kl, beta_tensor, elbo.Spec(number, row.name, backend.choose(target))))
+    chosen = backend.choose(target)
+    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
+    target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
+    given = elbo.Given(target, weight, seed, beta_tensor)
+    return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
 
 
 def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, reduction, source):
@@ -162,18 +212,15 @@ def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, reduction, source):
 
 def _noise(mu, seed, generator, eps, chosen):
     """(seed tensor, None) or (None, eps)."""
-    checks.one_source(seed, generator, eps)
+    checks.one_source(seed=seed, generator=generator, eps=eps)
     if eps is not None:
         checks.eps(eps, mu.shape, mu)
         return None, eps
-    if isinstance(seed, torch.Tensor):
-        checks.seed_tensor(seed, mu)
-        return seed.reshape(1), None
     if seed is not None:
-        return torch.full((1,), checks.seed_int(seed), dtype=torch.int64, device=mu.device), None
+        return seeds.given(seed, "mu", mu), None
     if generator is not None:
-        checks.generator(generator, mu)
+        checks.generator(generator, "mu", mu)
     if chosen == "triton":
-        return torch.randint(2**63 - 1, (1,), generator=generator, device=mu.device), None
+        return seeds.drawn(generator, mu), None
     # On the eager path Philox costs more than the whole loss at small sizes: eps is drawn, and kept for backward.
     return None, torch.empty_like(mu, dtype=accumulator(mu.dtype)).normal_(generator=generator)

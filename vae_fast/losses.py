@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vae_fast import checks, likelihoods, objectives
+from vae_fast import checks, likelihoods, objectives, targets
 from vae_fast.functional import ELBO, elbo_loss, gaussian_kl, reconstruction_loss
 
 
@@ -30,28 +30,36 @@ class GaussianKL(nn.Module):
 class ReconstructionLoss(nn.Module):
     """`reconstruction_loss` as a module: forward(output, target) in nats, per sample by default.
 
+    forward also takes `weight` and `seed` by name, as `reconstruction_loss` does.
+
     >>> ReconstructionLoss("mse")(torch.zeros(2, 3), torch.ones(2, 3)).item()
     3.0
     """
 
-    def __init__(self, likelihood="bernoulli", *, reduction="batchmean"):
+    def __init__(self, likelihood="bernoulli", *, reduction="batchmean", target_scale=None, binarize=False):
         super().__init__()
-        likelihoods.lookup(likelihood)
         checks.reduction(reduction, checks.REDUCTIONS)
+        _check_target_options(likelihood, target_scale, binarize)
         self.likelihood, self.reduction = likelihood, reduction
+        self.target_scale, self.binarize = target_scale, binarize
 
-    def forward(self, output, target):
-        return reconstruction_loss(output, target, self.likelihood, reduction=self.reduction)
+    def forward(self, output, target, *, weight=None, seed=None):
+        return reconstruction_loss(
+            output, target, self.likelihood, reduction=self.reduction,
+            target_scale=self.target_scale, weight=weight, binarize=self.binarize, seed=seed,
+        )  # fmt: skip
 
     def extra_repr(self):
-        return f"{self.likelihood!r}, reduction={self.reduction!r}"
+        return f"{self.likelihood!r}, reduction={self.reduction!r}{_target_options_repr(self)}"
 
 
 class ELBOLoss(nn.Module):
     """`elbo_loss` as a module: forward(output, target, kl) gives ELBO(total, reconstruction, kl) in nats per sample.
 
+    forward also takes `weight` and `seed` by name, as `elbo_loss` does.
+
     Args:
-        likelihood: as in `reconstruction_loss`.
+        likelihood, target_scale, binarize: as in `reconstruction_loss`.
         beta: the weight of the kl: a number, a 0-d tensor, or a schedule. A number or tensor is an attribute that may
             be set between steps.
         free_bits: the floor of `vae_fast.free_bits`, for each `free_bits_per`: "sample", with kl [B] or 0-d, or
@@ -84,9 +92,19 @@ class ELBOLoss(nn.Module):
     tensor(5)
     """
 
-    def __init__(self, likelihood="bernoulli", *, beta=1.0, free_bits=None, free_bits_per="sample", capacity=None):
+    def __init__(
+        self,
+        likelihood="bernoulli",
+        *,
+        beta=1.0,
+        free_bits=None,
+        free_bits_per="sample",
+        capacity=None,
+        target_scale=None,
+        binarize=False,
+    ):
         super().__init__()
-        likelihoods.lookup(likelihood)
+        _check_target_options(likelihood, target_scale, binarize)
         checks.choice("free_bits_per", free_bits_per, checks.FREE_BITS_PER)
         if free_bits is not None and capacity is not None:
             raise ValueError("free_bits and capacity were given: expected at most one of them")
@@ -95,16 +113,18 @@ class ELBOLoss(nn.Module):
             if value is not None:
                 _check_weight(name, value)
         self.likelihood, self.free_bits_per = likelihood, free_bits_per
+        self.target_scale, self.binarize = target_scale, binarize
         self.beta, self.free_bits, self.capacity = beta, free_bits, capacity
         scheduled = any(callable(value) for value in (beta, free_bits, capacity))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64) if scheduled else None)
 
-    def forward(self, output, target, kl):
+    def forward(self, output, target, kl, *, weight=None, seed=None):
+        options = {"weight": weight, "seed": seed, "target_scale": self.target_scale, "binarize": self.binarize}
+        options |= {"likelihood": self.likelihood, "beta": self._now(self.beta)}
         if self.free_bits is None and self.capacity is None:
-            return elbo_loss(output, target, kl, likelihood=self.likelihood, beta=self._now(self.beta))
+            return elbo_loss(output, target, kl, **options)
         checks.output(output, target, likelihoods.lookup(self.likelihood))  # before anything is computed
-        objective = self._objective(kl, target)
-        losses = elbo_loss(output, target, objective, likelihood=self.likelihood, beta=self._now(self.beta))
+        losses = elbo_loss(output, target, self._objective(kl, target), **options)
         reported = kl.sum() if self._per_latent else kl.mean()
         return ELBO(losses.total, losses.reconstruction, reported.to(losses.kl.dtype))
 
@@ -141,7 +161,22 @@ class ELBOLoss(nn.Module):
         options = f"{self.likelihood!r}, beta={self.beta}"
         if self.free_bits is not None:
             options += f", free_bits={self.free_bits}, free_bits_per={self.free_bits_per!r}"
-        return options if self.capacity is None else f"{options}, capacity={self.capacity}"
+        if self.capacity is not None:
+            options += f", capacity={self.capacity}"
+        return options + _target_options_repr(self)
+
+
+def _check_target_options(likelihood, target_scale, binarize):
+    row = likelihoods.lookup(likelihood)
+    if target_scale is not None:
+        checks.number("target_scale", target_scale)
+    targets.check_binarize(binarize, row)
+
+
+def _target_options_repr(module):
+    """What is not the default."""
+    options = "" if module.target_scale is None else f", target_scale={module.target_scale}"
+    return f"{options}, binarize=True" if module.binarize else options
 
 
 def _check_weight(name, value):

@@ -58,6 +58,14 @@ def test_bytes_are_those_of_the_tensors(table, call, bytes_per_element):
 
 
 @compiled
+def test_bfloat16_logits_and_bytes_are_within_what_their_5_bytes_leave_time_for(table):
+    (row,) = rows(table, "reconstruction_loss, bernoulli, batchmean, uint8 target, bfloat16, rows: forward")
+    assert row.bytes == 5
+    assert row.issued < 39
+    assert row.bound == "memory"
+
+
+@compiled
 def test_where_no_tile_is_full_the_path_with_masks_is_counted(table):
     (full,) = rows(table, "reconstruction_loss, mse, sample, float32, rows: forward")
     (masked,) = rows(table, "reconstruction_loss, mse, sample, float32, 784 columns: forward")

@@ -6,9 +6,11 @@ import torch
 from tests.kernels.latents import drawer, like_output
 from tests.support.tolerance import assert_close, assert_loss_close
 from tests.support.ulp import to_numpy
-from vae_fast.reference import likelihoods, reductions
+from vae_fast import reconstruction_loss
+from vae_fast.reference import likelihoods, reductions, targets
 
 LIKELIHOODS = {"bernoulli": 1, "mse": 1, "gaussian": 2}  # name -> number of parameter tensors
+INTEGERS = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 REDUCTIONS = ["none", "sample", "sum", "mean", "batchmean"]
 
 
@@ -54,15 +56,33 @@ LAYOUTS = {
 }
 
 
-class Case:
-    """A likelihood's parameters, all with gradients, and a target."""
+WEIGHTS = {  # as the arguments (target, draw) of what users give
+    "per sample": lambda x, draw: draw(len(x)).abs(),
+    "per sample, as a column": lambda x, draw: draw(len(x), *(1 for _ in x.shape[1:])).bfloat16(),
+    "a mask": lambda x, draw: draw(*x.shape) > 0,
+    "elementwise": lambda x, draw: draw(*x.shape).half().relu(),
+    "elementwise, in another layout": lambda x, draw: draw(*reversed(x.shape)).permute(*reversed(range(x.dim()))),
+    "shared by samples": lambda x, draw: draw(1, *x.shape[1:]).double(),
+    "a mask of the last dimension": lambda x, draw: draw(*(1 for _ in x.shape[1:]), x.shape[-1]) > 0,
+    "a mask of images": lambda x, draw: draw(*x.shape[:1], *(1 for _ in x.shape[1:2]), *x.shape[2:]) > 0,
+    "one number": lambda x, draw: draw(*(1 for _ in x.shape)).abs() + 1,
+}
 
-    def __init__(self, layout, likelihood, backend, dtype=torch.float32, target_dtype=None):
+
+class Case:
+    """A likelihood's parameters, all with gradients, a target, and the loss's `options`."""
+
+    def __init__(self, layout, likelihood, backend, dtype=torch.float32, target_dtype=None, weight=None, **options):
         *params, target = LAYOUTS[layout](drawer(backend.device, dtype), LIKELIHOODS[likelihood])
         self.likelihood = likelihood
         self.params = [t.detach().requires_grad_() for t in params]
         target = target.sigmoid() if likelihood == "bernoulli" else target
-        self.target = target.to(target_dtype or dtype)
+        self.target = _as_dtype(target, target_dtype or dtype)
+        weight = weight and WEIGHTS[weight](target, drawer(backend.device, torch.float32, seed=9))
+        self.options = options if weight is None else {"weight": weight, **options}
+
+    def loss(self, reduction="batchmean"):
+        return reconstruction_loss(self.output, self.target, self.likelihood, reduction=reduction, **self.options)
 
     @property
     def output(self):
@@ -93,15 +113,28 @@ class Case:
             assert_close(grad, expected, terms=terms, exponent=oracle.exponent, atol=atol)
 
     def oracle(self):
-        return Oracle(self.likelihood, self.params, self.target)
+        return Oracle(self.likelihood, self.params, self.target, **self.options)
+
+
+def _as_dtype(target, dtype):
+    """Integers of every size that occurs: bytes from 0 to 255, other integers from -25 to 25."""
+    if dtype == torch.uint8:
+        return (target * 100).abs().clamp(max=255).to(dtype)
+    if dtype in INTEGERS:
+        return (target * 5).to(dtype)
+    return target.to(dtype)
 
 
 class Oracle:
     """The reference's nll of each element and its derivatives, with the sum of the absolute terms of each."""
 
-    def __init__(self, likelihood, params, target):
+    def __init__(self, likelihood, params, target, weight=None, target_scale=None, binarize=False, seed=None):
         dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
-        values, x = [to_numpy(p) for p in params], to_numpy(target.to(dtype))  # arithmetic is in the params' precision
+        scale = target_scale or (1 / 255 if target.dtype == torch.uint8 else 1)
+        x = to_numpy(target.to(dtype) * scale)  # arithmetic is in the params' precision
+        if binarize:
+            x = sample(target, seed, scale, params[0])
+        values = [to_numpy(p) for p in params]
         self.nll, self.derivatives = getattr(likelihoods, likelihood)(*values, x)
         self.exponent = np.zeros_like(x)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -117,3 +150,18 @@ class Oracle:
                 square = (values[0] - x) ** 2 * np.exp(-values[1])
                 self.terms = (np.abs(values[1]) + square + np.log(2 * np.pi)) / 2
                 self.derivative_terms = (np.abs(self.derivatives[0]), (1 + square) / 2)
+        if scale != 1:  # the product may be rounded or not
+            self.derivative_terms = tuple(terms + np.abs(x) for terms in self.derivative_terms)
+        if weight is not None:
+            weight = to_numpy(weight.to(dtype))
+            self.nll, *self.derivatives = (targets.weighted(v, weight) for v in (self.nll, *self.derivatives))
+            parts = (self.terms, *self.derivative_terms)
+            self.terms, *self.derivative_terms = (targets.weighted(v, np.abs(weight)) for v in parts)
+
+
+def sample(target, seed, scale, like):
+    """The reference's sample of the target, in the order of the memory of a sample of `like`."""
+    strides = torch.empty_like(like).stride()
+    order = sorted(range(target.dim()), key=lambda d: -strides[d])
+    drawn = targets.binarize(to_numpy(target.permute(order)), seed, scale)
+    return drawn.transpose(np.argsort(order))

@@ -89,6 +89,17 @@ def test_reconstruction_loss(shape, likelihood, reduction, backend):
         check_grads([2 * loss], params)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reconstruction_loss_of_bytes_weighted_and_sampled(shape, reduction, backend):
+    for options in ({"weight": torch.ones(shape[0], device=backend.device)}, {"seed": 0, "binarize": True}):
+        logits = leaf(shape, backend)
+        target = torch.zeros(shape, dtype=torch.uint8, device=backend.device)
+        loss = reconstruction_loss(logits, target, reduction=reduction, **options)
+        check_loss(loss, shape, reduction, torch.float32)
+        check_grads([2 * loss], [logits])
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_elbo_loss(shape, likelihood, backend):

@@ -76,6 +76,19 @@ def _quads(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.
     tl.store(out + at, noise.normal_quads(tl.load(seed), _numbered(start, first, WIDE), STREAM, WIDE))
 
 
+@triton.jit
+def _uniform_lanes(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
+    at = tl.arange(0, TILE)[None, :]
+    tl.store(out + at, noise.uniform_lanes(tl.load(seed), _numbered(start, at, WIDE), STREAM, WIDE))
+
+
+@triton.jit
+def _uniform_quads(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
+    at = tl.arange(0, TILE)[None, :]
+    first = 4 * tl.arange(0, TILE // 4)[None, :]
+    tl.store(out + at, noise.uniform_quads(tl.load(seed), _numbered(start, first, WIDE), STREAM, WIDE))
+
+
 def seed_tensor(seed, device):
     return torch.tensor([(seed + 2**63) % 2**64 - 2**63], dtype=torch.int64, device=device)
 
@@ -163,6 +176,22 @@ def test_normals_of_quads_and_lanes(seed, start, wide, kernels_device):
     quads = drawn(_quads, seed, start, wide, kernels_device)
     assert_noise_close(quads, expected)
     assert torch.equal(quads, drawn(_lanes, seed, start, wide, kernels_device))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("start", "wide"), STARTS)
+def test_uniforms_are_equal_bit_by_bit(seed, start, wide, kernels_device):
+    expected = reference.uniform(seed, 256, start=start)
+    for kernel in (_uniform_quads, _uniform_lanes):
+        made = drawn(kernel, seed, start, wide, kernels_device, stream=1)
+        assert np.array_equal(made.cpu().double().numpy(), expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4, 5), (0, 4)])
+def test_eager_uniforms_are_equal_bit_by_bit(shape, seed):
+    made = eager_noise.uniform(seed_tensor(seed, "cpu"), torch.empty(shape))
+    assert np.array_equal(made.flatten().double().numpy(), reference.uniform(seed, made.numel()))
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])

@@ -87,6 +87,36 @@ def _reconstruction(likelihood, reduction):
     return Case(f"reconstruction-{likelihood}-{reduction}", call, (SHAPE,) * PARAMETERS[likelihood])
 
 
+def _extras(name, likelihood, make, **options):
+    """`make` gives the keywords that hold tensors, for a target."""
+
+    def call(*params):
+        output = params if len(params) > 1 else params[0]
+        target = values(*params[0].shape, device=params[0].device)
+        given = make(target)
+        return reconstruction_loss(output, given.pop("target", target), likelihood, **given, **options)
+
+    return Case(f"reconstruction-{name}", call, (SHAPE,) * PARAMETERS[likelihood])
+
+
+def _of_bytes(target):
+    return {"target": (target * 255).to(torch.uint8)}
+
+
+def _by_sample(target):
+    return {"weight": values(len(target), device=target.device, seed=3)}
+
+
+def _by_mask(target):
+    return {"weight": values(*target.shape, device=target.device, seed=3) > 0.3}
+
+
+def _elbo_of_bytes(kl, logits):
+    target = values(*logits.shape, device=logits.device)
+    extras = {**_of_bytes(target), **_by_sample(target)}
+    return tuple(elbo_loss(logits, kl=kl, binarize=True, seed=SEED, **extras))
+
+
 def _elbo(name, likelihood, kl_shape, beta=1.0):
     def call(kl, *params):
         output = params if len(params) > 1 else params[0]
@@ -113,6 +143,11 @@ CASES = [
     *map(_gaussian_kl, LATENT_REDUCTIONS),
     _with_prior("gaussian_kl-prior", gaussian_kl),
     *(_reconstruction(likelihood, reduction) for likelihood in PARAMETERS for reduction in REDUCTIONS),
+    *(_extras(f"bytes-{likelihood}", likelihood, _of_bytes) for likelihood in PARAMETERS),
+    *(_extras(f"weight-{likelihood}", likelihood, _by_sample) for likelihood in PARAMETERS),
+    *(_extras(f"mask-{reduction}", "bernoulli", _by_mask, reduction=reduction) for reduction in REDUCTIONS),
+    *(_extras(f"binarize-{r}", "bernoulli", lambda _: {}, binarize=True, seed=SEED, reduction=r) for r in REDUCTIONS),
+    Case("elbo-bernoulli-extras", _elbo_of_bytes, (SHAPE[:1], SHAPE)),
     *(_elbo("per_sample", likelihood, SHAPE[:1]) for likelihood in PARAMETERS),
     _elbo("averaged", "bernoulli", (), beta=0.125),  # exact in float32, to which the interpreter rounds it
     _elbo("beta_tensor", "mse", SHAPE[:1], beta=lambda device: torch.tensor(0.25, device=device)),
@@ -121,7 +156,7 @@ CASES = [
 MAIN = [c for c in CASES if c.name in {
     "sample_kl-seed-sample", "sample_kl-prior_row", "packed-1", "reparameterize", "gaussian_kl-batchmean",
     "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample", "elbo-gaussian-per_sample",
-    "elbo-mse-beta_tensor",
+    "elbo-mse-beta_tensor", "reconstruction-mask-batchmean", "reconstruction-binarize-sample", "elbo-bernoulli-extras",
 }]  # fmt: skip
 
 

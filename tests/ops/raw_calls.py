@@ -50,12 +50,18 @@ def latent_backward(layout, backend, *, grad_z=True, grad_kl=True, **options):
     return (*upstream, *arguments, options.get("prior", False) and grad_kl)
 
 
-def reconstruction_forward(layout, backend, likelihood="bernoulli", reduction="batchmean", **options):
+def reconstruction_forward(layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, **options):
+    """extras: bytes as the target, scaled and sampled, and a weight."""
     count = 2 if likelihood == "gaussian" else 1
     wanted = reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
     params = [tensor(layout, seed=i, device=backend.device, **options) for i in range(count)]
     target = tensor("contiguous", seed=9, device=backend.device)
-    return (params, target, likelihood, reduction, [wanted] * count, backend.name)
+    weight, seed, scale = None, None, 1.0
+    if extras:
+        target, scale = (target * 255).to(torch.uint8), 1 / 255
+        seed = torch.full((1,), 5, device=backend.device) if likelihood == "bernoulli" else None
+        weight = tensor("contiguous", seed=8, device=backend.device)[:, :1].expand(target.shape)
+    return (params, target, weight, seed, scale, likelihood, reduction, [wanted] * count, backend.name)
 
 
 def reconstruction_backward(layout, backend, **options):
@@ -65,10 +71,10 @@ def reconstruction_backward(layout, backend, **options):
 
 
 def elbo_forward(layout, backend, likelihood="bernoulli", kl_shape=SHAPE[:1], beta_tensor=False, **options):
-    params, target, *_, wanted, name = reconstruction_forward(layout, backend, likelihood, **options)
+    params, *read, _, _, wanted, name = reconstruction_forward(layout, backend, likelihood, **options)
     kl = torch.ones(kl_shape, device=backend.device)
     beta = torch.full((), 0.5, device=backend.device) if beta_tensor else None
-    return (params, target, kl, beta, 1.0, likelihood, wanted, name)
+    return (params, *read, kl, beta, 1.0, likelihood, wanted, name)
 
 
 def elbo_backward(layout, backend, total=True, reconstruction=True, kl=True, **options):
@@ -103,11 +109,16 @@ CALLS = [
     ("reconstruction_forward", reconstruction_forward, {"likelihood": "gaussian", "reduction": "sample"}),
     ("reconstruction_backward", reconstruction_backward, {}),
     ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", "reduction": "none"}),
+    ("reconstruction_forward", reconstruction_forward, {"extras": True}),
+    ("reconstruction_backward", reconstruction_backward, {"extras": True}),
+    ("reconstruction_backward", reconstruction_backward, {"extras": True, "likelihood": "mse", "reduction": "none"}),
     ("reconstruction_scale_", reconstruction_scale_, {}),
     ("elbo_forward", elbo_forward, {}),
     ("elbo_forward", elbo_forward, {"likelihood": "gaussian", "kl_shape": (), "beta_tensor": True}),
     ("elbo_backward", elbo_backward, {}),
     ("elbo_backward", elbo_backward, {"likelihood": "gaussian", "beta_tensor": True, "reconstruction": False}),
+    ("elbo_forward", elbo_forward, {"extras": True}),
+    ("elbo_backward", elbo_backward, {"extras": True}),
     ("elbo_scale_", elbo_scale_, {}),
     ("elbo_scale_", elbo_scale_, {"beta_tensor": True}),
 ]  # fmt: skip

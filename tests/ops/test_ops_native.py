@@ -83,6 +83,18 @@ def test_other_dtypes_and_reductions_are_not_native():
     assert not is_native(*tensors(dtype=torch.bfloat16))
 
 
+def test_what_pytorch_s_op_does_not_do_is_not_native():
+    logits, target = tensors()
+    assert not is_native(logits, target, target_scale=0.5)
+    assert not is_native(logits, target, weight=torch.ones(4))
+    assert not is_native(logits, target.to(torch.uint8))
+    assert not is_native(logits, target, "bernoulli", binarize=True, seed=0)
+    assert is_native(logits, target, "bernoulli", binarize=True)  # sampled beforehand
+    kl = torch.zeros(4)
+    for options in ({"weight": torch.ones(4)}, {"target_scale": 0.5}, {"binarize": True, "seed": 0}):
+        assert "Ordinary" in elbo_loss(logits, target, kl, **options).reconstruction.grad_fn.name()
+
+
 def test_the_profiler_sees_our_op():
     logits, target = tensors()
     with torch.profiler.profile() as profile:

@@ -174,3 +174,20 @@ def test_another_seed_stream_or_place_is_other_noise(other):
     w = noise.normal(**{"seed": 1, "n": n, **other})
     assert abs(np.mean(z * w)) < 5 / math.sqrt(n)
     assert np.intersect1d(z, w).size <= 3
+
+
+@given(SEEDS, STARTS)
+def test_uniforms_are_the_high_bits_of_the_words(seed, start):
+    made = noise.uniform(seed, 6, start=start)
+    for place, value in enumerate(made, start):
+        words = slow_philox((place // 4 % 2**32, place // 4 >> 32, 1, 0), (seed % 2**32, seed % 2**64 >> 32))
+        assert value == (words[place % 4] >> 8) / 2**24
+    assert np.array_equal(made, made.astype(np.float32))
+
+
+def test_uniforms_are_uniform_and_not_the_latents_words():
+    numbers = noise.uniform(0, 100_000)
+    assert scipy.stats.kstest(numbers, "uniform").pvalue > 1e-3
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert not np.isclose(numbers[:100], noise.uniform(0, 100, stream=0)).any()

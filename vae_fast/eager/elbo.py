@@ -1,18 +1,18 @@
 """The negative ELBO in PyTorch."""
 
-from vae_fast.eager import reconstruction
+from vae_fast.eager import reconstruction, targets
 
 
-def forward(params, target, kl, beta_tensor, beta, likelihood, wanted):
+def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=targets.PLAIN):
     """As `vae_fast.kernels.elbo.forward`."""
-    nll, grads = reconstruction.forward(params, target, likelihood, "batchmean", wanted)
+    nll, grads = reconstruction.forward(params, target, likelihood, "batchmean", wanted, extras)
     divergence = kl.sum().to(nll.dtype) / kl.numel() if kl.dim() else kl.to(nll.dtype, copy=True)
     return _weighted(nll, divergence, beta_tensor, beta), nll, divergence, grads
 
 
-def native(params, target, kl, beta_tensor, beta, likelihood):
+def native(params, target, kl, beta_tensor, beta, likelihood, extras=targets.PLAIN):
     """(total, reconstruction, kl) by PyTorch's own op and autograd, or None: as `reconstruction.native`."""
-    nll = reconstruction.native(params, target, likelihood, "batchmean")
+    nll = reconstruction.native(params, target, likelihood, "batchmean", extras)
     if nll is None:
         return None
     divergence = (kl.mean() if kl.dim() else kl.clone()).to(nll.dtype)
@@ -23,10 +23,13 @@ def _weighted(nll, divergence, beta_tensor, beta):
     return (nll + divergence * (beta if beta_tensor is None else beta_tensor)).to(nll.dtype)
 
 
-def backward(grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted):
+def backward(
+    grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted,
+    extras=targets.PLAIN,
+):  # fmt: skip
     """As `vae_fast.kernels.elbo.backward`."""
     upstream, kl_grad = _upstream(grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta)
-    return kl_grad, reconstruction.backward(upstream, params, target, likelihood, "batchmean", wanted)
+    return kl_grad, reconstruction.backward(upstream, params, target, likelihood, "batchmean", wanted, extras)
 
 
 def scale_(grads, grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta):

@@ -5,6 +5,7 @@ import math
 import torch
 
 LATENTS = 0  # stream of the latents' noise
+TARGETS = 1  # stream of dynamic binarisation
 
 _MASK = 0xFFFFFFFF
 
@@ -37,7 +38,20 @@ def box_muller(u, v):
 
 def normal(seed, like, stream=LATENTS):
     """Float32 normals for the elements of a sample of `like`: element i is the i-th of the sample's memory."""
-    n = like.numel()
-    words = philox(seed, torch.arange((n + 3) // 4, device=like.device), stream)
-    numbers = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=1).flatten()
+    words = _words(seed, like, stream)
+    return _placed([*box_muller(*words[:2]), *box_muller(*words[2:])], like)
+
+
+def uniform(seed, like, stream=TARGETS):
+    """Float32 uniforms in [0, 1), exact, for the elements of a sample of `like`: a word's high 24 bits / 2^24."""
+    return _placed([(word >> 8).to(torch.float32).mul_(2.0**-24) for word in _words(seed, like, stream)], like)
+
+
+def _words(seed, like, stream):
+    return philox(seed, torch.arange((like.numel() + 3) // 4, device=like.device), stream)
+
+
+def _placed(numbers, like):
+    """Four tensors whose numbers go in turn to the elements of a sample of `like`."""
+    numbers = torch.stack(numbers, dim=1).flatten()
     return numbers.as_strided(like.shape, torch.empty_like(like, device="meta").stride())

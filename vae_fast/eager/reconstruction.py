@@ -4,34 +4,37 @@ import functools
 
 import torch
 
-from vae_fast.eager import likelihoods, reductions
+from vae_fast.eager import likelihoods, reductions, targets
 from vae_fast.eager.blocks import blocks
 
 
-def forward(params, target, likelihood, reduction, wanted):
+def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """As `vae_fast.kernels.reconstruction.forward`."""
     if reduction in ("none", "sample"):
-        return _elementwise(params, target, likelihood, reduction), (None,) * len(params)
+        return _elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
     row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), _empty_grads(params, wanted)
     count, sums = reductions.divisor(reduction, target.shape), []
-    for inputs, outs in _blocks(params, target, grads, dtype):
-        total, derivatives = _total(row, inputs, _buffers(outs, dtype), any(wanted))
+    for *inputs, weight, _, outs in _blocks(params, target, grads, dtype, extras):
+        total, derivatives = _total(row, *inputs, weight, _buffers(outs, dtype), any(wanted))
         sums.append(total)
-        _write(outs, derivatives, 1 / max(count, 1))
+        _write(outs, derivatives, 1 / max(count, 1), weight)
     return reductions.finish(sums, reduction, target.shape), grads
 
 
-def backward(grad_loss, params, target, likelihood, reduction, wanted):
+def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """As `vae_fast.kernels.reconstruction.backward`, for a scalar loss with its own gradient alone."""
     row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), _empty_grads(params, wanted)
     upstream = reductions.spread(grad_loss, target, reduction)
-    for (*inputs, g), outs in _blocks(params, target, grads, dtype, upstream):
-        _write(outs, row.derivatives(inputs[:-1], inputs[-1], _buffers(outs, dtype)), g)
+    for *inputs, weight, g, outs in _blocks(params, target, grads, dtype, extras, upstream):
+        _write(outs, row.derivatives(*inputs, _buffers(outs, dtype)), g, weight)
     return grads
 
 
-def native(params, target, likelihood, reduction):
-    """The loss by PyTorch's own op and autograd, or None where ours is faster or more exact."""
+def native(params, target, likelihood, reduction, extras=targets.PLAIN):
+    """The loss by PyTorch's own op and autograd, or None where ours is faster, more exact, or does more."""
+    weight, seed, scale = extras
+    if weight is not None or seed is not None or scale != 1:
+        return None
     row = _row(likelihood)
     if row.native is None or target.numel() > row.most * torch.get_num_threads() or reduction in ("none", "sample"):
         return None
@@ -50,9 +53,13 @@ def scale_(grads, grad_loss):
         grad.mul_(grad_loss)
 
 
-def _elementwise(params, target, likelihood, reduction):
+def _elementwise(params, target, likelihood, reduction, extras):
     dtype = reductions.accumulator(params[0].dtype)
-    nll = functools.reduce(torch.Tensor.add_, _row(likelihood).terms([p.to(dtype) for p in params], target.to(dtype)))
+    weight, seed, scale = extras
+    target, scale = _sampled(params, target, seed, scale)
+    values = [p.to(dtype) for p in params]
+    nll = functools.reduce(torch.Tensor.add_, _row(likelihood).terms(values, targets.read(target, scale, dtype)))
+    nll = targets.weighted(nll, weight)
     if reduction == "none":
         return torch.empty_like(params[0], dtype=dtype).copy_(nll)
     return reductions.finish([reductions.partial(nll, reduction)], reduction, nll.shape)
@@ -62,14 +69,13 @@ def _row(likelihood):
     return getattr(likelihoods, likelihood)
 
 
-def _total(row, inputs, buffers, differentiate):
+def _total(row, params, target, weight, buffers, differentiate):
     """The sum of a block's nll, and the derivatives, which may be in `buffers`."""
-    *params, target = inputs
-    if row.total is not None:
+    if row.total is not None and weight is None:
         return row.total(params, target, buffers)
     scratch = next((b for b in buffers if b is not None), None)
     scratch = torch.empty_like(target) if scratch is None else scratch
-    total = sum(term.sum() for term in row.terms(params, target, scratch))
+    total = sum(targets.weighted(term, weight).sum() for term in row.terms(params, target, scratch))
     return total, row.derivatives(params, target, buffers) if differentiate else (None,) * len(params)
 
 
@@ -82,17 +88,26 @@ def _buffers(grads, dtype):
     return [grad if grad is not None and grad.dtype == dtype else None for grad in grads]
 
 
-def _write(grads, derivatives, scale):
-    """grads = derivatives * scale, where wanted; a derivative may be in its gradient already."""
+def _write(grads, derivatives, scale, weight):
+    """grads = derivatives * scale, weighted, where wanted; a derivative may be in its gradient already."""
     for grad, derivative in zip(grads, derivatives, strict=True):
         if grad is None:
             continue
-        if derivative is not grad or not isinstance(scale, float) or scale != 1:
+        if weight is not None:
+            grad.copy_(targets.weighted(derivative * scale, weight))
+        elif derivative is not grad or not isinstance(scale, float) or scale != 1:
             torch.mul(derivative, scale, out=grad)
 
 
-def _blocks(params, target, grads, dtype, *upstream):
-    """Pairs of (params, target and upstream gradient in `dtype`, grads), block by block."""
-    inputs = (*params, target, *upstream)
-    for block in blocks((*inputs, *grads)):
-        yield [t.to(dtype) for t in block[: len(inputs)]], block[len(inputs) :]
+def _blocks(params, target, grads, dtype, extras, upstream=None):
+    """(params, target, weight, upstream gradient, grads), block by block: the first two, and the fourth, in `dtype`."""
+    weight, seed, scale = extras
+    target, scale = _sampled(params, target, seed, scale)
+    for x, w, g, *tensors in blocks((target, weight, upstream, *params, *grads)):
+        values, outs = [t.to(dtype) for t in tensors[: len(params)]], tensors[len(params) :]
+        yield values, targets.read(x, scale, dtype), w, None if g is None else g.to(dtype), outs
+
+
+def _sampled(params, target, seed, scale):
+    """The target and its scale, after sampling where there is a seed."""
+    return (target, scale) if seed is None else (targets.sampled(target, seed, scale, params[0]), 1.0)

@@ -10,51 +10,72 @@ from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define
-from vae_fast.ops.reconstruction import fake_grads, made_in_forward, place, takes_native
+from vae_fast.ops.reconstruction import TARGET, fake_grads, made_in_forward, place, takes_native
 
 
 class Spec(NamedTuple):
-    """beta is used where the Functions get no beta tensor."""
+    """scale: what the target is multiplied by; beta is used where the Functions get no beta tensor."""
 
+    scale: float
     beta: float
     likelihood: str
     backend: str
 
 
-def elbo(params, target, kl, beta_tensor, spec):
+class Given(NamedTuple):
+    """The tensors that no gradient is asked of, all but the target optional."""
+
+    target: torch.Tensor
+    weight: torch.Tensor | None
+    seed: torch.Tensor | None
+    beta: torch.Tensor | None
+
+
+def elbo(params, kl, given, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d."""
-    if takes_native(spec.backend, kl, *params, target):
-        losses = eager.native(params, target, kl, beta_tensor, *spec[:2])
+    if takes_native(spec.backend, kl, *params, given.target):
+        extras = (given.weight, given.seed, spec.scale)
+        losses = eager.native(params, given.target, kl, given.beta, spec.beta, spec.likelihood, extras)
         if losses is not None:
             return losses
     function = autograd.select(_Ordinary, _Transformable, kl, *params)
     if function is None:
-        return _forward(params, target, kl, beta_tensor, *spec[:2], [False] * len(params), spec.backend)
-    return function.apply(spec, beta_tensor, target, kl, *params)
+        return _forward(params, *_arguments(kl, given, spec), [False] * len(params), spec.backend)
+    return function.apply(spec, *given, kl, *params)
 
 
-def _forward_impl(params, target, kl, beta_tensor, beta, likelihood, wanted, backend):
-    made = room(backend, "elbo", target).forward(params, target, kl, beta_tensor, beta, likelihood, wanted)
+def _arguments(kl, given, spec):
+    """The raw ops' arguments from the target to the likelihood."""
+    target, weight, seed, beta_tensor = given
+    return target, weight, seed, spec.scale, kl, beta_tensor, spec.beta, spec.likelihood
+
+
+def _forward_impl(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
+    forward = room(backend, "elbo", target).forward
+    made = forward(params, target, kl, beta_tensor, beta, likelihood, wanted, (weight, seed, scale))
     return [*made[:3], *(g for g in made[3] if g is not None)]
 
 
-def _forward_fake(params, target, kl, beta_tensor, beta, likelihood, wanted, backend):
+def _forward_fake(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
     dtype = accumulator(params[0].dtype)
-    return [*(target.new_empty((), dtype=dtype) for _ in range(3)), *fake_grads(params, wanted)]
+    return [*(params[0].new_empty((), dtype=dtype) for _ in range(3)), *fake_grads(params, wanted)]
 
 
 def _backward_impl(
-    grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted, backend
-):
+    grad_total, grad_reconstruction, grad_kl,
+    params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend,
+):  # fmt: skip
     kl_grad, grads = room(backend, "elbo", target).backward(
-        grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted
-    )
+        grad_total, grad_reconstruction, grad_kl,
+        params, target, kl, beta_tensor, beta, likelihood, wanted, (weight, seed, scale),
+    )  # fmt: skip
     return [kl_grad, *(g for g in grads if g is not None)]
 
 
 def _backward_fake(
-    grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted, backend
-):
+    grad_total, grad_reconstruction, grad_kl,
+    params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend,
+):  # fmt: skip
     return [kl.new_empty(()), *fake_grads(params, wanted)]
 
 
@@ -66,7 +87,7 @@ def _scale_impl(grads, grad_total, grad_reconstruction, grad_kl, kl, beta_tensor
 
 _UPSTREAM = "Tensor? grad_total, Tensor? grad_reconstruction, Tensor? grad_kl"
 _BETA = "Tensor kl, Tensor? beta_tensor, float beta"
-_SPEC = f"Tensor[] params, Tensor target, {_BETA}, str likelihood, bool[] wanted, str backend"
+_SPEC = f"Tensor[] params, {TARGET}, {_BETA}, str likelihood, bool[] wanted, str backend"
 _forward, _forward_direct = define(f"elbo_forward({_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
 _backward, _backward_direct = define(f"elbo_backward({_UPSTREAM}, {_SPEC}) -> Tensor[]", _backward_impl, _backward_fake)
 _, _scale = define(
@@ -80,32 +101,37 @@ _, _scale = define(
 def _only_kl(ctx, grad_kl):
     """Backward where at most the kl was used: the reconstruction's gradient is not even zero."""
     if grad_kl is not None:
-        kl = ctx.saved_tensors[2]
+        kl = ctx.saved_tensors[4]
         grad_kl = (grad_kl / max(kl.numel(), 1)).to(kl.dtype).expand(kl.shape)
-    return None, None, None, grad_kl, *(None for _ in ctx.needs_input_grad[4:])
+    return _gradients(grad_kl, (None for _ in ctx.needs_input_grad[6:]))
 
 
 def _recompute(ctx, grad_total, grad_reconstruction, grad_kl, call):
-    kl = ctx.saved_tensors[2]
-    wanted, spec = ctx.needs_input_grad[4:], ctx.spec
+    wanted, spec = ctx.needs_input_grad[6:], ctx.spec
 
-    def backward(grad_total, grad_reconstruction, grad_kl, beta_tensor, target, kl, *params):
-        upstream = (grad_total, grad_reconstruction, grad_kl)
-        return call(*upstream, params, target, kl, beta_tensor, *spec[:2], wanted, spec.backend)
+    def backward(grad_total, grad_reconstruction, grad_kl, *saved):
+        upstream, kl, params = (grad_total, grad_reconstruction, grad_kl), saved[4], saved[5:]
+        return call(*upstream, params, *_arguments(kl, saved[:4], spec), wanted, spec.backend)
 
     kl_grad, *grads = autograd.once(backward, grad_total, grad_reconstruction, grad_kl, *ctx.saved_tensors)
-    return None, None, None, kl_grad.expand(kl.shape), *place(grads, wanted)
+    return _gradients(kl_grad.expand(ctx.saved_tensors[4].shape), place(grads, wanted))
+
+
+def _gradients(kl_grad, grads):
+    """One a Function's input: none for the spec and for what is given."""
+    return None, None, None, None, None, kl_grad, *grads
 
 
 class _Ordinary(Function):
     """For plain calls: keeps the gradients that forward made, as the reconstruction does."""
 
     @staticmethod
-    def forward(ctx, spec, beta_tensor, target, kl, *params):
-        wanted = made_in_forward(params, ctx.needs_input_grad[4:])
-        *losses, ctx.grads = _split(_forward_direct(params, target, kl, beta_tensor, *spec[:2], wanted, spec.backend))
+    def forward(ctx, spec, target, weight, seed, beta_tensor, kl, *params):
+        wanted = made_in_forward(params, ctx.needs_input_grad[6:])
+        given = (target, weight, seed, beta_tensor)
+        *losses, ctx.grads = _split(_forward_direct(params, *_arguments(kl, given, spec), wanted, spec.backend))
         ctx.spec = spec
-        ctx.save_for_backward(beta_tensor, target, kl, *params)
+        ctx.save_for_backward(*given, kl, *params)
         ctx.set_materialize_grads(False)
         return tuple(losses)
 
@@ -116,9 +142,9 @@ class _Ordinary(Function):
             return _only_kl(ctx, upstream[2])
         if not grads or torch.is_grad_enabled():
             return _recompute(ctx, *upstream, _backward_direct)
-        beta_tensor, _, kl, *_ = ctx.saved_tensors
+        _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
         kl_grad = _scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
-        return None, None, None, kl_grad.expand(kl.shape), *place(grads, ctx.needs_input_grad[4:])
+        return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
 
 
 class _Transformable(Function):
@@ -127,13 +153,14 @@ class _Transformable(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(spec, beta_tensor, target, kl, *params):
-        return tuple(_forward(params, target, kl, beta_tensor, *spec[:2], [False] * len(params), spec.backend))
+    def forward(spec, target, weight, seed, beta_tensor, kl, *params):
+        given = (target, weight, seed, beta_tensor)
+        return tuple(_forward(params, *_arguments(kl, given, spec), [False] * len(params), spec.backend))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.spec, beta_tensor, target, kl, *params = inputs
-        ctx.save_for_backward(beta_tensor, target, kl, *params)
+        ctx.spec, *tensors = inputs
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod

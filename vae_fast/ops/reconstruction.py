@@ -13,21 +13,24 @@ from vae_fast.ops.library import define, plain
 
 
 class Spec(NamedTuple):
+    """scale: what the target is multiplied by."""
+
+    scale: float
     likelihood: str
     reduction: str
     backend: str
 
 
-def reconstruct(params, target, spec):
-    """The reduced nll of `target`."""
+def reconstruct(params, target, weight, seed, spec):
+    """The reduced nll of `target`, or with a seed of a sample of it; weight: of the target's shape, or None."""
     if takes_native(spec.backend, *params, target):
-        loss = eager.native(params, target, spec.likelihood, spec.reduction)
+        loss = eager.native(params, target, spec.likelihood, spec.reduction, (weight, seed, spec.scale))
         if loss is not None:
             return loss
     function = autograd.select(_Ordinary, _Transformable, *params)
     if function is None:
-        return _forward(params, target, spec.likelihood, spec.reduction, [False] * len(params), spec.backend)[0]
-    return function.apply(spec, target, *params)
+        return _forward(params, target, weight, seed, *spec[:3], [False] * len(params), spec.backend)[0]
+    return function.apply(spec, target, weight, seed, *params)
 
 
 def takes_native(backend, *tensors):
@@ -50,26 +53,28 @@ def place(grads, wanted):
     return [next(made) if want else None for want in wanted]
 
 
-def _forward_impl(params, target, likelihood, reduction, wanted, backend):
-    loss, grads = room(backend, "reconstruction", target).forward(params, target, likelihood, reduction, wanted)
+def _forward_impl(params, target, weight, seed, scale, likelihood, reduction, wanted, backend):
+    forward = room(backend, "reconstruction", target).forward
+    loss, grads = forward(params, target, likelihood, reduction, wanted, (weight, seed, scale))
     return [loss, *(g for g in grads if g is not None)]
 
 
-def _forward_fake(params, target, likelihood, reduction, wanted, backend):
+def _forward_fake(params, target, weight, seed, scale, likelihood, reduction, wanted, backend):
     dtype = accumulator(params[0].dtype)
     if reduction == "none":
         loss = torch.empty_like(params[0], dtype=dtype)
     else:
-        loss = target.new_empty(target.shape[:1] if reduction == "sample" else (), dtype=dtype)
+        loss = params[0].new_empty(target.shape[:1] if reduction == "sample" else (), dtype=dtype)
     return [loss, *fake_grads(params, wanted)]
 
 
-def _backward_impl(grad_loss, params, target, likelihood, reduction, wanted, backend):
-    grads = room(backend, "reconstruction", target).backward(grad_loss, params, target, likelihood, reduction, wanted)
+def _backward_impl(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend):
+    backward = room(backend, "reconstruction", target).backward
+    grads = backward(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale))
     return [g for g in grads if g is not None]
 
 
-def _backward_fake(grad_loss, params, target, likelihood, reduction, wanted, backend):
+def _backward_fake(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend):
     return fake_grads(params, wanted)
 
 
@@ -77,7 +82,8 @@ def _scale_impl(grads, grad_loss, backend):
     room(backend, "reconstruction", grads[0]).scale_(grads, grad_loss)
 
 
-_SPEC = "Tensor[] params, Tensor target, str likelihood, str reduction, bool[] wanted, str backend"
+TARGET = "Tensor target, Tensor? weight, Tensor? seed, float scale"
+_SPEC = f"Tensor[] params, {TARGET}, str likelihood, str reduction, bool[] wanted, str backend"
 _forward, _forward_direct = define(f"reconstruction_forward({_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
 _backward, _backward_direct = define(
     f"reconstruction_backward(Tensor grad_loss, {_SPEC}) -> Tensor[]", _backward_impl, _backward_fake
@@ -91,25 +97,24 @@ _, _scale = define(
 
 
 def _recompute(ctx, grad_loss, call):
-    target, *params = ctx.saved_tensors
-    wanted, spec = ctx.needs_input_grad[2:], ctx.spec
+    wanted, spec = ctx.needs_input_grad[4:], ctx.spec
 
-    def backward(grad_loss, target, *params):
-        return call(grad_loss, params, target, spec.likelihood, spec.reduction, wanted, spec.backend)
+    def backward(grad_loss, target, weight, seed, *params):
+        return call(grad_loss, params, target, weight, seed, *spec[:3], wanted, spec.backend)
 
-    return None, None, *place(autograd.once(backward, grad_loss, target, *params), wanted)
+    return None, None, None, None, *place(autograd.once(backward, grad_loss, *ctx.saved_tensors), wanted)
 
 
 class _Ordinary(Function):
     """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else."""
 
     @staticmethod
-    def forward(ctx, spec, target, *params):
+    def forward(ctx, spec, target, weight, seed, *params):
         scalar = spec.reduction not in ("none", "sample")
-        wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[2:]])
-        loss, *ctx.grads = _forward_direct(params, target, spec.likelihood, spec.reduction, wanted, spec.backend)
+        wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
+        loss, *ctx.grads = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend)
         ctx.spec = spec
-        ctx.save_for_backward(target, *params)
+        ctx.save_for_backward(target, weight, seed, *params)
         return loss
 
     @staticmethod
@@ -118,7 +123,7 @@ class _Ordinary(Function):
         if not grads or torch.is_grad_enabled():
             return _recompute(ctx, grad_loss, _backward_direct)
         _scale(grads, grad_loss, ctx.spec.backend)
-        return None, None, *place(grads, ctx.needs_input_grad[2:])
+        return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])
 
 
 class _Transformable(Function):
@@ -127,14 +132,13 @@ class _Transformable(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(spec, target, *params):
-        wanted = [False] * len(params)
-        return _forward(params, target, spec.likelihood, spec.reduction, wanted, spec.backend)[0]
+    def forward(spec, target, weight, seed, *params):
+        return _forward(params, target, weight, seed, *spec[:3], [False] * len(params), spec.backend)[0]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.spec, target, *params = inputs
-        ctx.save_for_backward(target, *params)
+        ctx.spec, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, grad_loss):

@@ -7,6 +7,6 @@ Arguments are anything `numpy.asarray` takes, converted to float64. Dimension 0 
 gives NaN out, without warnings.
 """
 
-from . import gaussian, likelihoods, noise, reconstruction, reductions, special
+from . import gaussian, likelihoods, noise, reconstruction, reductions, special, targets
 
-__all__ = ["gaussian", "likelihoods", "noise", "reconstruction", "reductions", "special"]
+__all__ = ["gaussian", "likelihoods", "noise", "reconstruction", "reductions", "special", "targets"]

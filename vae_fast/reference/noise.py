@@ -1,7 +1,8 @@
-"""Standard normal noise as a pure function of (seed, element index): the contract that all three rooms keep.
+"""Noise as a pure function of (seed, element index): the contract that all three rooms keep.
 
-Element i takes number i % 4 of the four normals made from Philox4x32-10 at key = (low, high word of the seed) and
-counter = (low, high word of i // 4, stream, 0). Stream 0 is for latents, 1 for dynamic binarisation.
+Element i takes number i % 4 of the four numbers made from Philox4x32-10 at key = (low, high word of the seed) and
+counter = (low, high word of i // 4, stream, 0). Stream 0 is for latents, normals by Box-Muller; stream 1 for dynamic
+binarisation, uniforms from the high 24 bits of each word.
 """
 
 import operator
@@ -59,8 +60,24 @@ def normal(seed, n, *, start=0, stream=0):
     >>> normal(0, 3, start=3).round(6).tolist()
     [0.095842, 0.019225, 0.236502]
     """
+    return _window(normals, seed, n, start, stream)
+
+
+def uniform(seed, n, *, start=0, stream=1):
+    """As `normal`, uniform in [0, 1): the high 24 bits of word i % 4, over 2^24. float32 holds them exactly.
+
+    So u < p, for p of float32, is true with a probability of p to 2^-24, never for p = 0 and always for p = 1.
+
+    >>> uniform(0, 3).round(6).tolist()
+    [0.516679, 0.939658, 0.058987]
+    """
+    return _window(lambda words: (words >> np.uint32(8)).astype(np.float64) / 2**24, seed, n, start, stream)
+
+
+def _window(numbers, seed, n, start, stream):
+    """Elements start, ..., start + n - 1 of what `numbers` makes of the words of `seed`."""
     seed, n, start = operator.index(seed) % 2**64, operator.index(n), operator.index(start)
     first = start // 4
     index = np.uint64(first) + np.arange((start + n + 3) // 4 - first, dtype=np.uint64)
     words = philox((index & _LOW, index >> _32, stream, 0), (seed % 2**32, seed // 2**32))
-    return normals(words).reshape(-1)[start % 4 :][:n]
+    return numbers(words).reshape(-1)[start % 4 :][:n]
