@@ -20,6 +20,7 @@ from vae_fast.ops import backend
 COMMON = (torch.float32, torch.bfloat16)
 SEED = 2**40 + 1
 CLAMP = (-30.0, 20.0)  # that of diffusers
+SCALES = ("logstd", "std", "softplus", vae_fast.SoftClamp(5.0), vae_fast.SoftClamp(5.0, epsilon=0.01))  # beside logvar
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,36 @@ def latent_workloads():
         workload = _latent("sample_kl", dtype=dtype)
         for output, used in (("only z used", 0), ("only kl used", 1)):
             yield replace(workload, options=f"{workload.options}, {output}", used=used)
+        for scale in SCALES:
+            yield from (_latent(op, scale=scale, dtype=dtype, main=op == "sample_kl") for op in ops)
+            yield _latent("sample_kl", prior="learned prior", scale=scale, dtype=dtype)
+        for prior in ("", "learned prior"):
+            yield _latent("sample_kl", prior=prior, kl="monte_carlo", dtype=dtype, main=not prior)
+        yield _latent("sample_kl", prior="learned prior", scale="softplus", kl="monte_carlo", dtype=dtype)
+        yield _latent("sample_kl_packed", scale="softplus", kl="monte_carlo", dtype=dtype, layout="chunks")
     for reduction in checks.LATENT_REDUCTIONS:
         yield from (_latent(op, reduction, main=reduction == "latent") for op in ("sample_kl", "gaussian_kl"))
     yield _latent("sample_kl", "batchmean", dtype=torch.bfloat16)
     yield _latent("sample_kl", "batchmean", layout="primes")
 
 
-def _latent(op, reduction=None, *, prior="", clamp=None, eps=False, dtype=torch.float32, layout=ORDINARY, main=False):
+def _latent(
+    op,
+    reduction=None,
+    *,
+    prior="",
+    clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    eps=False,
+    dtype=torch.float32,
+    layout=ORDINARY,
+    main=False,
+):
     """`reduction` None: that of the op's default."""
-    options = {"logvar_clamp": clamp}
+    options = {"logvar_clamp": clamp, "scale": scale}
+    if op.startswith("sample_kl"):
+        options["kl"] = kl
     if op != "reparameterize":
         options["reduction"] = reduction or ("batchmean" if op == "gaussian_kl" else "sample")
 
@@ -191,7 +213,8 @@ def _latent(op, reduction=None, *, prior="", clamp=None, eps=False, dtype=torch.
             given["prior"] = tensors.pop(-2), tensors.pop(-1)
         return getattr(vae_fast, op)(*tensors, **given)
 
-    words = (options.get("reduction"), prior, clamp and "clamp", eps and "eps")
+    named = (str(scale) if scale != "logvar" else "", kl if kl != "closed_form" else "")
+    words = (options.get("reduction"), prior, clamp and "clamp", *named, eps and "eps")
     return Workload(op, _joined_words(words), _name(dtype), layout, make, function, main=main)
 
 

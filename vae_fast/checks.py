@@ -12,6 +12,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT_NAMES = "float32, bfloat16, float16 or float64"
 LATENT_REDUCTIONS = ("none", "sample", "latent", "sum", "mean", "batchmean")
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
+KLS = ("closed_form", "monte_carlo")
 IWAE_REDUCTIONS = ("sample", "sum", "batchmean")
 FREE_BITS_PER = ("sample", "latent")
 SEED_MIN, SEED_MAX = -(2**63), 2**64
@@ -130,6 +131,12 @@ def clamp(value):
     if not low <= high:
         raise ValueError(f"logvar_clamp is {value!r}: expected low <= high")
     return low, high
+
+
+def scale(found, value, logvar_clamp):
+    """`found` is what `value` names: a clamp of log-variances is for a tensor of them."""
+    if logvar_clamp is not None and found.name != "logvar":
+        raise ValueError(f"logvar_clamp was given with scale {value!r}: expected scale 'logvar', or no clamp")
 
 
 def reduction(value, choices):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, likelihoods
+from vae_fast import checks, likelihoods, scales
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import backend, elbo, gaussian, reconstruction
 
@@ -17,7 +17,19 @@ class ELBO(NamedTuple):
     kl: torch.Tensor
 
 
-def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", seed=None, generator=None, eps=None):
+def sample_kl(
+    mu,
+    logvar,
+    *,
+    prior=None,
+    logvar_clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    reduction="sample",
+    seed=None,
+    generator=None,
+    eps=None,
+):
     """Sample z = mu + exp(logvar/2) * eps and the KL of the posterior to the prior, in one pass.
 
     Kingma & Welling 2014: equation 4 (the reparameterised sample) and appendix B (the KL in closed form).
@@ -25,7 +37,13 @@ def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", 
     Args:
         mu, logvar: [B, ...], of one shape, dtype (float32, bfloat16, float16 or float64) and device; any strides.
         prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, in its dtype; None is N(0, I).
-        logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside.
+        logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside. With scale "logvar".
+        scale: what `logvar` holds, v, and the prior's second tensor too: "logvar", std = exp(v/2); "logstd",
+            std = exp(v); "std", std = v, whose values are not checked: a KL of v <= 0 is inf or NaN; "softplus" or
+            `Softplus(epsilon=1e-4)`, std = log(1 + exp(v)) + epsilon; `SoftClamp(bound=5.0)`, NVAE's, which also bounds
+            both mus. In float32 a std made by softplus or with an epsilon is rounded once, to 6e-8 of itself.
+        kl: "closed_form", or "monte_carlo": log q(z) - log p(z) at the z that is drawn, before it is rounded to mu's
+            dtype (Burda et al. 2016). It may be negative. Its gradient is that of the whole expression, through z too.
         reduction: of the kl. "sample": [B], summed over elements; "none": elementwise; "latent": the mean over the
             batch, of shape mu.shape[1:]; "sum"; "mean" over all elements; "batchmean": nats per sample.
         seed: an int in [-2^63, 2^64) or an int64 tensor of one element. The same seed gives the same eps in every call,
@@ -50,11 +68,22 @@ def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", 
     """
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
-    return tuple(_latent(mu, logvar, mu, 0, prior, logvar_clamp, reduction, (seed, generator, eps)))
+    checks.choice("kl", kl, checks.KLS)
+    return tuple(_latent(mu, logvar, mu, 0, prior, logvar_clamp, scale, kl, reduction, (seed, generator, eps)))
 
 
 def sample_kl_packed(
-    moments, dim=1, *, prior=None, logvar_clamp=None, reduction="sample", seed=None, generator=None, eps=None
+    moments,
+    dim=1,
+    *,
+    prior=None,
+    logvar_clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    reduction="sample",
+    seed=None,
+    generator=None,
+    eps=None,
 ):
     """`sample_kl` of moments = cat(mu, logvar) along `dim`, which writes one gradient for it: no chunk, no cat.
 
@@ -67,21 +96,22 @@ def sample_kl_packed(
     """
     dim = checks.moments(moments, dim)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
+    checks.choice("kl", kl, checks.KLS)
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
-    return tuple(_latent(moments, None, mu, dim, prior, logvar_clamp, reduction, (seed, generator, eps)))
+    return tuple(_latent(moments, None, mu, dim, prior, logvar_clamp, scale, kl, reduction, (seed, generator, eps)))
 
 
-def reparameterize(mu, logvar, *, logvar_clamp=None, seed=None, generator=None, eps=None):
+def reparameterize(mu, logvar, *, logvar_clamp=None, scale="logvar", seed=None, generator=None, eps=None):
     """Sample z = mu + exp(logvar/2) * eps (Kingma & Welling 2014, equation 4). Arguments and errors as in `sample_kl`.
 
     >>> reparameterize(torch.ones(1, 2), torch.zeros(1, 2), eps=torch.tensor([[0.0, 2.0]]))
     tensor([[1., 3.]])
     """
     checks.posterior(mu, logvar)
-    return _latent(mu, logvar, mu, 0, None, logvar_clamp, None, (seed, generator, eps))[0]
+    return _latent(mu, logvar, mu, 0, None, logvar_clamp, scale, "closed_form", None, (seed, generator, eps))[0]
 
 
-def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="batchmean"):
+def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
     """KL(N(mu, exp(logvar)) || prior) in nats, in closed form (Kingma & Welling 2014, appendix B).
 
     Arguments and errors as in `sample_kl`; the default reduction, "batchmean", is nats per sample. Returns float32
@@ -89,10 +119,12 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="batchme
 
     >>> gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item()
     0.0
+    >>> gaussian_kl(torch.zeros(4, 2), torch.ones(4, 2), scale="std").item()
+    0.0
     """
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
-    return _latent(mu, logvar, mu, 0, prior, logvar_clamp, reduction, None)[0]
+    return _latent(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", reduction, None)[0]
 
 
 def reconstruction_loss(output, target, likelihood="bernoulli", *, reduction="batchmean"):
@@ -151,13 +183,16 @@ def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
     return ELBO(*elbo.elbo(params, target, kl, beta_tensor, elbo.Spec(number, row.name, backend.choose(target))))
 
 
-def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, reduction, source):
+def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, scale, kl, reduction, source):
     """Call the latent op. `posterior` is mu, or moments if logvar is None; `source` is None if nothing is sampled."""
     prior = checks.prior(prior, mu.shape, mu)
     clamp = checks.clamp(logvar_clamp)
+    found = scales.lookup(scale)
+    checks.scale(found, scale, logvar_clamp)
     chosen = backend.choose(mu)
     seed, eps = (None, None) if source is None else _noise(mu, *source, chosen)
-    return gaussian.latent(posterior, logvar, *prior, seed, eps, gaussian.Spec(reduction, *clamp, dim, chosen))
+    spec = gaussian.Spec(reduction, *clamp, *found, kl, dim, chosen)
+    return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)
 
 
 def _noise(mu, seed, generator, eps, chosen):
