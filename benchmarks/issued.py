@@ -1,6 +1,6 @@
 """The instructions that a launch may issue per element, from the numbers `ISSUED...` beside the kernels."""
 
-from vae_fast.kernels import latent, likelihoods, reconstruction, tiling
+from vae_fast.kernels import latent_backward, latent_forward, likelihoods, reconstruction, tiling
 
 
 def issued_limit(launch, operands):
@@ -20,14 +20,14 @@ def _forward(arguments):
     _, _, prior, _, z, eps, _ = arguments["operands"]
     kl = arguments["REDUCTION"] is not None
     wanted = {"kl": kl, "prior": prior is not None, **_latent(arguments, z is not None, eps)}
-    return _sum(latent.ISSUED_FORWARD, wanted)
+    return _sum(latent_forward.ISSUED, wanted)
 
 
 def _backward(arguments):
     _, _, prior, _, grad_z, grad_kl, eps, _, _, grad_prior, _ = arguments["operands"]
     kl = grad_kl is not None
     wanted = {"kl": kl, "prior": kl and prior is not None, "gradient of the prior": grad_prior is not None}
-    return _sum(latent.ISSUED_BACKWARD, {**wanted, **_latent(arguments, grad_z is not None, eps)})
+    return _sum(latent_backward.ISSUED, {**wanted, **_latent(arguments, grad_z is not None, eps)})
 
 
 def _latent(arguments, sampled, eps):

@@ -14,12 +14,14 @@ import torch
 
 import vae_fast
 from vae_fast import checks
+from vae_fast.benchmarks.layouts import LAYOUTS, MASKED, ORDINARY, filled
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import backend
 
 COMMON = (torch.float32, torch.bfloat16)
 SEED = 2**40 + 1
 CLAMP = (-30.0, 20.0)  # that of diffusers
+SAMPLES = 5  # of Burda et al. 2016
 SCALES = ("logstd", "std", "softplus", vae_fast.SoftClamp(5.0), vae_fast.SoftClamp(5.0, epsilon=0.01))  # beside logvar
 
 
@@ -97,52 +99,6 @@ def run_wide(observe):
             reconstruction.scale_(params, scalar)
 
 
-# Each makes `count` tensors of one layout, with two full tiles or more, so that the path without masks is there.
-def contiguous(*shape):
-    return lambda dtype, count: [_filled(dtype, *shape) for _ in range(count)]
-
-
-def chunks(*shape, memory_format=torch.contiguous_format):
-    """The parts of one tensor along dimension 1, each of `shape`."""
-
-    def make(dtype, count):
-        whole = _filled(dtype, shape[0], count * shape[1], *shape[2:])
-        return list(whole.to(memory_format=memory_format).chunk(count, 1))
-
-    return make
-
-
-def unaligned(*shape):
-    """One element after an address that is a multiple of 16 bytes."""
-    size = torch.Size(shape).numel()
-    return lambda dtype, count: [_filled(dtype, size + 1)[1:].view(shape) for _ in range(count)]
-
-
-def mixed(*shape):
-    """The last tensor is transposed against the others."""
-    return lambda dtype, count: [
-        *(_filled(dtype, *shape) for _ in range(count - 1)),
-        _filled(dtype, *reversed(shape)).permute(*reversed(range(len(shape)))),
-    ]
-
-
-LAYOUTS = {
-    "rows": contiguous(32, 256),
-    "chunks": chunks(32, 256),
-    "chunks of images": chunks(8, 4, 16, 16),
-    "chunks of channels_last": chunks(8, 4, 16, 16, memory_format=torch.channels_last),  # latents of Stable Diffusion
-    "chunks of 16 channels_last": chunks(2, 16, 16, 16, memory_format=torch.channels_last),  # of Flux
-    "20 columns": contiguous(512, 20),  # latents of a small VAE: as rows no tile is full
-    "long rows": contiguous(2, 8192),  # one sample takes several programs
-    "784 columns": contiguous(12, 784),  # MNIST: as rows no tile is full
-    "primes": contiguous(257, 31),
-    "unaligned": unaligned(32, 256),
-    "transposed": mixed(32, 256),
-}
-ORDINARY = "rows"
-MASKED = [(torch.float32, layout) for layout in ("784 columns", "primes", "transposed")]
-
-
 def latent_workloads():
     """Sample and KL."""
     ops = ("sample_kl", "reparameterize", "gaussian_kl")
@@ -169,6 +125,10 @@ def latent_workloads():
             yield _latent("sample_kl", prior=prior, kl="monte_carlo", dtype=dtype, main=not prior)
         yield _latent("sample_kl", prior="learned prior", scale="softplus", kl="monte_carlo", dtype=dtype)
         yield _latent("sample_kl_packed", scale="softplus", kl="monte_carlo", dtype=dtype, layout="chunks")
+        for kl in checks.KLS:
+            yield _latent("sample_kl", kl=kl, samples=SAMPLES, dtype=dtype, main=kl == "monte_carlo")
+        yield _latent("sample_kl", prior="learned prior", kl="monte_carlo", samples=SAMPLES, dtype=dtype)
+        yield from (_latent("reparameterize", samples=SAMPLES, eps=eps, dtype=dtype) for eps in (False, True))
     for reduction in checks.LATENT_REDUCTIONS:
         yield from (_latent(op, reduction, main=reduction == "latent") for op in ("sample_kl", "gaussian_kl"))
     yield _latent("sample_kl", "batchmean", dtype=torch.bfloat16)
@@ -183,6 +143,7 @@ def _latent(
     clamp=None,
     scale="logvar",
     kl="closed_form",
+    samples=None,
     eps=False,
     dtype=torch.float32,
     layout=ORDINARY,
@@ -192,6 +153,8 @@ def _latent(
     options = {"logvar_clamp": clamp, "scale": scale}
     if op.startswith("sample_kl"):
         options["kl"] = kl
+    if op != "gaussian_kl":
+        options["num_samples"] = samples
     if op != "reparameterize":
         options["reduction"] = reduction or ("batchmean" if op == "gaussian_kl" else "sample")
 
@@ -199,8 +162,9 @@ def _latent(
         pair = LAYOUTS[layout](dtype, 2)
         shape = pair[0].shape
         posterior = [_joined(pair)] if op == "sample_kl_packed" else pair
-        priors = [_filled(dtype, *((1, *shape[1:]) if "row" in prior else shape)) for _ in range(2)] if prior else []
-        noise = [] if op == "gaussian_kl" else [_filled(dtype, *shape) if eps else torch.tensor([SEED])]
+        lead = () if samples is None else (samples,)
+        priors = [filled(dtype, *((1, *shape[1:]) if "row" in prior else shape)) for _ in range(2)] if prior else []
+        noise = [] if op == "gaussian_kl" else [filled(dtype, *lead, *shape) if eps else torch.tensor([SEED])]
         learned = prior != "fixed prior"
         leaves = [_leaf(t) for t in (*posterior, *(priors if learned else ()))]
         return leaves, [*(() if learned else priors), *noise]
@@ -214,7 +178,14 @@ def _latent(
         return getattr(vae_fast, op)(*tensors, **given)
 
     named = (str(scale) if scale != "logvar" else "", kl if kl != "closed_form" else "")
-    words = (options.get("reduction"), prior, clamp and "clamp", *named, eps and "eps")
+    words = (
+        options.get("reduction"),
+        prior,
+        clamp and "clamp",
+        *named,
+        samples and f"{samples} samples",
+        eps and "eps",
+    )
     return Workload(op, _joined_words(words), _name(dtype), layout, make, function, main=main)
 
 
@@ -302,10 +273,6 @@ def _joined_words(words):
 
 def _leaf(tensor):
     return tensor.detach().requires_grad_()
-
-
-def _filled(dtype, *shape):
-    return torch.full(shape, 0.5, dtype=dtype)
 
 
 def _name(dtype):

@@ -179,9 +179,12 @@ def generator(value, like):
         raise ValueError(f"generator is on {value.device}, mu is on {like.device}: they must be on one device")
 
 
-def eps(tensor, shape, like):
+def eps(tensor, shape, like, num_samples=None):
     is_float("eps", tensor)
-    if tensor.shape != shape:
+    if num_samples is not None and tensor.shape != (num_samples, *shape):
+        wanted = [num_samples, *shape]
+        raise ValueError(f"eps has shape {list(tensor.shape)}: expected {wanted}, num_samples times mu's shape")
+    if num_samples is None and tensor.shape != shape:
         raise ValueError(f"eps has shape {list(tensor.shape)}, mu has {list(shape)}: they must be equal")
     same_device("eps", tensor, "mu", like)
     no_grad("eps", tensor)

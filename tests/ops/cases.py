@@ -136,11 +136,23 @@ CASES = [
     *(_latent(f"monte_carlo-{r}", seed=SEED, kl="monte_carlo", reduction=r) for r in ("none", "sample", "mean")),
     _with_prior("sample_kl-monte_carlo-prior", sample_kl, kl="monte_carlo", seed=SEED, logvar_clamp=(-0.5, 0.5)),
     Case("packed-monte_carlo-prior", _packed_monte_carlo, ((2, 6), SHAPE, SHAPE)),
+    *(_latent(f"samples-{kl}", seed=SEED, kl=kl, num_samples=3) for kl in ("closed_form", "monte_carlo")),
+    _with_prior(
+        "samples-prior_row",
+        sample_kl,
+        ((1, 3), (3,)),
+        kl="monte_carlo",
+        seed=SEED,
+        num_samples=2,
+        reduction="latent",
+        scale="softplus",
+    ),
     Case("packed-1", lambda moments: sample_kl_packed(moments, seed=SEED), ((2, 6),)),
     Case("packed-last-none", lambda t: sample_kl_packed(t, -1, seed=SEED, reduction="none"), ((2, 3, 2),)),
     Case("packed-prior-clamp", _packed_with_prior, ((2, 6), SHAPE, SHAPE)),
     Case("reparameterize", lambda m, v: reparameterize(m, v, seed=SEED), (SHAPE, SHAPE)),
     Case("reparameterize-clamp", _clamped_sample, (SHAPE, SHAPE)),
+    Case("reparameterize-samples", lambda m, v: reparameterize(m, v, seed=SEED, num_samples=2), (SHAPE, SHAPE)),
     Case("reparameterize-soft_clamp", _soft_clamped_sample, (SHAPE, SHAPE)),
     *map(_gaussian_kl, LATENT_REDUCTIONS),
     _with_prior("gaussian_kl-prior", gaussian_kl),
@@ -152,7 +164,8 @@ CASES = [
 ]
 # One of each raw op and Function, for what is slow.
 MAIN = [c for c in CASES if c.name in {
-    "sample_kl-seed-sample", "sample_kl-prior_row", "packed-1", "packed-monte_carlo-prior", "reparameterize",
+    "sample_kl-seed-sample", "sample_kl-prior_row", "packed-1", "packed-monte_carlo-prior",
+    "sample_kl-samples-monte_carlo", "reparameterize",
     "gaussian_kl-batchmean", "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample",
     "elbo-gaussian-per_sample", "elbo-mse-beta_tensor",
 }]  # fmt: skip

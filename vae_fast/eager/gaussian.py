@@ -26,12 +26,13 @@ def forward_keeping(
     clamp=NONE,
     scale=LOGVAR,
     kl="closed_form",
+    samples=None,
     reduction=None,
 ):
     """(z, kl, kept), where `kept` spares `backward` its exponentials: std * eps, and exp(logvar - prior's) - 1."""
-    if scale != LOGVAR or kl != "closed_form":
-        options = {"prior": prior, "clamp": clamp, "scale": scale, "kl": kl, "reduction": reduction}
-        return *general.forward(mu, logvar, _noise(mu, seed, eps), **options), ()
+    if scale != LOGVAR or kl != "closed_form" or samples is not None:
+        options = {"clamp": clamp, "scale": scale, "kl": kl, "samples": samples, "reduction": reduction}
+        return *general.forward(mu, logvar, _noise(mu, seed, eps, samples), prior=prior, **options), ()
     dtype = reductions.accumulator(mu.dtype)
     drawn = _noise(mu, seed, eps)
     z = None if drawn is None else torch.empty_like(mu)
@@ -66,6 +67,7 @@ def backward(
     clamp=NONE,
     scale=LOGVAR,
     kl="closed_form",
+    samples=None,
     reduction=None,
     prior_grad=False,
     out=None,
@@ -73,12 +75,12 @@ def backward(
 ):
     """As `vae_fast.kernels.gaussian.backward`; `kept` is what `forward_keeping` kept."""
     dtype = reductions.accumulator(mu.dtype)
-    passed = grad_kl is None and scale[0] != "soft_clamp"
+    passed = grad_kl is None and samples is None and scale[0] != "soft_clamp"
     grads = out or (None if passed else torch.empty_like(mu), torch.empty_like(logvar))
     grads = (*grads, *(torch.empty_like(p) if prior_grad else None for p in prior))
-    if scale != LOGVAR or kl != "closed_form":
-        options = {"prior": prior, "clamp": clamp, "scale": scale, "kl": kl, "reduction": reduction}
-        general.backward(grad_z, grad_kl, mu, logvar, _noise(mu, seed, eps), grads, **options)
+    if scale != LOGVAR or kl != "closed_form" or samples is not None:
+        options = {"clamp": clamp, "scale": scale, "kl": kl, "samples": samples, "reduction": reduction}
+        general.backward(grad_z, grad_kl, mu, logvar, _noise(mu, seed, eps, samples), grads, prior=prior, **options)
         return grads
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     if kept is None:
@@ -133,9 +135,11 @@ def _exponentials(logvar, prior_logvar, eps, noisy, difference):
     return None
 
 
-def _noise(mu, seed, eps):
+def _noise(mu, seed, eps, samples=None):
     """The given eps, or the seed's: the same in forward and backward."""
-    return eps if seed is None else noise.normal(seed, mu)
+    if seed is None:
+        return eps
+    return noise.normal(seed, mu if samples is None else general.sampled_like(mu, samples))
 
 
 def _shift(mu, prior_mu, prior_logvar):

@@ -1,6 +1,6 @@
-"""The latent op in every scale and with either KL, in float64: what `gaussian` has no faster passes for.
+"""The latent op in every scale, with either KL and several samples: what `gaussian` has no faster passes for.
 
-Nothing is kept for backward: it computes the exponentials again.
+It computes in float64. Nothing is kept for backward, which makes the exponentials again.
 """
 
 import torch
@@ -9,63 +9,102 @@ from vae_fast.eager import divergence, reductions, scales
 from vae_fast.eager.blocks import blocks
 
 
-def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, reduction):
+def sampled_like(mu, samples, dtype=None):
+    """Room for `samples` tensors like mu, one behind the other in memory; for one like mu where that is None."""
+    if samples is None:
+        return torch.empty_like(mu, dtype=dtype)
+    strides = torch.empty_like(mu, device="meta").stride()
+    return torch.empty_strided((samples, *mu.shape), (mu.numel(), *strides), dtype=dtype or mu.dtype, device=mu.device)
+
+
+def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, samples, reduction):
     """(z or None, kl or None). drawn: eps, or None."""
     dtype, direct = reductions.accumulator(mu.dtype), scales.is_direct(scale)
-    z = None if drawn is None else torch.empty_like(mu)
-    elementwise = torch.empty_like(mu, dtype=dtype) if reduction == "none" else None
-    sums = []
-    for m, raw, prior_mu, prior_raw, e, z_out, kl_out in blocks((mu, logvar, *prior, drawn, z, elementwise)):
+    each = samples if kl == "monte_carlo" else None
+    z = None if drawn is None else sampled_like(mu, samples)
+    elementwise = sampled_like(mu, each, dtype) if reduction == "none" else None
+    sums = [[] for _ in range(each or 1)]
+    by_batch = (_by_batch(drawn, samples), _by_batch(z, samples), _by_batch(elementwise, each))
+    for m, raw, prior_mu, prior_raw, e, z_out, kl_out in blocks((mu, logvar, *prior, *by_batch)):
         mean = scales.mean(m.double(), scale)
         v, std = scales.deviation(clamped(raw.double(), clamp), scale)
-        if z_out is not None:
-            e = e.double()
-            sample = mean + std * e
-            z_out.copy_(sample)
-        if reduction is None:
-            continue
-        q = _prior(prior_mu, prior_raw, scale)
-        if kl == "monte_carlo":
-            terms = divergence.monte_carlo(sample, e, v, std, q, direct)
-        else:
+        q = None if reduction is None else _prior(prior_mu, prior_raw, scale)
+        for k in range(0 if z is None else samples or 1):
+            eps = e[:, k].double()
+            sample = mean + std * eps
+            z_out[:, k].copy_(sample)
+            if reduction is not None and kl == "monte_carlo":
+                terms = divergence.monte_carlo(sample, eps, v, std, q, direct)
+                _reduce(terms, sums[k], None if kl_out is None else kl_out[:, k], reduction)
+        if reduction is not None and kl == "closed_form":
             terms = divergence.closed_form(mean, v, std, q, direct)
-        kl_out.copy_(terms) if kl_out is not None else sums.append(reductions.partial(terms, reduction))
-    return z, elementwise if not sums else reductions.finish(sums, reduction, mu.shape).to(dtype)
+            _reduce(terms, sums[0], None if kl_out is None else kl_out[:, 0], reduction)
+    if reduction in (None, "none"):
+        return z, elementwise
+    totals = [reductions.finish(partials, reduction, mu.shape).to(dtype) for partials in sums]
+    if each is None:
+        return z, totals[0]
+    return z, torch.stack(totals, out=sampled_like(totals[0], each))
 
 
-def backward(grad_z, grad_kl, mu, logvar, drawn, grads, *, prior, clamp, scale, kl, reduction):
+def _reduce(terms, sums, out, reduction):
+    """Write the terms to `out`, or add their partial sum to `sums`."""
+    sums.append(reductions.partial(terms, reduction)) if out is None else out.copy_(terms)
+
+
+def backward(grad_z, grad_kl, mu, logvar, drawn, grads, *, prior, clamp, scale, kl, samples, reduction):
     """Write to `grads`, those of mu, logvar and the prior's two; None is left out."""
-    g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
-    for block in blocks((mu, logvar, *prior, grad_z, g, drawn, *grads)):
-        _backward_block(clamp, scale, kl, *block)
+    g = None
+    if grad_kl is not None:
+        each = grad_kl if kl == "monte_carlo" and samples is not None else (grad_kl,)
+        g = [reductions.spread(one, mu, reduction) for one in each]
+    by_batch = (_by_batch(grad_z, samples), _by_batch(drawn, samples))
+    for m, raw, prior_mu, prior_raw, z_block, e, *rest in blocks((mu, logvar, *prior, *by_batch, *grads, *(g or ()))):
+        outs, upstream = rest[:4], rest[4:] if g else None
+        _backward_block(clamp, scale, kl, m, raw, prior_mu, prior_raw, z_block, e, upstream, *outs)
 
 
-def _backward_block(clamp, scale, kl, mu, raw, prior_mu, prior_raw, grad_z, g, e, *grads):
+def _backward_block(clamp, scale, kl, mu, raw, prior_mu, prior_raw, grad_z, eps, upstream, *grads):
+    """grad_z, eps: the samples along dimension 1; upstream: one gradient of the kl's elements, or one a sample."""
     d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
-    direct = scales.is_direct(scale)
-    mu, raw, e = mu.double(), raw.double(), None if e is None else e.double()
+    direct, monte_carlo = scales.is_direct(scale), kl == "monte_carlo" and upstream is not None
+    mu, raw = mu.double(), raw.double()
+    mean = scales.mean(mu, scale)
     v, std = scales.deviation(clamped(raw, clamp), scale)
-    d_mean, d_deviation = torch.zeros_like(mu), torch.zeros_like(mu)
-    if grad_z is not None:
-        d_mean = grad_z.double()
-        d_deviation = _through_sample(d_mean, e, std, direct)
-    if g is not None:
-        at, g, q = scales.mean(mu, scale), g.double(), _prior(prior_mu, prior_raw, scale)
-        if kl == "monte_carlo":
-            at = at + std * e
-            kl_mean, kl_logvar = divergence.slope(at, q), torch.full_like(mu, -0.5)
-            d_deviation = d_deviation + _through_sample(g * kl_mean, e, std, direct)
-        else:
-            kl_mean, kl_logvar = divergence.closed_form_gradient(at, v, std, q, direct)
-        d_mean = d_mean + g * kl_mean
-        d_deviation = d_deviation + _through_logvar(g * kl_logvar, std, direct)
-        if d_prior_mu is not None:
-            d_prior_mu.copy_(scales.mean_gradient(-g * kl_mean, prior_mu.double(), scale))
-            d_prior = _through_logvar(-g * (kl_logvar + 0.5 * kl_mean * (at - q[0])), q[2], direct)
-            d_prior_logvar.copy_(scales.deviation_gradient(d_prior, prior_raw.double(), scale))
+    q = None if upstream is None else _prior(prior_mu, prior_raw, scale)
+    d_mean, d_deviation, d_prior_mean, d_prior = (torch.zeros_like(mu) for _ in range(4))
+    for k in range(eps.shape[1] if grad_z is not None or monte_carlo else 0):
+        e = eps[:, k].double()
+        d_z = torch.zeros_like(mu) if grad_z is None else grad_z[:, k].double()
+        if monte_carlo:
+            g, sample = upstream[k].double(), mean + std * e
+            slope = divergence.slope(sample, q)
+            d_z = d_z + g * slope
+            d_deviation += _through_logvar(-0.5 * g, std, direct)
+            if q is not None:
+                d_prior_mean -= g * slope
+                d_prior += 0.5 * g * (1 - slope * (sample - q[0]))
+        d_mean += d_z
+        d_deviation += _through_sample(d_z, e, std, direct)
+    if upstream is not None and not monte_carlo:
+        g = upstream[0].double()
+        kl_mean, kl_logvar = divergence.closed_form_gradient(mean, v, std, q, direct)
+        d_mean += g * kl_mean
+        d_deviation += _through_logvar(g * kl_logvar, std, direct)
+        if q is not None:
+            d_prior_mean, d_prior = -g * kl_mean, -g * (kl_logvar + 0.5 * kl_mean * (mean - q[0]))
+    if d_prior_mu is not None:
+        d_prior_mu.copy_(scales.mean_gradient(d_prior_mean, prior_mu.double(), scale))
+        d_prior = _through_logvar(d_prior, q[2], direct)
+        d_prior_logvar.copy_(scales.deviation_gradient(d_prior, prior_raw.double(), scale))
     if d_mu is not None:
         d_mu.copy_(scales.mean_gradient(d_mean, mu, scale))
     d_logvar.copy_(clamped_gradient(scales.deviation_gradient(d_deviation, raw, scale), raw, clamp))
+
+
+def _by_batch(tensor, samples):
+    """[B, K, ...], which cuts along the batch."""
+    return None if tensor is None else tensor.unsqueeze(1) if samples is None else tensor.transpose(0, 1)
 
 
 def _prior(mu, raw, scale):

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import Function
 
 from vae_fast.eager import gaussian as eager
+from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
@@ -23,6 +24,7 @@ class Spec(NamedTuple):
     bound: float
     epsilon: float
     kl: str
+    samples: int | None
     dim: int
     backend: str
 
@@ -56,6 +58,7 @@ def _options(spec):
         "clamp": (spec.low, spec.high),
         "scale": (spec.scale, spec.bound, spec.epsilon),
         "kl": spec.kl,
+        "samples": spec.samples,
         "reduction": spec.reduction,
     }
 
@@ -64,14 +67,16 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
     spec = Spec(*spec)
     reduction = spec.reduction
     mu, _ = _halves(mu, logvar, spec.dim)
-    made = [] if seed is None and eps is None else [torch.empty_like(mu)]
-    dtype = accumulator(mu.dtype)
+    made = [] if seed is None and eps is None else [sampled_like(mu, spec.samples)]
+    dtype, each = accumulator(mu.dtype), spec.samples if spec.kl == "monte_carlo" else None
     if reduction == "none":
-        made.append(torch.empty_like(mu, dtype=dtype))
-    elif reduction == "latent":
-        made.append(latent_like(mu, dtype))
+        made.append(sampled_like(mu, each, dtype))
     elif reduction is not None:
-        made.append(mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype))
+        if reduction == "latent":
+            one = latent_like(mu, dtype)
+        else:
+            one = mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype)
+        made.append(sampled_like(one, each))
     return made
 
 
@@ -102,11 +107,14 @@ def _backward_fake(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, ep
 
 def _passes(grad_kl, spec):
     """Whether the gradient in mu is that of z itself."""
-    return grad_kl is None and spec.scale != "soft_clamp"
+    return grad_kl is None and spec.samples is None and spec.scale != "soft_clamp"
 
 
 _TENSORS = "Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps"
-_SPEC = "str? reduction, float? low, float? high, str scale, float bound, float epsilon, str kl, int dim, str backend"
+_SPEC = (
+    "str? reduction, float? low, float? high, str scale, float bound, float epsilon, str kl, int? samples, int dim, "
+    "str backend"
+)
 _forward, _forward_direct = define(f"gaussian_forward({_TENSORS}, {_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
 _backward, _backward_direct = define(
     f"gaussian_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, {_SPEC}, bool prior_grad) -> Tensor[]",

@@ -14,7 +14,17 @@ from .reductions import expand, reduce
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def forward(
-    mu, logvar, *, prior=None, seed=None, eps=None, clamp=None, scale="logvar", kl="closed_form", reduction=None
+    mu,
+    logvar,
+    *,
+    prior=None,
+    seed=None,
+    eps=None,
+    clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    samples=None,
+    reduction=None,
 ):
     """Sample z = mu + exp(logvar / 2) eps (section 2.4), and the KL to the prior in nats (appendix B).
 
@@ -26,6 +36,7 @@ def forward(
     clamp: (lo, hi) for logvar; the prior's is not clamped.
     scale: what logvar and the prior's hold, see `scales`.
     kl: "closed_form", or "monte_carlo": log q(z) - log p(z).
+    samples: K, for z and eps of [K, B, ...]; a Monte Carlo kl then has a dimension K in front.
     reduction: of the KL, see `reductions.reduce`.
     Returns (z or None, kl or None): z is made where seed or eps is given, kl where reduction is.
 
@@ -33,7 +44,7 @@ def forward(
     (array([[ 1.5, -0.5]]), array([0.5]))
     """
     mu, logvar = alike(mu=mu, logvar=logvar)
-    eps = _noise(mu, seed, eps)
+    eps = _noise(mu, seed, eps, samples)
     mean, _ = scales.mean(mu, scale)
     logvar, std, *_ = scales.deviation(_clamp(logvar, clamp), scale)
     z = None if eps is None else mean + std * eps
@@ -41,7 +52,8 @@ def forward(
         return z, None
     _, _, prior_mean, prior_logvar = _prior(prior, mu.shape, scale)
     if kl == "monte_carlo":
-        return z, reduce(divergence.monte_carlo(z, eps, logvar, prior_mean, prior_logvar), reduction)
+        terms = divergence.monte_carlo(z, eps, logvar, prior_mean, prior_logvar)
+        return z, reduce(terms, reduction) if samples is None else np.stack([reduce(t, reduction) for t in terms])
     return z, reduce(divergence.closed_form(mean, logvar, prior_mean, prior_logvar), reduction)
 
 
@@ -58,15 +70,21 @@ def backward(
     clamp=None,
     scale="logvar",
     kl="closed_form",
+    samples=None,
     reduction=None,
 ):
     """Gradients of `forward`, called with the same arguments, from those of its results.
 
-    grad_z: like mu, or None where z is unused. grad_kl: shaped as the reduction leaves the KL, or None.
+    grad_z: like z, or None where z is unused. grad_kl: shaped as the reduction leaves the KL, or None.
     Returns (grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar): the last two in the prior's own shapes, or None.
     The clamp's gradient is 1 within and at its bounds and 0 outside; a NaN logvar keeps its NaN gradient.
     """
     mu, raw = alike(mu=mu, logvar=logvar)
+    if samples is not None:
+        return _sum_over_samples(
+            grad_z, grad_kl, mu, raw, _noise(mu, seed, eps, samples),
+            prior=prior, clamp=clamp, scale=scale, kl=kl, reduction=reduction,
+        )  # fmt: skip
     eps = _noise(mu, seed, eps)
     mean, mean_slope = scales.mean(mu, scale)
     logvar, std, logvar_slope, std_slope = scales.deviation(_clamp(raw, clamp), scale)
@@ -102,13 +120,26 @@ def backward(
     return grad_mu, grad_logvar, *(_sum_to(g, np.shape(p)) for g, p in zip(from_prior, prior, strict=True))
 
 
-def _noise(mu, seed, eps):
-    """eps shaped like mu, or None where neither it nor a seed is given."""
+def _sum_over_samples(grad_z, grad_kl, mu, logvar, eps, *, kl, **options):
+    """The gradients of K samples: those of each, and of a KL in closed form once."""
+    samples, gradients = len(eps), []
+    for k in range(samples):
+        of_kl = grad_kl[k] if grad_kl is not None and kl == "monte_carlo" else None
+        of_z = None if grad_z is None else grad_z[k]
+        gradients.append(backward(of_z, of_kl, mu, logvar, eps=eps[k], kl=kl, **options))
+    if kl == "closed_form":
+        gradients.append(backward(None, grad_kl, mu, logvar, **options))
+    return tuple(None if same[0] is None else sum(same) for same in zip(*gradients, strict=True))
+
+
+def _noise(mu, seed, eps, samples=None):
+    """eps shaped like z, or None where neither it nor a seed is given."""
     if seed is not None and eps is not None:
         raise ValueError("seed and eps are both given: pass one of them")
+    shape = mu.shape if samples is None else (samples, *mu.shape)
     if seed is not None:
-        return normal(seed, mu.size).reshape(mu.shape)
-    return None if eps is None else alike(mu=mu, eps=eps)[1]
+        return normal(seed, mu.size * (samples or 1)).reshape(shape)
+    return None if eps is None else alike(mu=np.broadcast_to(mu, shape), eps=eps)[1]
 
 
 def _prior(prior, shape, scale):
