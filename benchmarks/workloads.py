@@ -121,6 +121,7 @@ def latent_workloads():
         for scale in SCALES:
             yield from (_latent(op, scale=scale, dtype=dtype, main=op == "sample_kl") for op in ops)
             yield _latent("sample_kl", prior="learned prior", scale=scale, dtype=dtype)
+            yield _latent("sample_kl", scale=scale, kl="monte_carlo", dtype=dtype)
         for prior in ("", "learned prior"):
             yield _latent("sample_kl", prior=prior, kl="monte_carlo", dtype=dtype, main=not prior)
         yield _latent("sample_kl", prior="learned prior", scale="softplus", kl="monte_carlo", dtype=dtype)

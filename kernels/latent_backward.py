@@ -13,10 +13,20 @@ ISSUED = {
     "tensors": 7,
     "sample": 6,
     "noise": noise.ISSUED,
-    "kl": 17,
+    "closed_form": 17,
+    "monte_carlo": 5,
     "prior": 16,
     "gradient of the prior": 6,
     "clamp": 14,
+    "samples": 5,
+}
+ISSUED_SCALES = {
+    "logvar": {None: 0, "closed_form": 0, "monte_carlo": 0},
+    "logstd": {None: 0, "closed_form": 2, "monte_carlo": 2},
+    "std": {None: 0, "closed_form": 36, "monte_carlo": 20},
+    "softplus": {None: 6, "closed_form": 84, "monte_carlo": 52},
+    "soft_clamp": {None: 66, "closed_form": 90, "monte_carlo": 90},
+    "soft_clamp with epsilon": {None: 66, "closed_form": 130, "monte_carlo": 130},
 }
 
 

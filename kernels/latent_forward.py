@@ -11,7 +11,25 @@ from vae_fast.kernels import divergence, latent, noise, scales, tiling
 
 # Instructions per element on sm_90 (make audit): the sum of what a launch asks for, and of `tiling.ISSUED`. Sample + KL
 # of whole float32 tensors issues 58 of the 64 that this allows.
-ISSUED = {"tensors": 10, "sample": 2, "noise": noise.ISSUED, "kl": 17, "prior": 16, "clamp": 3}
+ISSUED = {
+    "tensors": 10,
+    "sample": 2,
+    "noise": noise.ISSUED,
+    "closed_form": 17,
+    "monte_carlo": 7,
+    "prior": 16,
+    "clamp": 3,
+    "samples": 2,
+}
+# What a scale adds for the posterior, and again for a prior: to the sample alone, and with either KL.
+ISSUED_SCALES = {
+    "logvar": {None: 0, "closed_form": 0, "monte_carlo": 0},
+    "logstd": {None: 0, "closed_form": 0, "monte_carlo": 0},
+    "std": {None: 0, "closed_form": 26, "monte_carlo": 26},
+    "softplus": {None: 32, "closed_form": 66, "monte_carlo": 66},
+    "soft_clamp": {None: 62, "closed_form": 66, "monte_carlo": 66},
+    "soft_clamp with epsilon": {None: 62, "closed_form": 92, "monte_carlo": 92},
+}
 
 
 @triton.jit

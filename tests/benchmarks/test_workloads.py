@@ -49,7 +49,7 @@ def test_every_kernel_is_launched_in_each_way():
     }  # fmt: skip
     flags = {
         name: {launch.arguments[name] for launch in launches if name in launch.arguments}
-        for name in ("WIDE", "QUADS", "AXES", "SCALARS", "REDUCTION", "HALVINGS", "LOW")
+        for name in ("WIDE", "QUADS", "AXES", "SCALARS", "REDUCTION", "HALVINGS", "LOW", "SCALE", "KL", "MANY")
     }
     assert flags == {
         "WIDE": {False, True},
@@ -59,6 +59,9 @@ def test_every_kernel_is_launched_in_each_way():
         "REDUCTION": {None, "none", "sample", "latent", "sum", "mean", "batchmean"},
         "HALVINGS": {2, 3},
         "LOW": {None, calls.CLAMP[0]},
+        "SCALE": {"logvar", "logstd", "std", "softplus", "soft_clamp"},
+        "KL": {"closed_form", "monte_carlo"},
+        "MANY": {False, True},
     }
 
 
