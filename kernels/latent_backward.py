@@ -24,7 +24,7 @@ ISSUED_SCALES = {
     "logvar": {None: 0, "closed_form": 0, "monte_carlo": 0},
     "logstd": {None: 0, "closed_form": 2, "monte_carlo": 2},
     "std": {None: 0, "closed_form": 36, "monte_carlo": 20},
-    "softplus": {None: 6, "closed_form": 84, "monte_carlo": 52},
+    "softplus": {None: 8, "closed_form": 84, "monte_carlo": 52},
     "soft_clamp": {None: 66, "closed_form": 90, "monte_carlo": 90},
     "soft_clamp with epsilon": {None: 66, "closed_form": 130, "monte_carlo": 130},
 }
