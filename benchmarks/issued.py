@@ -1,6 +1,6 @@
 """The instructions that a launch may issue per element, from the numbers `ISSUED...` beside the kernels."""
 
-from vae_fast.kernels import gaussian, likelihoods, reconstruction, targets, tiling
+from vae_fast.kernels import latent_backward, latent_forward, likelihoods, reconstruction, targets, tiling
 
 
 def issued_limit(launch, operands):
@@ -18,25 +18,34 @@ def issued_limit(launch, operands):
 
 def _forward(arguments):
     _, _, prior, _, z, eps, _ = arguments["operands"]
-    kl = arguments["REDUCTION"] is not None
-    wanted = {"kl": kl, "prior": prior is not None, **_latent(arguments, z is not None, eps)}
-    return _sum(gaussian.ISSUED_FORWARD, wanted)
+    kl = None if arguments["REDUCTION"] is None else arguments["KL"]
+    return _latent(latent_forward, arguments, z is not None, eps, kl, prior is not None, {})
 
 
 def _backward(arguments):
     _, _, prior, _, grad_z, grad_kl, eps, _, _, grad_prior, _ = arguments["operands"]
-    kl = grad_kl is not None
-    wanted = {"kl": kl, "prior": kl and prior is not None, "gradient of the prior": grad_prior is not None}
-    return _sum(gaussian.ISSUED_BACKWARD, {**wanted, **_latent(arguments, grad_z is not None, eps)})
+    kl = None if grad_kl is None else arguments["KL"]
+    drawn = grad_z is not None or kl == "monte_carlo"
+    more = {"gradient of the prior": grad_prior is not None}
+    return _latent(latent_backward, arguments, drawn, eps, kl, kl is not None and prior is not None, more)
 
 
-def _latent(arguments, sampled, eps):
-    return {
+def _latent(kernel, arguments, drawn, eps, kl, prior, more):
+    """kl: None for none."""
+    scale = arguments["SCALE"] + (
+        " with epsilon" if arguments["SCALE"] == "soft_clamp" and arguments["EPSILON"] else ""
+    )
+    wanted = {
         "tensors": True,
-        "sample": sampled,
-        "noise": sampled and eps is None,
+        "sample": drawn,
+        "noise": drawn and eps is None,
+        "prior": prior,
         "clamp": arguments["LOW"] is not None,
+        "samples": arguments["MANY"] and drawn,
+        **more,
     }
+    of_kl = 0 if kl is None else kernel.ISSUED[kl]
+    return _sum(kernel.ISSUED, wanted) + of_kl + (1 + prior) * kernel.ISSUED_SCALES[scale][kl]
 
 
 def _reconstruct(arguments):

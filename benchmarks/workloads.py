@@ -21,6 +21,8 @@ from vae_fast.ops import backend
 COMMON = (torch.float32, torch.bfloat16)
 SEED = 2**40 + 1
 CLAMP = (-30.0, 20.0)  # that of diffusers
+SAMPLES = 5  # of Burda et al. 2016
+SCALES = ("logstd", "std", "softplus", vae_fast.SoftClamp(5.0), vae_fast.SoftClamp(5.0, epsilon=0.01))  # beside logvar
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,44 @@ def latent_workloads():
         workload = _latent("sample_kl", dtype=dtype)
         for output, used in (("only z used", 0), ("only kl used", 1)):
             yield replace(workload, options=f"{workload.options}, {output}", used=used)
+        for scale in SCALES:
+            yield from (_latent(op, scale=scale, dtype=dtype, main=op == "sample_kl") for op in ops)
+            yield _latent("sample_kl", prior="learned prior", scale=scale, dtype=dtype)
+            yield _latent("sample_kl", scale=scale, kl="monte_carlo", dtype=dtype)
+        for prior in ("", "learned prior"):
+            yield _latent("sample_kl", prior=prior, kl="monte_carlo", dtype=dtype, main=not prior)
+        yield _latent("sample_kl", prior="learned prior", scale="softplus", kl="monte_carlo", dtype=dtype)
+        yield _latent("sample_kl_packed", scale="softplus", kl="monte_carlo", dtype=dtype, layout="chunks")
+        for kl in checks.KLS:
+            yield _latent("sample_kl", kl=kl, samples=SAMPLES, dtype=dtype, main=kl == "monte_carlo")
+        yield _latent("sample_kl", prior="learned prior", kl="monte_carlo", samples=SAMPLES, dtype=dtype)
+        yield from (_latent("reparameterize", samples=SAMPLES, eps=eps, dtype=dtype) for eps in (False, True))
     for reduction in checks.LATENT_REDUCTIONS:
         yield from (_latent(op, reduction, main=reduction == "latent") for op in ("sample_kl", "gaussian_kl"))
     yield _latent("sample_kl", "batchmean", dtype=torch.bfloat16)
     yield _latent("sample_kl", "batchmean", layout="primes")
 
 
-def _latent(op, reduction=None, *, prior="", clamp=None, eps=False, dtype=torch.float32, layout=ORDINARY, main=False):
+def _latent(
+    op,
+    reduction=None,
+    *,
+    prior="",
+    clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    samples=None,
+    eps=False,
+    dtype=torch.float32,
+    layout=ORDINARY,
+    main=False,
+):
     """`reduction` None: that of the op's default."""
-    options = {"logvar_clamp": clamp}
+    options = {"logvar_clamp": clamp, "scale": scale}
+    if op.startswith("sample_kl"):
+        options["kl"] = kl
+    if op != "gaussian_kl":
+        options["num_samples"] = samples
     if op != "reparameterize":
         options["reduction"] = reduction or ("batchmean" if op == "gaussian_kl" else "sample")
 
@@ -132,8 +163,9 @@ def _latent(op, reduction=None, *, prior="", clamp=None, eps=False, dtype=torch.
         pair = LAYOUTS[layout](dtype, 2)
         shape = pair[0].shape
         posterior = [_joined(pair)] if op == "sample_kl_packed" else pair
+        lead = () if samples is None else (samples,)
         priors = [filled(dtype, *((1, *shape[1:]) if "row" in prior else shape)) for _ in range(2)] if prior else []
-        noise = [] if op == "gaussian_kl" else [filled(dtype, *shape) if eps else torch.tensor([SEED])]
+        noise = [] if op == "gaussian_kl" else [filled(dtype, *lead, *shape) if eps else torch.tensor([SEED])]
         learned = prior != "fixed prior"
         leaves = [_leaf(t) for t in (*posterior, *(priors if learned else ()))]
         return leaves, [*(() if learned else priors), *noise]
@@ -146,7 +178,15 @@ def _latent(op, reduction=None, *, prior="", clamp=None, eps=False, dtype=torch.
             given["prior"] = tensors.pop(-2), tensors.pop(-1)
         return getattr(vae_fast, op)(*tensors, **given)
 
-    words = (options.get("reduction"), prior, clamp and "clamp", eps and "eps")
+    named = (str(scale) if scale != "logvar" else "", kl if kl != "closed_form" else "")
+    words = (
+        options.get("reduction"),
+        prior,
+        clamp and "clamp",
+        *named,
+        samples and f"{samples} samples",
+        eps and "eps",
+    )
     return Workload(op, _joined_words(words), _name(dtype), layout, make, function, main=main)
 
 

@@ -27,6 +27,31 @@ def log1p(x):
 
 
 @triton.jit
+def log_ratio(a, b):
+    """log(a / b) for a, b > 0. Where they are close their difference is exact, and no digit of it is lost."""
+    d = (a - b) / b
+    close = tl.abs(d) < 0.5
+    u = 1.0 + d
+    return tl.log(tl.where(close, u, a / b)) + tl.where(close, (d - (u - 1.0)) / u, 0.0)
+
+
+@triton.jit
+def tanh(x):
+    """The hyperbolic tangent."""
+    y = -2.0 * tl.abs(x)
+    e = expm1(y, tl.exp(y))
+    t = -e / (2.0 + e)
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def sech2(x):
+    """1 - tanh(x)^2, the derivative of tanh, without that cancellation."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    return 4.0 * e / ((1.0 + e) * (1.0 + e))
+
+
+@triton.jit
 def _expm1_minus_x_over_x2(x):
     """(exp(x) - 1 - x) / x^2 on [-1, 1]: minimax in float32 (error 9e-8 relative), Taylor in float64."""
     if x.dtype == tl.float64:

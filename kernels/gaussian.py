@@ -1,37 +1,61 @@
-"""The latent op: reparameterised sample and closed-form KL of a diagonal Gaussian, forward and backward.
+"""The latent op: reparameterised sample and KL of a diagonal Gaussian, forward and backward.
 
-One kernel each way. What is not asked for (the sample, the KL, a prior, a clamp) is compiled out.
+One kernel each way, in `latent_forward` and `latent_backward`: these are their launchers.
 """
 
 import torch
-import triton
-import triton.language as tl
 
-from vae_fast.kernels import noise, reductions, tiling
-from vae_fast.kernels.elementary import expm1, expm1_minus_x
+from vae_fast.kernels import reductions, tiling
+from vae_fast.kernels.latent_backward import _backward
+from vae_fast.kernels.latent_forward import _forward
 
 NONE = (None, None)
+LOGVAR = ("logvar", 0.0, 0.0)
+MAX_WARPS = 16
 
 
-def forward(mu, logvar, *, prior=NONE, seed=None, eps=None, clamp=NONE, reduction=None):
+def forward(
+    mu,
+    logvar,
+    *,
+    prior=NONE,
+    seed=None,
+    eps=None,
+    clamp=NONE,
+    scale=LOGVAR,
+    kl="closed_form",
+    samples=None,
+    reduction=None,
+):
     """z = mu + exp(logvar / 2) * eps where seed or eps is given, and the KL to the prior where a reduction is.
 
-    mu, logvar, the prior's two tensors and eps: [B, ...] of one shape, any strides; seed: int64 [1].
+    mu, logvar, the prior's two tensors and eps: [B, ...] of one shape, any strides; seed: int64 [1]. scale: what the
+    second tensors hold, as (name, bound, epsilon). kl: "closed_form", or "monte_carlo": at z before it is rounded.
+    samples: K; z and eps are then [K, B, ...], and a Monte Carlo kl has a dimension K in front.
     Returns (z like mu or None, kl float32 or None). Moves 3L elements for sample + KL (eps and each tensor of a prior
-    1L more), the kl and the 8-byte seed: without eps, noise is made in registers and never stored. One launch; one more
-    for the partial sums of "latent", of the scalar reductions, and of "sample" beyond MAX_COLUMNS latents.
+    1L more), (2 + K) L for K samples, the kl and the 8-byte seed: without eps, noise is made in registers and never
+    stored. One launch; one more for the partial sums of "latent" (K for a Monte Carlo kl of K samples), of the scalar
+    reductions, and of "sample" beyond MAX_COLUMNS latents.
     """
-    z = None if seed is None and eps is None else torch.empty_like(mu)
-    elementwise = torch.empty_like(mu, dtype=tiling.accumulator(mu.dtype)) if reduction == "none" else None
+    dtype, each = tiling.accumulator(mu.dtype), samples if kl == "monte_carlo" else None
+    z = None if seed is None and eps is None else sampled_like(mu, samples)
+    elementwise = sampled_like(mu, each, dtype) if reduction == "none" else None
     view, (position, *operands) = tiling.view(
-        [tiling.dense_like(mu), mu, logvar, *prior, z, eps, elementwise], by_sample=reduction in ("sample", "latent")
-    )
+        [
+            tiling.dense_like(mu), mu, logvar, *prior, _first(z, samples), _first(eps, samples), _first(elementwise, each)
+        ],
+        by_sample=reduction in ("sample", "latent"),
+    )  # fmt: skip
     tiles = tiling.tiles(view, over_samples=reduction == "latent")
-    partials = None
+    partials, count = None, 0
     if reduction not in (None, "none"):
-        partials = reductions.workspace(mu, _partial_count(view, tiles, reduction))
-    _launch(_forward, mu, view, tiles, position, operands, seed, partials, clamp, reduction)
-    return z, elementwise if partials is None else _finish(partials, mu, view, tiles, reduction)
+        count = _partial_count(view, tiles, reduction)
+        partials = reductions.workspace(mu, count if each is None else each * count)
+    if samples is not None:
+        operands[4:] = (_whole(*pair) for pair in zip((z, eps, elementwise), operands[4:], strict=True))
+    steps = _steps(mu, samples, z, eps, elementwise, count)
+    _launch(_forward, mu, view, tiles, position, operands, seed, partials, clamp, scale, kl, steps, reduction)
+    return z, elementwise if partials is None else _finish(partials, mu, view, tiles, reduction, each)
 
 
 def backward(
@@ -44,34 +68,91 @@ def backward(
     seed=None,
     eps=None,
     clamp=NONE,
+    scale=LOGVAR,
+    kl="closed_form",
+    samples=None,
     reduction=None,
     prior_grad=False,
     out=None,
 ):
     """Gradients of (z, kl) in mu, logvar and, with `prior_grad`, in the prior's mu and logvar; those not made are None.
 
-    grad_z: like mu, any strides, or None; grad_kl: of the kl's shape, any strides, or None. `out` = (grad_mu,
+    grad_z: like z, any strides, or None; grad_kl: of the kl's shape, any strides, or None. `out` = (grad_mu,
     grad_logvar) are written instead of new tensors. Without grad_kl and `out` the gradient in mu is grad_z itself, and
-    None is returned for it. Moves 5L elements for sample + KL: mu, logvar and grad_z in, two gradients out. One launch.
+    None is returned for it, unless there are several samples or the scale bounds mu. Moves 5L elements for sample + KL:
+    mu, logvar and grad_z in, two gradients out; (4 + K) L for K samples. One launch.
     """
-    grads = out or (None if grad_kl is None else torch.empty_like(mu), torch.empty_like(logvar))
+    passed = grad_kl is None and samples is None and scale[0] != "soft_clamp"
+    grads = out or (None if passed else torch.empty_like(mu), torch.empty_like(logvar))
     grads = (*grads, *(torch.empty_like(p) if prior_grad else None for p in prior))
     by_sample = grad_kl is not None and reduction in ("sample", "latent")
-    upstream = None if grad_kl is None else tiling.expand_upstream(grad_kl, mu, reduction)
+    kl = "closed_form" if grad_kl is None else kl
+    each = samples if kl == "monte_carlo" else None
+    upstream = None if grad_kl is None else tiling.expand_upstream(_first(grad_kl, each), mu, reduction)
     view, (position, *operands) = tiling.view(
-        [tiling.dense_like(mu), mu, logvar, *prior, grad_z, upstream, eps, *grads], by_sample
+        [tiling.dense_like(mu), mu, logvar, *prior, _first(grad_z, samples), upstream, _first(eps, samples), *grads],
+        by_sample,
     )
-    divisor = reductions.divisor(reduction, mu.shape)
-    _launch(_backward, mu, view, tiling.tiles(view), position, operands, seed, divisor, clamp, reduction)
+    if samples is not None:
+        whole = (grad_z, grad_kl if each is not None else upstream, eps)
+        operands[4:7] = (_whole(*pair) for pair in zip(whole, operands[4:7], strict=True))
+    steps = _steps(mu, samples, grad_z, eps, grad_kl if each is not None else None, 0)
+    divisor, tiles = reductions.divisor(reduction, mu.shape), tiling.tiles(view)
+    _launch(
+        _backward,
+        mu,
+        view,
+        tiles,
+        position,
+        operands,
+        seed,
+        divisor,
+        clamp,
+        scale,
+        kl,
+        steps,
+        reduction,
+    )
     return grads
 
 
-def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, reduction):
+def sampled_like(mu, samples, dtype=None):
+    """Room for `samples` tensors like mu, one behind the other in memory; for one like mu where that is None."""
+    if samples is None:
+        return torch.empty_like(mu, dtype=dtype)
+    strides = tiling.dense_like(mu).stride()
+    return torch.empty_strided((samples, *mu.shape), (mu.numel(), *strides), dtype=dtype or mu.dtype, device=mu.device)
+
+
+def _first(tensor, samples):
+    """The first of the samples: the others lie as it does."""
+    return tensor if tensor is None or samples is None else tensor[0]
+
+
+def _whole(tensor, operand):
+    """The operand of the first sample, as one of all."""
+    return None if tensor is None else (tensor, operand[1])
+
+
+def _steps(mu, samples, z, eps, kl, partials):
+    """(samples, and what lies between two of them: in z, eps, the kl or its partial sums, and the noise)."""
+    if samples is None:
+        return ()
+    z, eps, kl = (0 if t is None else t.stride(0) for t in (z, eps, kl))
+    return samples, z, eps, kl or partials, mu.numel()
+
+
+def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, scale, kl, steps, reduction):
+    name, bound, epsilon = scale
+    # What costs many registers, for its logarithms, has half as many elements a thread.
+    warps = tiles.warps(view) if name in ("logvar", "logstd") else min(2 * tiles.warps(view), MAX_WARPS)
+    wide = view.wide or (bool(steps) and steps[0] * max(steps[1:]) > tiling.MAX_INT32_EXTENT)
     with tiling.on_device(mu):
         kernel[(tiles.programs,)](
-            tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1],
-            LOW=clamp[0], HIGH=clamp[1], REDUCTION=reduction, QUADS=view.shape[0] % 4 == 0 and position[1][1] == 1,
-            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps(view),
+            tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1], steps,
+            LOW=clamp[0], HIGH=clamp[1], SCALE=name, BOUND=bound, EPSILON=epsilon, KL=kl, REDUCTION=reduction,
+            MANY=bool(steps), QUADS=view.shape[0] % 4 == 0 and position[1][1] == 1,
+            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, num_warps=warps,
         )  # fmt: skip
 
 
@@ -81,217 +162,21 @@ def _partial_count(view, tiles, reduction):
     return tiles.row_blocks * view.columns if reduction == "latent" else tiles.programs
 
 
-def _finish(partials, mu, view, tiles, reduction):
-    if reduction == "sample":
-        if tiles.column_blocks == 1:
-            return partials
-        out, outer, count = partials.new_empty(view.rows), view.rows, tiles.column_blocks
-        strides = (count, 1)
-    elif reduction == "latent":
-        out, outer, count = torch.empty_like(mu[0], dtype=partials.dtype), view.columns, tiles.row_blocks
-        strides = (1, outer)
-    else:
-        out, outer, count = partials.new_empty(()), 1, tiles.programs
-        strides = (0, 1)
+def _finish(partials, mu, view, tiles, reduction, samples):
+    """Add the partial sums; those of `samples` lie one behind the other."""
+    lead = () if samples is None else (samples,)
+    if reduction == "latent":
+        out = sampled_like(mu[0], samples, partials.dtype)
+        for sums, total in ((partials, out),) if samples is None else zip(partials.chunk(samples), out, strict=True):
+            _add(sums, total, view.columns, tiles.row_blocks, (1, view.columns), mu, reduction)
+        return out
+    rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
+    shape = (*lead, rows) if reduction == "sample" else lead
+    if reduction == "sample" and count == 1:
+        return partials if samples is None else partials.view(shape)
+    return _add(partials, partials.new_empty(shape), (samples or 1) * rows, count, (count, 1), mu, reduction)
+
+
+def _add(partials, out, outer, count, strides, mu, reduction):
     divisor = reductions.divisor(reduction, mu.shape)
     return reductions.sum_partials(partials, out, outer=outer, count=count, strides=strides, divisor=divisor)
-
-
-# Instructions per element on sm_90 (make audit): the sum of what a launch asks for, and of `tiling.ISSUED`. Sample + KL
-# of whole float32 tensors issues 58 of the 64 that this allows.
-ISSUED_FORWARD = {"tensors": 10, "sample": 2, "noise": noise.ISSUED, "kl": 17, "prior": 16, "clamp": 3}
-
-
-@triton.jit
-def _forward(
-    operands, seed, partials, size, shape, positions,
-    LOW: tl.constexpr, HIGH: tl.constexpr, REDUCTION: tl.constexpr, QUADS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
-    # A mask on an odd size would narrow every access: full blocks go without one.
-    if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
-        _forward_tile(
-            operands, seed, partials, size, shape, positions, row, column,
-            LOW, HIGH, REDUCTION, QUADS, ROWS, COLUMNS, WIDE, False,
-        )  # fmt: skip
-    else:
-        _forward_tile(
-            operands, seed, partials, size, shape, positions, row, column,
-            LOW, HIGH, REDUCTION, QUADS, ROWS, COLUMNS, WIDE, True,
-        )  # fmt: skip
-
-
-@triton.jit
-def _forward_tile(
-    operands, seed, partials, size, shape, positions, first_row, first_column,
-    LOW: tl.constexpr, HIGH: tl.constexpr, REDUCTION: tl.constexpr, QUADS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
-    mu, logvar, prior_mu, prior_logvar, z, eps, kl = operands
-    row = first_row + tl.arange(0, ROWS)[:, None]
-    column = first_column + tl.arange(0, COLUMNS)[None, :]
-    inside = None
-    if EDGE:
-        inside = (row < size[0]) & (column < size[1])
-    m = tiling.load(mu, row, column, shape, inside)
-    v = clamped(tiling.load(logvar, row, column, shape, inside), LOW, HIGH)
-    std = tl.exp(0.5 * v)
-    if z is not None:
-        e = _noise(eps, seed, positions, row, column, first_column, shape, inside, QUADS, COLUMNS, WIDE)
-        tiling.store(z, row, column, shape, inside, m + std * e.to(std.dtype))
-    if REDUCTION is not None:
-        terms = divergence(m, v, std, _load_prior(prior_mu, prior_logvar, row, column, shape, inside))
-        if EDGE:
-            terms = tl.where(inside, terms, 0.0)
-        if REDUCTION == "none":
-            tiling.store(kl, row, column, shape, inside, terms)
-        elif REDUCTION == "sample":
-            line = first_row + tl.arange(0, ROWS)
-            block = line * tl.cdiv(size[1], COLUMNS) + first_column // COLUMNS
-            tl.store(partials + block, tl.sum(terms, 1), mask=line < size[0])
-        elif REDUCTION == "latent":
-            line = first_column + tl.arange(0, COLUMNS)
-            tl.store(partials + (first_row // ROWS) * size[1] + line, tl.sum(terms, 0), mask=line < size[1])
-        else:
-            tl.store(partials + tl.program_id(0), tl.sum(tl.sum(terms, 1), 0))
-
-
-# As ISSUED_FORWARD; the gradients of sample + KL issue 60 of 65.
-ISSUED_BACKWARD = {
-    "tensors": 7,
-    "sample": 6,
-    "noise": noise.ISSUED,
-    "kl": 17,
-    "prior": 16,
-    "gradient of the prior": 6,
-    "clamp": 14,
-}
-
-
-@triton.jit
-def _backward(
-    operands, seed, divisor, size, shape, positions,
-    LOW: tl.constexpr, HIGH: tl.constexpr, REDUCTION: tl.constexpr, QUADS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
-    if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
-        _backward_tile(
-            operands, seed, divisor, size, shape, positions, row, column,
-            LOW, HIGH, REDUCTION, QUADS, ROWS, COLUMNS, WIDE, False,
-        )  # fmt: skip
-    else:
-        _backward_tile(
-            operands, seed, divisor, size, shape, positions, row, column,
-            LOW, HIGH, REDUCTION, QUADS, ROWS, COLUMNS, WIDE, True,
-        )  # fmt: skip
-
-
-@triton.jit
-def _backward_tile(
-    operands, seed, divisor, size, shape, positions, first_row, first_column,
-    LOW: tl.constexpr, HIGH: tl.constexpr, REDUCTION: tl.constexpr, QUADS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
-    mu, logvar, prior_mu, prior_logvar, grad_z, grad_kl, eps, out_mu, out_logvar, out_prior_mu, out_prior_logvar = (
-        operands
-    )
-    row = first_row + tl.arange(0, ROWS)[:, None]
-    column = first_column + tl.arange(0, COLUMNS)[None, :]
-    inside = None
-    if EDGE:
-        inside = (row < size[0]) & (column < size[1])
-    raw = tiling.load(logvar, row, column, shape, inside)
-    v = clamped(raw, LOW, HIGH)
-    std = tl.exp(0.5 * v)
-    d_mu = tl.zeros_like(std)
-    d_logvar = tl.zeros_like(std)
-    if grad_z is not None:
-        d_mu = tiling.load(grad_z, row, column, shape, inside)
-        e = _noise(eps, seed, positions, row, column, first_column, shape, inside, QUADS, COLUMNS, WIDE)
-        d_logvar = d_mu * e.to(std.dtype) * (0.5 * std)
-    if grad_kl is not None:
-        g = tiling.load_spread(grad_kl, row, column, size, shape, REDUCTION, EDGE) / divisor
-        m = tiling.load(mu, row, column, shape, inside)
-        prior = _load_prior(prior_mu, prior_logvar, row, column, shape, inside)
-        kl_mu, kl_logvar = divergence_gradient(m, v, std, prior)
-        d_mu = d_mu + g * kl_mu
-        d_logvar = d_logvar + g * kl_logvar
-        if out_prior_mu is not None:
-            tiling.store(out_prior_mu, row, column, shape, inside, -g * kl_mu)
-            tiling.store(out_prior_logvar, row, column, shape, inside, -g * (kl_logvar + 0.5 * kl_mu * (m - prior[0])))
-    if out_mu is not None:
-        tiling.store(out_mu, row, column, shape, inside, d_mu)
-    tiling.store(out_logvar, row, column, shape, inside, clamped_gradient(d_logvar, raw, LOW, HIGH))
-
-
-@triton.jit
-def _load_prior(prior_mu, prior_logvar, row, column, shape, inside):
-    """(mu, logvar), or () for N(0, I). Triton 3.6 cannot return None."""
-    if prior_mu is None:
-        return ()
-    else:
-        return (
-            tiling.load(prior_mu, row, column, shape, inside),
-            tiling.load(prior_logvar, row, column, shape, inside),
-        )
-
-
-@triton.jit
-def _noise(
-    eps, seed, positions, row, column, first_column, shape, inside,
-    QUADS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """The given eps, or the seed's: the same in forward and backward."""
-    if eps is not None:
-        return tiling.load(eps, row, column, shape, inside)
-    elif QUADS:
-        quad = first_column + 4 * tl.arange(0, COLUMNS // 4)[None, :]
-        return noise.normal_quads(tl.load(seed), tiling.offset(row, quad, shape, positions), noise.LATENTS, WIDE)
-    else:
-        return noise.normal_lanes(tl.load(seed), tiling.offset(row, column, shape, positions), noise.LATENTS, WIDE)
-
-
-@triton.jit
-def clamped(logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """logvar within [LOW, HIGH]; NaN stays NaN."""
-    if LOW is not None:
-        low = tl.full((1, 1), LOW, logvar.dtype)  # a bare constant would be rounded to float32 first
-        high = tl.full((1, 1), HIGH, logvar.dtype)
-        logvar = tl.clamp(logvar, low, high, propagate_nan=tl.PropagateNan.ALL)
-    return logvar
-
-
-@triton.jit
-def clamped_gradient(gradient, logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """The gradient through `clamped`: 1 at the bounds, 0 outside; NaN stays NaN."""
-    if LOW is not None:
-        low = tl.full((1, 1), LOW, logvar.dtype)
-        high = tl.full((1, 1), HIGH, logvar.dtype)
-        gradient = tl.where((logvar < low) | (logvar > high), 0.0, gradient)
-    return gradient
-
-
-@triton.jit
-def divergence(mu, logvar, std, prior):
-    """KL(N(mu, exp(logvar)) || prior) of each element in nats (Kingma & Welling 2014, appendix B)."""
-    if len(prior) == 0:
-        return 0.5 * (mu * mu + expm1_minus_x(logvar, std * std))
-    else:
-        ratio = logvar - prior[1]
-        shift = mu - prior[0]
-        return 0.5 * (expm1_minus_x(ratio, tl.exp(ratio)) + shift * shift * tl.exp(-prior[1]))
-
-
-@triton.jit
-def divergence_gradient(mu, logvar, std, prior):
-    """Derivatives of `divergence` in mu and logvar.
-
-    In the prior's mu it is minus the first, in its logvar minus the second and half of the first times (mu - prior mu).
-    """
-    if len(prior) == 0:
-        return mu, 0.5 * expm1(logvar, std * std)
-    else:
-        ratio = logvar - prior[1]
-        return (mu - prior[0]) * tl.exp(-prior[1]), 0.5 * expm1(ratio, tl.exp(ratio))

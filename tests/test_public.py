@@ -164,6 +164,7 @@ MODULES = [
     (GaussianKL(), lambda m, v, a, x: (m, v), lambda m, v, a, x: gaussian_kl(m, v)),
     (GaussianKL(reduction="latent", logvar_clamp=(-0.5, 0.5)), lambda m, v, a, x: (m, v),
      lambda m, v, a, x: gaussian_kl(m, v, reduction="latent", logvar_clamp=(-0.5, 0.5))),
+    (GaussianKL(scale="softplus"), lambda m, v, a, x: (m, v), lambda m, v, a, x: gaussian_kl(m, v, scale="softplus")),
     (GaussianKL(), lambda m, v, a, x: (m, v, (v, m)), lambda m, v, a, x: gaussian_kl(m, v, prior=(v, m))),
     (ReconstructionLoss(), lambda m, v, a, x: (a, x), lambda m, v, a, x: reconstruction_loss(a, x)),
     (ReconstructionLoss("mse", reduction="sample"), lambda m, v, a, x: (a, x),

@@ -15,6 +15,7 @@ from vae_fast.losses import ELBOLoss, GaussianKL, ReconstructionLoss
 from vae_fast.models.vae import VAE
 from vae_fast.objectives import capacity, free_bits, iwae_loss
 from vae_fast.ops.backend import use_backend
+from vae_fast.scales import SoftClamp, Softplus
 from vae_fast.schedules import Constant, Cyclical, LinearWarmup
 
 __version__ = "0.1.0"
@@ -29,6 +30,8 @@ __all__ = [
     "GaussianKL",
     "LinearWarmup",
     "ReconstructionLoss",
+    "SoftClamp",
+    "Softplus",
     "capacity",
     "capture_step",
     "elbo_loss",

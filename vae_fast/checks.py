@@ -14,6 +14,7 @@ REAL_NAMES = "float32, bfloat16, float16, float64, bool, uint8 or a signed integ
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 LATENT_REDUCTIONS = ("none", "sample", "latent", "sum", "mean", "batchmean")
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
+KLS = ("closed_form", "monte_carlo")
 IWAE_REDUCTIONS = ("sample", "sum", "batchmean")
 FREE_BITS_PER = ("sample", "latent")
 SEED_MIN, SEED_MAX = -(2**63), 2**64
@@ -141,6 +142,12 @@ def clamp(value):
     return low, high
 
 
+def scale(found, value, logvar_clamp):
+    """`found` is what `value` names: a clamp of log-variances is for a tensor of them."""
+    if logvar_clamp is not None and found.name != "logvar":
+        raise ValueError(f"logvar_clamp was given with scale {value!r}: expected scale 'logvar', or no clamp")
+
+
 def reduction(value, choices):
     choice("reduction", value, choices)
 
@@ -183,9 +190,12 @@ def generator(value, name, like):
         raise ValueError(f"generator is on {value.device}, {name} is on {like.device}: they must be on one device")
 
 
-def eps(tensor, shape, like):
+def eps(tensor, shape, like, num_samples=None):
     is_float("eps", tensor)
-    if tensor.shape != shape:
+    if num_samples is not None and tensor.shape != (num_samples, *shape):
+        wanted = [num_samples, *shape]
+        raise ValueError(f"eps has shape {list(tensor.shape)}: expected {wanted}, num_samples times mu's shape")
+    if num_samples is None and tensor.shape != shape:
         raise ValueError(f"eps has shape {list(tensor.shape)}, mu has {list(shape)}: they must be equal")
     same_device("eps", tensor, "mu", like)
     no_grad("eps", tensor)

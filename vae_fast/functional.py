@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, likelihoods, seeds, targets
+from vae_fast import checks, likelihoods, scales, seeds, targets
+from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import backend, elbo, gaussian, reconstruction
 
@@ -17,7 +18,20 @@ class ELBO(NamedTuple):
     kl: torch.Tensor
 
 
-def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", seed=None, generator=None, eps=None):
+def sample_kl(
+    mu,
+    logvar,
+    *,
+    prior=None,
+    logvar_clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    num_samples=None,
+    reduction="sample",
+    seed=None,
+    generator=None,
+    eps=None,
+):
     """Sample z = mu + exp(logvar/2) * eps and the KL of the posterior to the prior, in one pass.
 
     Kingma & Welling 2014: equation 4 (the reparameterised sample) and appendix B (the KL in closed form).
@@ -25,7 +39,16 @@ def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", 
     Args:
         mu, logvar: [B, ...], of one shape, dtype (float32, bfloat16, float16 or float64) and device; any strides.
         prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, in its dtype; None is N(0, I).
-        logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside.
+        logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside. With scale "logvar".
+        scale: what `logvar` holds, v, and the prior's second tensor too: "logvar", std = exp(v/2); "logstd",
+            std = exp(v); "std", std = v, whose values are not checked: a KL of v <= 0 is inf or NaN; "softplus" or
+            `Softplus(epsilon=1e-4)`, std = log(1 + exp(v)) + epsilon; `SoftClamp(bound=5.0)`, NVAE's, which also bounds
+            both mus. In float32 a std made by softplus or with an epsilon is rounded once, to 6e-8 of itself.
+        kl: "closed_form", or "monte_carlo": log q(z) - log p(z) at the z that is drawn, before it is rounded to mu's
+            dtype (Burda et al. 2016). It may be negative. Its gradient is that of the whole expression, through z too.
+        num_samples: K, for z of [K, B, ...]: K samples from one reading of mu and logvar, whose gradients sum over K. A
+            closed-form kl is as without it; a Monte Carlo kl is one for each sample, with a dimension K in front:
+            [K, B] for "sample". None is one sample, without that dimension.
         reduction: of the kl. "sample": [B], summed over elements; "none": elementwise; "latent": the mean over the
             batch, of shape mu.shape[1:]; "sum"; "mean" over all elements; "batchmean": nats per sample.
         seed: an int in [-2^63, 2^64) or an int64 tensor of one element. The same seed gives the same eps in every call,
@@ -34,11 +57,11 @@ def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", 
         generator: draws the seed, or on the eager path eps. torch's default one for the device if none is given. A
             generator can neither be replayed by activation checkpointing nor traced by torch.compile(fullgraph=True);
             `seed` can. Drawn numbers differ between backends, and between eager calls and torch.compile.
-        eps: the noise itself, of mu's shape.
+        eps: the noise itself, of z's shape.
 
     Returns:
-        (z, kl): z has mu's dtype and memory format; kl is in nats, float32 (float64 for float64). Both are
-        differentiable in mu, logvar and the prior, once: a second derivative raises RuntimeError.
+        (z, kl): z has mu's dtype and memory format, K samples one behind the other; kl is in nats, float32 (float64 for
+        float64). Both are differentiable in mu, logvar and the prior, once: a second derivative raises RuntimeError.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value, or seed or eps requires a
@@ -50,11 +73,24 @@ def sample_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="sample", 
     """
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
-    return tuple(_latent(mu, logvar, mu, 0, prior, logvar_clamp, reduction, (seed, generator, eps)))
+    checks.choice("kl", kl, checks.KLS)
+    noise = seed, generator, eps
+    return tuple(_latent(mu, logvar, mu, 0, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
 
 
 def sample_kl_packed(
-    moments, dim=1, *, prior=None, logvar_clamp=None, reduction="sample", seed=None, generator=None, eps=None
+    moments,
+    dim=1,
+    *,
+    prior=None,
+    logvar_clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    num_samples=None,
+    reduction="sample",
+    seed=None,
+    generator=None,
+    eps=None,
 ):
     """`sample_kl` of moments = cat(mu, logvar) along `dim`, which writes one gradient for it: no chunk, no cat.
 
@@ -67,21 +103,26 @@ def sample_kl_packed(
     """
     dim = checks.moments(moments, dim)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
+    checks.choice("kl", kl, checks.KLS)
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
-    return tuple(_latent(moments, None, mu, dim, prior, logvar_clamp, reduction, (seed, generator, eps)))
+    noise = seed, generator, eps
+    return tuple(_latent(moments, None, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
 
 
-def reparameterize(mu, logvar, *, logvar_clamp=None, seed=None, generator=None, eps=None):
+def reparameterize(
+    mu, logvar, *, logvar_clamp=None, scale="logvar", num_samples=None, seed=None, generator=None, eps=None
+):
     """Sample z = mu + exp(logvar/2) * eps (Kingma & Welling 2014, equation 4). Arguments and errors as in `sample_kl`.
 
     >>> reparameterize(torch.ones(1, 2), torch.zeros(1, 2), eps=torch.tensor([[0.0, 2.0]]))
     tensor([[1., 3.]])
     """
     checks.posterior(mu, logvar)
-    return _latent(mu, logvar, mu, 0, None, logvar_clamp, None, (seed, generator, eps))[0]
+    noise = seed, generator, eps
+    return _latent(mu, logvar, mu, 0, None, logvar_clamp, scale, "closed_form", num_samples, None, noise)[0]
 
 
-def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="batchmean"):
+def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
     """KL(N(mu, exp(logvar)) || prior) in nats, in closed form (Kingma & Welling 2014, appendix B).
 
     Arguments and errors as in `sample_kl`; the default reduction, "batchmean", is nats per sample. Returns float32
@@ -89,10 +130,12 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, reduction="batchme
 
     >>> gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item()
     0.0
+    >>> gaussian_kl(torch.zeros(4, 2), torch.ones(4, 2), scale="std").item()
+    0.0
     """
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
-    return _latent(mu, logvar, mu, 0, prior, logvar_clamp, reduction, None)[0]
+    return _latent(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
 
 
 def reconstruction_loss(
@@ -201,20 +244,26 @@ def elbo_loss(
     return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
 
 
-def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, reduction, source):
+def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, source):
     """Call the latent op. `posterior` is mu, or moments if logvar is None; `source` is None if nothing is sampled."""
     prior = checks.prior(prior, mu.shape, mu)
     clamp = checks.clamp(logvar_clamp)
+    found = scales.lookup(scale)
+    checks.scale(found, scale, logvar_clamp)
+    if num_samples is not None:
+        checks.count("num_samples", num_samples)
+        num_samples = int(num_samples)
     chosen = backend.choose(mu)
-    seed, eps = (None, None) if source is None else _noise(mu, *source, chosen)
-    return gaussian.latent(posterior, logvar, *prior, seed, eps, gaussian.Spec(reduction, *clamp, dim, chosen))
+    seed, eps = (None, None) if source is None else _noise(mu, num_samples, *source, chosen)
+    spec = gaussian.Spec(reduction, *clamp, *found, kl, num_samples, dim, chosen)
+    return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)
 
 
-def _noise(mu, seed, generator, eps, chosen):
+def _noise(mu, num_samples, seed, generator, eps, chosen):
     """(seed tensor, None) or (None, eps)."""
     checks.one_source(seed=seed, generator=generator, eps=eps)
     if eps is not None:
-        checks.eps(eps, mu.shape, mu)
+        checks.eps(eps, mu.shape, mu, num_samples)
         return None, eps
     if seed is not None:
         return seeds.given(seed, "mu", mu), None
@@ -223,4 +272,4 @@ def _noise(mu, seed, generator, eps, chosen):
     if chosen == "triton":
         return seeds.drawn(generator, mu), None
     # On the eager path Philox costs more than the whole loss at small sizes: eps is drawn, and kept for backward.
-    return None, torch.empty_like(mu, dtype=accumulator(mu.dtype)).normal_(generator=generator)
+    return None, sampled_like(mu, num_samples, accumulator(mu.dtype)).normal_(generator=generator)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vae_fast import checks, likelihoods, objectives, targets
+from vae_fast import checks, likelihoods, objectives, scales, targets
 from vae_fast.functional import ELBO, elbo_loss, gaussian_kl, reconstruction_loss
 
 
@@ -14,17 +14,20 @@ class GaussianKL(nn.Module):
     0.0
     """
 
-    def __init__(self, *, logvar_clamp=None, reduction="batchmean"):
+    def __init__(self, *, logvar_clamp=None, scale="logvar", reduction="batchmean"):
         super().__init__()
         checks.clamp(logvar_clamp)
+        checks.scale(scales.lookup(scale), scale, logvar_clamp)
         checks.reduction(reduction, checks.LATENT_REDUCTIONS)
-        self.logvar_clamp, self.reduction = logvar_clamp, reduction
+        self.logvar_clamp, self.scale, self.reduction = logvar_clamp, scale, reduction
 
     def forward(self, mu, logvar, prior=None):
-        return gaussian_kl(mu, logvar, prior=prior, logvar_clamp=self.logvar_clamp, reduction=self.reduction)
+        options = {"logvar_clamp": self.logvar_clamp, "scale": self.scale, "reduction": self.reduction}
+        return gaussian_kl(mu, logvar, prior=prior, **options)
 
     def extra_repr(self):
-        return f"logvar_clamp={self.logvar_clamp}, reduction={self.reduction!r}"
+        options = f"logvar_clamp={self.logvar_clamp}, reduction={self.reduction!r}"
+        return options if self.scale == "logvar" else f"{options}, scale={self.scale!r}"
 
 
 class ReconstructionLoss(nn.Module):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 pytest.importorskip("triton")
 
 from vae_fast.app import cli
-from vae_fast.kernels import gaussian, likelihoods, reconstruction
+from vae_fast.kernels import latent_forward, likelihoods, reconstruction
 from vae_fast.ops import backend
 
 compiled = pytest.mark.compiled_only
@@ -81,7 +81,7 @@ class TestBadKernels:
     """What the audit must catch; spills and local memory themselves are in test_audit.py."""
 
     def test_more_instructions_than_the_number_beside_the_kernel(self, table, monkeypatch):
-        monkeypatch.setitem(gaussian.ISSUED_FORWARD, "noise", 20)
+        monkeypatch.setitem(latent_forward.ISSUED, "noise", 20)
         (row,) = rows(table, "reparameterize, float32, rows: forward")
         assert len(row.failures) == 1
         assert "_forward on sm_90: " in row.failures[0]

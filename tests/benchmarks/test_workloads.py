@@ -49,7 +49,20 @@ def test_every_kernel_is_launched_in_each_way():
     }  # fmt: skip
     flags = {
         name: {launch.arguments[name] for launch in launches if name in launch.arguments}
-        for name in ("WIDE", "QUADS", "AXES", "SCALARS", "REDUCTION", "HALVINGS", "LOW", "SCALED", "WEIGHT")
+        for name in (
+            "WIDE",
+            "QUADS",
+            "AXES",
+            "SCALARS",
+            "REDUCTION",
+            "HALVINGS",
+            "LOW",
+            "SCALED",
+            "WEIGHT",
+            "SCALE",
+            "KL",
+            "MANY",
+        )
     }
     assert flags == {
         "WIDE": {False, True},
@@ -61,6 +74,9 @@ def test_every_kernel_is_launched_in_each_way():
         "LOW": {None, calls.CLAMP[0]},
         "SCALED": {False, True},
         "WEIGHT": {None, "none", "sample", "latent"},
+        "SCALE": {"logvar", "logstd", "std", "softplus", "soft_clamp"},
+        "KL": {"closed_form", "monte_carlo"},
+        "MANY": {False, True},
     }
 
 

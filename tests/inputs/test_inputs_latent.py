@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.inputs.refusals import FLOATS, not_floats, not_tensors, refuses, zeros
-from vae_fast import DiagonalGaussian, gaussian_kl, reparameterize, sample_kl, sample_kl_packed
+from vae_fast import DiagonalGaussian, SoftClamp, Softplus, gaussian_kl, reparameterize, sample_kl, sample_kl_packed
 
 POSTERIOR = [sample_kl, reparameterize, gaussian_kl, DiagonalGaussian]
 SAMPLERS = [
@@ -135,6 +135,57 @@ def test_logvar_clamps_that_are_fine(value):
         gaussian_kl(zeros(4, 3), logvar, logvar_clamp=value),
         gaussian_kl(zeros(4, 3), logvar.clamp(*map(float, value))),
     )
+
+
+SCALED = pytest.mark.parametrize("call", [*(c for _, c in SAMPLERS[:3]), DIVERGENCES[2][1]])
+
+
+@SCALED
+def test_scale(call):
+    end = "expected one of 'logvar', 'logstd', 'std', 'softplus', a Softplus or a SoftClamp"
+    for value in ("variance", "", None, 1.0, 1e-4, ["std"], Softplus, zeros()):
+        refuses(ValueError, f"scale is {value!r}: {end}", call, scale=value)
+
+
+@SCALED
+def test_a_clamp_of_log_variances_on_another_scale(call):
+    for value in ("logstd", "std", "softplus", SoftClamp()):
+        message = f"logvar_clamp was given with scale {value!r}: expected scale 'logvar', or no clamp"
+        refuses(ValueError, message, call, scale=value, logvar_clamp=(-30, 20))
+
+
+@pytest.mark.parametrize("make", [lambda value: Softplus(value), lambda value: SoftClamp(5.0, value)])
+def test_epsilon(make):
+    for value, name in (("a", "str"), (None, "NoneType"), (True, "bool"), (zeros(1), "Tensor")):
+        refuses(TypeError, f"epsilon is {name}: expected a number", make, value)
+    for value in (-1e-4, float("nan"), float("inf")):
+        refuses(ValueError, f"epsilon is {value}: expected a finite number >= 0", make, value)
+
+
+def test_bound():
+    for value, name in (("a", "str"), (None, "NoneType"), (True, "bool")):
+        refuses(TypeError, f"bound is {name}: expected a number", SoftClamp, value)
+    for value in (-5.0, float("nan"), float("inf")):
+        refuses(ValueError, f"bound is {value}: expected a finite number >= 0", SoftClamp, value)
+    refuses(ValueError, "bound is 0: expected a finite number > 0", SoftClamp, 0)
+
+
+@pytest.mark.parametrize("call", [c for _, c in SAMPLERS[:2]])
+def test_kl(call):
+    for value in ("monte carlo", "", None, True, ["monte_carlo"]):
+        message = f"kl is {value!r}: expected one of 'closed_form', 'monte_carlo'"
+        refuses(ValueError, message, call, kl=value)
+
+
+@pytest.mark.parametrize("call", [c for _, c in SAMPLERS[:3]])
+def test_num_samples(call):
+    for value, name in ((1.0, "float"), ("1", "str"), (True, "bool"), ((2,), "tuple")):
+        refuses(TypeError, f"num_samples is {name}: expected an int", call, num_samples=value)
+    for value in (0, -1):
+        refuses(ValueError, f"num_samples is {value}: expected 1 or more", call, num_samples=value)
+    for shape in ((4, 3), (2, 4, 3), (3, 4, 1)):
+        message = f"eps has shape {list(shape)}: expected [3, 4, 3], num_samples times mu's shape"
+        refuses(ValueError, message, call, num_samples=3, eps=zeros(*shape))
 
 
 @divergence

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from vae_fast.eager.elementary import expm1_minus_x as eager_expm1_minus_x
+from vae_fast.eager.elementary import log_ratio as eager_log_ratio
 from vae_fast.kernels import elementary
 
 BLOCK = 4096
@@ -75,6 +76,41 @@ def test_the_relative_error_is_that_of_the_exponential_over_the_whole_range(name
     allowed = 1e-6 + 6e-8 * exponent if dtype == torch.float32 else 1e-15 + 2.0**-52 * exponent
     worst = (error / allowed).argmax()
     assert (error <= allowed).all(), f"{name}({x[worst].item()!r}) errs by {error[worst]:.2e} relative"
+
+
+HYPERBOLIC = {
+    "tanh": (elementary.tanh, mpmath.tanh),
+    "sech2": (elementary.sech2, lambda x: mpmath.sech(x) ** 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", HYPERBOLIC)
+def test_hyperbolic_functions_over_the_whole_range(name, dtype, kernels_device):
+    function, oracle = HYPERBOLIC[name]
+    x = points(dtype, -40.0, 40.0)
+    error = relative_error(apply(function, x.to(kernels_device)), exact(oracle, x), dtype)
+    exponent = np.abs(x.double().numpy()) if name == "sech2" else 0.0
+    allowed = 1e-6 + 1.2e-7 * exponent if dtype == torch.float32 else 2e-15 + 2.0**-51 * exponent
+    assert (error <= allowed).all()
+    far = apply(function, torch.tensor([float("nan"), 1e4, -1e4], dtype=dtype, device=kernels_device))
+    assert far[0].isnan()
+    assert far[1:].tolist() == ([1.0, -1.0] if name == "tanh" else [0.0, 0.0])
+
+
+@triton.jit
+def _log_of_ratio_to_3(x):
+    return elementary.log_ratio(x, x * 0.0 + 3.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_logarithm_of_a_ratio_keeps_its_digits_near_one(dtype, kernels_device):
+    close = 3 * (1 + np.concatenate([s * np.geomspace(1e-6, 0.9, 200) for s in (1, -1)]))
+    x = torch.from_numpy(np.concatenate([close, np.geomspace(1e-30, 1e30, 200), [3.0]])).to(dtype)
+    expected = exact(lambda v: mpmath.log(v / 3), x)
+    allowed = 1e-6 if dtype == torch.float32 else 2e-15
+    for got in (apply(_log_of_ratio_to_3, x.to(kernels_device)), eager_log_ratio(x, torch.full_like(x, 3.0))):
+        assert (relative_error(got, expected, dtype) <= allowed).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

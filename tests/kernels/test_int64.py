@@ -169,6 +169,22 @@ def test_launches_on_more_than_2_to_the_31_elements_are_wide(reduction):
 
 
 @pytest.mark.compiled_only
+@pytest.mark.parametrize("samples", [3, 5])
+def test_samples_that_reach_beyond_2_to_the_31_elements_are_wide(samples):
+    from vae_fast.benchmarks.launches import record_launches
+    from vae_fast.kernels import gaussian
+
+    mu, kl = meta(2**15, 2**14), meta(samples, 2**15)
+    seed = torch.empty(1, dtype=torch.int64, device="meta")
+    options = {"seed": seed, "kl": "monte_carlo", "samples": samples, "reduction": "sample"}
+    with record_launches() as launches:
+        gaussian.forward(mu, mu, **options)
+        gaussian.backward(meta(samples, 2**15, 2**14), kl, mu, mu, **options)
+    wide = [launch.arguments["WIDE"] for launch in launches if "WIDE" in launch.arguments]
+    assert wide == [samples == 5, samples == 5]
+
+
+@pytest.mark.compiled_only
 def test_scaling_just_below_2_to_the_31_does_not_wrap():
     """A program's next start may overhang by the stride of the whole grid."""
     from vae_fast.benchmarks.launches import record_launches

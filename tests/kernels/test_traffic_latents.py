@@ -5,7 +5,7 @@ import torch
 
 from tests.kernels.latents import LAYOUTS, drawer
 from tests.kernels.recording import bytes_moved
-from vae_fast import gaussian_kl, reparameterize, sample_kl, sample_kl_packed, use_backend
+from vae_fast import SoftClamp, gaussian_kl, reparameterize, sample_kl, sample_kl_packed, use_backend
 from vae_fast.kernels import tiling
 
 pytestmark = pytest.mark.interpreter_only
@@ -194,3 +194,49 @@ def test_a_prior_without_gradients_gets_none_written():
     table, _ = counted(lambda: torch.autograd.grad(kl, (mu, logvar), torch.ones_like(kl)))
     stores = {name for _, name, kind in table if kind == "store"}
     assert stores == {"d mu", "d logvar"}
+
+
+@pytest.mark.parametrize("kl", ["closed_form", "monte_carlo"])
+@pytest.mark.parametrize("scale", ["logvar", "std", "softplus", SoftClamp(5.0, epsilon=0.01)], ids=str)
+def test_a_scale_and_either_kl_move_the_same(scale, kl):
+    mu, logvar = leaves("primes", torch.float32)
+    size, seeds = 4 * mu.numel(), 8 * programs(mu, by_sample=True)
+    table, (z, value) = counted(lambda: sample_kl(mu, logvar, scale=scale, kl=kl, seed=1))
+    rows = 4 * value.numel()
+    forward = moved("_forward", ("mu", "logvar"), ("z",), size=size, partials=("store", rows), seed=("load", seeds))
+    assert table == forward
+    upstream = torch.ones_like(z), torch.ones_like(value)
+    table, _ = counted(lambda: torch.autograd.grad((z, value), (mu, logvar), upstream))
+    assert table == moved(
+        "_backward", ("mu", "logvar", "grad z"), ("d mu", "d logvar"),
+        size=size, grad_kl=("load", rows), seed=("load", seeds),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kl", ["closed_form", "monte_carlo"])
+@pytest.mark.parametrize("layout", ["odd", "full tiles", "primes", "chunk(2, 1) of channels_last images"])
+def test_k_samples_move_2_plus_k_and_4_plus_k_elements(layout, kl):
+    mu, logvar = leaves(layout, torch.float32)
+    k, size, tiles = 3, 4 * mu.numel(), programs(mu, by_sample=True)
+    table, (z, value) = counted(lambda: sample_kl(mu, logvar, kl=kl, seed=1, num_samples=k))
+    rows, seeds = 4 * value.numel(), 8 * k * tiles
+    assert table == moved(
+        "_forward", ("mu", "logvar"), size=size,
+        z=("store", k * size), partials=("store", rows), seed=("load", seeds),
+    )  # fmt: skip
+    upstream = torch.ones_like(z), torch.ones_like(value)
+    table, _ = counted(lambda: torch.autograd.grad((z, value), (mu, logvar), upstream))
+    assert table == moved(
+        "_backward", ("mu", "logvar"), ("d mu", "d logvar"),
+        size=size, grad_z=("load", k * size), grad_kl=("load", rows), seed=("load", seeds),
+    )  # fmt: skip
+
+
+def test_a_soft_clamp_of_the_sample_alone_reads_mu_and_writes_its_gradient():
+    mu, logvar = leaves("odd", torch.float32)
+    z = reparameterize(mu, logvar, scale=SoftClamp(5.0), seed=1)
+    table, _ = counted(lambda: torch.autograd.grad(z, (mu, logvar), torch.ones_like(z)))
+    seeds = table["_backward", "seed", "load"]
+    assert table == moved(
+        "_backward", ("mu", "logvar", "grad z"), ("d mu", "d logvar"), size=4 * mu.numel(), seed=("load", seeds)
+    )

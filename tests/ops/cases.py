@@ -5,7 +5,16 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
+from vae_fast import (
+    SoftClamp,
+    Softplus,
+    elbo_loss,
+    gaussian_kl,
+    reconstruction_loss,
+    reparameterize,
+    sample_kl,
+    sample_kl_packed,
+)
 
 SHAPE = (2, 3)
 SEED = -7
@@ -74,6 +83,20 @@ def _packed_with_prior(moments, prior_mu, prior_logvar):
     return sample_kl_packed(moments, prior=(prior_mu, prior_logvar), logvar_clamp=(-0.5, 0.5), seed=SEED)
 
 
+def _in_std(mu, v, prior_mu, prior_v):
+    """Leaves have both signs, standard deviations do not."""
+    return sample_kl(mu, v.abs() + 0.5, prior=(prior_mu, prior_v.abs() + 0.5), scale="std", seed=SEED)
+
+
+def _packed_monte_carlo(moments, prior_mu, prior_logvar):
+    prior = prior_mu, prior_logvar
+    return sample_kl_packed(moments, prior=prior, scale=Softplus(0.1), kl="monte_carlo", seed=SEED)
+
+
+def _soft_clamped_sample(mu, v):
+    return reparameterize(mu, v, seed=SEED, scale=SoftClamp(1.5))
+
+
 def _gaussian_kl(reduction):
     return Case(f"gaussian_kl-{reduction}", lambda m, v: gaussian_kl(m, v, reduction=reduction), (SHAPE, SHAPE))
 
@@ -135,13 +158,35 @@ CASES = [
     *(_with_prior(f"sample_kl-prior-{r}", sample_kl, seed=SEED, reduction=r) for r in ("sample", "latent", "mean")),
     _with_prior("sample_kl-prior-clamp", sample_kl, seed=SEED, logvar_clamp=(-0.5, 0.5)),
     _with_prior("sample_kl-prior_row", sample_kl, ((1, 3), (3,)), seed=SEED),  # learned and shared: expanded
+    _latent("logstd", seed=SEED, scale="logstd"),
+    Case("sample_kl-std-prior", _in_std, (SHAPE,) * 4),
+    _with_prior("sample_kl-softplus-prior_row", sample_kl, ((1, 3), (3,)), scale="softplus", seed=SEED),
+    _with_prior("sample_kl-soft_clamp-prior", sample_kl, scale=SoftClamp(1.5), seed=SEED, reduction="latent"),
+    _latent("soft_clamp-epsilon", seed=SEED, scale=SoftClamp(1.5, epsilon=0.01), reduction="none"),
+    *(_latent(f"monte_carlo-{r}", seed=SEED, kl="monte_carlo", reduction=r) for r in ("none", "sample", "mean")),
+    _with_prior("sample_kl-monte_carlo-prior", sample_kl, kl="monte_carlo", seed=SEED, logvar_clamp=(-0.5, 0.5)),
+    Case("packed-monte_carlo-prior", _packed_monte_carlo, ((2, 6), SHAPE, SHAPE)),
+    *(_latent(f"samples-{kl}", seed=SEED, kl=kl, num_samples=3) for kl in ("closed_form", "monte_carlo")),
+    _with_prior(
+        "samples-prior_row",
+        sample_kl,
+        ((1, 3), (3,)),
+        kl="monte_carlo",
+        seed=SEED,
+        num_samples=2,
+        reduction="latent",
+        scale="softplus",
+    ),
     Case("packed-1", lambda moments: sample_kl_packed(moments, seed=SEED), ((2, 6),)),
     Case("packed-last-none", lambda t: sample_kl_packed(t, -1, seed=SEED, reduction="none"), ((2, 3, 2),)),
     Case("packed-prior-clamp", _packed_with_prior, ((2, 6), SHAPE, SHAPE)),
     Case("reparameterize", lambda m, v: reparameterize(m, v, seed=SEED), (SHAPE, SHAPE)),
     Case("reparameterize-clamp", _clamped_sample, (SHAPE, SHAPE)),
+    Case("reparameterize-samples", lambda m, v: reparameterize(m, v, seed=SEED, num_samples=2), (SHAPE, SHAPE)),
+    Case("reparameterize-soft_clamp", _soft_clamped_sample, (SHAPE, SHAPE)),
     *map(_gaussian_kl, LATENT_REDUCTIONS),
     _with_prior("gaussian_kl-prior", gaussian_kl),
+    _with_prior("gaussian_kl-softplus-prior", gaussian_kl, scale="softplus"),
     *(_reconstruction(likelihood, reduction) for likelihood in PARAMETERS for reduction in REDUCTIONS),
     *(_extras(f"bytes-{likelihood}", likelihood, _of_bytes) for likelihood in PARAMETERS),
     *(_extras(f"weight-{likelihood}", likelihood, _by_sample) for likelihood in PARAMETERS),
@@ -154,7 +199,8 @@ CASES = [
 ]
 # One of each raw op and Function, for what is slow.
 MAIN = [c for c in CASES if c.name in {
-    "sample_kl-seed-sample", "sample_kl-prior_row", "packed-1", "reparameterize", "gaussian_kl-batchmean",
+    "sample_kl-seed-sample", "sample_kl-prior_row", "packed-1", "packed-monte_carlo-prior",
+    "sample_kl-samples-monte_carlo", "reparameterize", "gaussian_kl-batchmean",
     "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample", "elbo-gaussian-per_sample",
     "elbo-mse-beta_tensor", "reconstruction-mask-batchmean", "reconstruction-binarize-sample", "elbo-bernoulli-extras",
 }]  # fmt: skip

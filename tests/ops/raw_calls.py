@@ -32,14 +32,17 @@ def tensor(layout, *, seed=0, device="cpu", dtype=torch.float32, shape=SHAPE):
     return LAYOUTS[layout](values)
 
 
-def latent_forward(layout, backend, reduction="sample", prior=False, packed=False, clamp=False, **options):
+def latent_forward(
+    layout, backend, reduction="sample", prior=False, packed=False, clamp=False, scale=("logvar", 0.0, 0.0),
+    kl="closed_form", samples=None, **options,
+):  # fmt: skip
     """Arguments of gaussian_forward."""
     mu = tensor(layout, device=backend.device, **options)
     logvar = None if packed else tensor(layout, seed=1, device=backend.device, **options)
     priors = (tensor("expanded", device=backend.device, **options),) * 2 if prior else (None, None)
     seed = torch.full((1,), 5, device=backend.device)
     low, high = (0.25, 0.75) if clamp else (None, None)
-    return (mu, logvar, *priors, seed, None, reduction, low, high, 1, backend.name)
+    return (mu, logvar, *priors, seed, None, reduction, low, high, *scale, kl, samples, 1, backend.name)
 
 
 def latent_backward(layout, backend, *, grad_z=True, grad_kl=True, **options):
@@ -100,7 +103,14 @@ CALLS = [
     ("gaussian_forward", latent_forward, {"reduction": "none", "prior": True, "clamp": True}),
     ("gaussian_forward", latent_forward, {"reduction": "latent", "packed": True}),
     ("gaussian_forward", latent_forward, {"reduction": "mean", "dtype": torch.bfloat16}),
+    ("gaussian_forward", latent_forward, {"reduction": "sum", "scale": ("std", 0.0, 0.0), "kl": "monte_carlo"}),
+    ("gaussian_forward", latent_forward, {"reduction": "latent", "kl": "monte_carlo", "samples": 2}),
+    ("gaussian_forward", latent_forward, {"reduction": "none", "kl": "monte_carlo", "samples": 2, "packed": True}),
     ("gaussian_backward", latent_backward, {}),
+    ("gaussian_backward", latent_backward, {"kl": "monte_carlo", "samples": 2, "prior": True}),
+    ("gaussian_backward", latent_backward, {"samples": 2, "grad_kl": False}),
+    ("gaussian_backward", latent_backward, {"scale": ("softplus", 0.0, 1e-4), "kl": "monte_carlo", "prior": True}),
+    ("gaussian_backward", latent_backward, {"scale": ("soft_clamp", 5.0, 0.0), "grad_kl": False}),
     ("gaussian_backward", latent_backward, {"reduction": "latent", "prior": True}),
     ("gaussian_backward", latent_backward, {"packed": True, "grad_z": False, "dtype": torch.bfloat16}),
     ("gaussian_backward", latent_backward, {"grad_kl": False, "clamp": True}),

@@ -23,3 +23,9 @@ def expm1_minus_x(x, expm1=None):
     for k in range(20, 2, -1):  # 1/20! is below float64's rounding
         series.mul_(x).div_(k).add_(1)
     return torch.where(x.abs() < 1, series.mul_(x).mul_(x).div_(2), difference - x)
+
+
+def log_ratio(a, b):
+    """log(a / b) for a, b > 0; where they are close their difference is exact, and no digit of it is lost."""
+    difference = (a - b) / b
+    return torch.where(difference.abs() < 0.5, torch.log1p(difference), torch.log(a / b))

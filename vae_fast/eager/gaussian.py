@@ -1,21 +1,38 @@
-"""The latent op in PyTorch: reparameterised sample and closed-form KL of a diagonal Gaussian, forward and backward."""
+"""The latent op in PyTorch: reparameterised sample and KL of a diagonal Gaussian, forward and backward."""
 
 import torch
 
-from vae_fast.eager import noise, reductions
+from vae_fast.eager import general, noise, reductions
 from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import LOG2_E, expm1_minus_x
+from vae_fast.eager.general import clamped
 
 NONE = (None, None)
+LOGVAR = ("logvar", 0.0, 0.0)
 
 
-def forward(mu, logvar, *, prior=NONE, seed=None, eps=None, clamp=NONE, reduction=None):
+def forward(mu, logvar, **options):
     """As `vae_fast.kernels.gaussian.forward`."""
-    return forward_keeping(mu, logvar, prior=prior, seed=seed, eps=eps, clamp=clamp, reduction=reduction)[:2]
+    return forward_keeping(mu, logvar, **options)[:2]
 
 
-def forward_keeping(mu, logvar, *, prior=NONE, seed=None, eps=None, clamp=NONE, reduction=None):
+def forward_keeping(
+    mu,
+    logvar,
+    *,
+    prior=NONE,
+    seed=None,
+    eps=None,
+    clamp=NONE,
+    scale=LOGVAR,
+    kl="closed_form",
+    samples=None,
+    reduction=None,
+):
     """(z, kl, kept), where `kept` spares `backward` its exponentials: std * eps, and exp(logvar - prior's) - 1."""
+    if scale != LOGVAR or kl != "closed_form" or samples is not None:
+        options = {"clamp": clamp, "scale": scale, "kl": kl, "samples": samples, "reduction": reduction}
+        return *general.forward(mu, logvar, _noise(mu, seed, eps, samples), prior=prior, **options), ()
     dtype = reductions.accumulator(mu.dtype)
     drawn = _noise(mu, seed, eps)
     z = None if drawn is None else torch.empty_like(mu)
@@ -25,7 +42,7 @@ def forward_keeping(mu, logvar, *, prior=NONE, seed=None, eps=None, clamp=NONE, 
     for m, v, prior_mu, prior_logvar, e, noisy, difference, z_out, kl_out in blocks(
         (mu, logvar, *prior, drawn, *kept, z, elementwise)
     ):
-        m, v = m.to(dtype), _clamped(v.to(dtype), clamp)
+        m, v = m.to(dtype), clamped(v.to(dtype), clamp)
         excess = _exponentials(v, prior_logvar, e, noisy, difference)
         if z_out is not None:
             torch.add(m, noisy, out=z_out)
@@ -48,6 +65,9 @@ def backward(
     seed=None,
     eps=None,
     clamp=NONE,
+    scale=LOGVAR,
+    kl="closed_form",
+    samples=None,
     reduction=None,
     prior_grad=False,
     out=None,
@@ -55,8 +75,13 @@ def backward(
 ):
     """As `vae_fast.kernels.gaussian.backward`; `kept` is what `forward_keeping` kept."""
     dtype = reductions.accumulator(mu.dtype)
-    grads = out or (None if grad_kl is None else torch.empty_like(mu), torch.empty_like(logvar))
+    passed = grad_kl is None and samples is None and scale[0] != "soft_clamp"
+    grads = out or (None if passed else torch.empty_like(mu), torch.empty_like(logvar))
     grads = (*grads, *(torch.empty_like(p) if prior_grad else None for p in prior))
+    if scale != LOGVAR or kl != "closed_form" or samples is not None:
+        options = {"clamp": clamp, "scale": scale, "kl": kl, "samples": samples, "reduction": reduction}
+        general.backward(grad_z, grad_kl, mu, logvar, _noise(mu, seed, eps, samples), grads, prior=prior, **options)
+        return grads
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     if kept is None:
         kept = _keep(mu, logvar, prior, seed, eps, clamp, grad_z is not None, grad_kl is not None)
@@ -97,7 +122,7 @@ def _keep(mu, logvar, prior, seed, eps, clamp, sampled, measured):
     kept = _empty_kept(logvar, dtype, sampled, measured)
     drawn = _noise(mu, seed, eps) if sampled else None
     for v, prior_logvar, e, *outs in blocks((logvar, prior[1], drawn, *kept)):
-        _exponentials(_clamped(v.to(dtype), clamp), prior_logvar, e, *outs)
+        _exponentials(clamped(v.to(dtype), clamp), prior_logvar, e, *outs)
     return kept
 
 
@@ -110,13 +135,11 @@ def _exponentials(logvar, prior_logvar, eps, noisy, difference):
     return None
 
 
-def _clamped(logvar, clamp):
-    return logvar if clamp[0] is None else logvar.clamp(*clamp)
-
-
-def _noise(mu, seed, eps):
+def _noise(mu, seed, eps, samples=None):
     """The given eps, or the seed's: the same in forward and backward."""
-    return eps if seed is None else noise.normal(seed, mu)
+    if seed is None:
+        return eps
+    return noise.normal(seed, mu if samples is None else general.sampled_like(mu, samples))
 
 
 def _shift(mu, prior_mu, prior_logvar):

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import Function
 
 from vae_fast.eager import gaussian as eager
+from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
@@ -19,6 +20,11 @@ class Spec(NamedTuple):
     reduction: str | None
     low: float | None
     high: float | None
+    scale: str
+    bound: float
+    epsilon: float
+    kl: str
+    samples: int | None
     dim: int
     backend: str
 
@@ -34,50 +40,64 @@ def _halves(mu, logvar, dim):
     return (mu, logvar) if logvar is not None else mu.chunk(2, dim)
 
 
-def _forward_impl(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend):
-    forward = room(backend, "gaussian", mu).forward
-    made = _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim)
+def _forward_impl(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
+    spec = Spec(*spec)
+    forward = room(spec.backend, "gaussian", mu).forward
+    made = _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, spec)
     return [t for t in made if t is not None]
 
 
-def _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim):
-    mu, logvar = _halves(mu, logvar, dim)
-    return forward(
-        mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, clamp=(low, high), reduction=reduction
-    )
+def _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
+    mu, logvar = _halves(mu, logvar, spec.dim)
+    return forward(mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, **_options(spec))
 
 
-def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend):
-    mu, _ = _halves(mu, logvar, dim)
-    made = [] if seed is None and eps is None else [torch.empty_like(mu)]
-    dtype = accumulator(mu.dtype)
+def _options(spec):
+    """What the rooms' forward and backward both take."""
+    return {
+        "clamp": (spec.low, spec.high),
+        "scale": (spec.scale, spec.bound, spec.epsilon),
+        "kl": spec.kl,
+        "samples": spec.samples,
+        "reduction": spec.reduction,
+    }
+
+
+def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
+    spec = Spec(*spec)
+    reduction = spec.reduction
+    mu, _ = _halves(mu, logvar, spec.dim)
+    made = [] if seed is None and eps is None else [sampled_like(mu, spec.samples)]
+    dtype, each = accumulator(mu.dtype), spec.samples if spec.kl == "monte_carlo" else None
     if reduction == "none":
-        made.append(torch.empty_like(mu, dtype=dtype))
-    elif reduction == "latent":
-        made.append(latent_like(mu, dtype))
+        made.append(sampled_like(mu, each, dtype))
     elif reduction is not None:
-        made.append(mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype))
+        if reduction == "latent":
+            one = latent_like(mu, dtype)
+        else:
+            one = mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype)
+        made.append(sampled_like(one, each))
     return made
 
 
-def _backward_impl(
-    grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend, prior_grad,
-    **kept,
-):  # fmt: skip
+def _backward_impl(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec, **kept):
+    *spec, prior_grad = spec
+    spec = Spec(*spec)
     packed = torch.empty_like(mu) if logvar is None else None
-    mu, logvar = _halves(mu, logvar, dim)
-    grads = room(backend, "gaussian", mu).backward(
-        grad_z, grad_kl, mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, clamp=(low, high),
-        reduction=reduction, prior_grad=prior_grad, out=None if packed is None else packed.chunk(2, dim), **kept,
+    mu, logvar = _halves(mu, logvar, spec.dim)
+    out = None if packed is None else packed.chunk(2, spec.dim)
+    grads = room(spec.backend, "gaussian", mu).backward(
+        grad_z, grad_kl, mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, prior_grad=prior_grad,
+        out=out, **_options(spec), **kept,
     )  # fmt: skip
     posterior = grads[:2] if packed is None else [packed]
     return [g for g in (*posterior, *grads[2:]) if g is not None]
 
 
-def _backward_fake(
-    grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, reduction, low, high, dim, backend, prior_grad
-):
-    grads = [torch.empty_like(mu)] if logvar is None or grad_kl is not None else []
+def _backward_fake(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
+    *spec, prior_grad = spec
+    passes = logvar is not None and _passes(grad_kl, Spec(*spec))
+    grads = [] if passes else [torch.empty_like(mu)]
     if logvar is not None:
         grads.append(torch.empty_like(logvar))
     if prior_grad:
@@ -85,8 +105,16 @@ def _backward_fake(
     return grads
 
 
+def _passes(grad_kl, spec):
+    """Whether the gradient in mu is that of z itself."""
+    return grad_kl is None and spec.samples is None and spec.scale != "soft_clamp"
+
+
 _TENSORS = "Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps"
-_SPEC = "str? reduction, float? low, float? high, int dim, str backend"
+_SPEC = (
+    "str? reduction, float? low, float? high, str scale, float bound, float epsilon, str kl, int? samples, int dim, "
+    "str backend"
+)
 _forward, _forward_direct = define(f"gaussian_forward({_TENSORS}, {_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
 _backward, _backward_direct = define(
     f"gaussian_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, {_SPEC}, bool prior_grad) -> Tensor[]",
@@ -100,7 +128,7 @@ def _forward_keeping(*inputs):
     *tensors, spec = inputs
     if spec.backend != "eager" or not plain(tensors):
         return _forward_direct(*tensors, *spec), ()
-    *made, kept = _run(eager.forward_keeping, *tensors, *spec[:-1])
+    *made, kept = _run(eager.forward_keeping, *tensors, spec)
     return [t for t in made if t is not None], kept
 
 
@@ -117,7 +145,7 @@ def _differentiate(ctx, grads, tensors, call):
     prior = tuple(made[-2:]) if prior_grad else (None, None)
     if tensors[1] is None:
         return made[0], None, *prior, None, None, None
-    if grad_kl is None:
+    if _passes(grad_kl, spec):
         return grad_z, made[0], *prior, None, None, None
     return made[0], made[1], *prior, None, None, None
 

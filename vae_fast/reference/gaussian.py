@@ -1,17 +1,31 @@
-"""The latent of a Gaussian VAE: the reparameterised sample and the closed-form KL (Kingma & Welling 2014).
+"""The latent of a Gaussian VAE: the reparameterised sample and the KL (Kingma & Welling 2014).
 
-The posterior is N(mu, exp(logvar)); the prior is N(0, I) or a Gaussian of its own mu and logvar; all are diagonal.
+The posterior is N(mu, exp(logvar)) unless `scale` says otherwise; the prior is N(0, I) or a Gaussian of its own two
+arrays; all are diagonal.
 """
 
 import numpy as np
 
+from . import divergence, scales
 from .arrays import alike
 from .noise import normal
 from .reductions import expand, reduce
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def forward(mu, logvar, *, prior=None, seed=None, eps=None, clamp=None, reduction=None):
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def forward(
+    mu,
+    logvar,
+    *,
+    prior=None,
+    seed=None,
+    eps=None,
+    clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    samples=None,
+    reduction=None,
+):
     """Sample z = mu + exp(logvar / 2) eps (section 2.4), and the KL to the prior in nats (appendix B).
 
     mu, logvar: [B, ...] of one shape.
@@ -20,6 +34,9 @@ def forward(mu, logvar, *, prior=None, seed=None, eps=None, clamp=None, reductio
         for a channels_last mu the caller permutes mu and logvar to that order, and z back.
     eps: or the noise itself, shaped like mu.
     clamp: (lo, hi) for logvar; the prior's is not clamped.
+    scale: what logvar and the prior's hold, see `scales`.
+    kl: "closed_form", or "monte_carlo": log q(z) - log p(z).
+    samples: K, for z and eps of [K, B, ...]; a Monte Carlo kl then has a dimension K in front.
     reduction: of the KL, see `reductions.reduce`.
     Returns (z or None, kl or None): z is made where seed or eps is given, kl where reduction is.
 
@@ -27,92 +44,110 @@ def forward(mu, logvar, *, prior=None, seed=None, eps=None, clamp=None, reductio
     (array([[ 1.5, -0.5]]), array([0.5]))
     """
     mu, logvar = alike(mu=mu, logvar=logvar)
-    eps = _noise(mu, seed, eps)
-    logvar = _clamp(logvar, clamp)
-    z = None if eps is None else mu + np.exp(logvar / 2) * eps
-    kl = None if reduction is None else reduce(_kl(mu, logvar, *_prior(prior, mu.shape)), reduction)
-    return z, kl
+    eps = _noise(mu, seed, eps, samples)
+    mean, _ = scales.mean(mu, scale)
+    logvar, std, *_ = scales.deviation(_clamp(logvar, clamp), scale)
+    z = None if eps is None else mean + std * eps
+    if reduction is None:
+        return z, None
+    _, _, prior_mean, prior_logvar = _prior(prior, mu.shape, scale)
+    if kl == "monte_carlo":
+        terms = divergence.monte_carlo(z, eps, logvar, prior_mean, prior_logvar)
+        return z, reduce(terms, reduction) if samples is None else np.stack([reduce(t, reduction) for t in terms])
+    return z, reduce(divergence.closed_form(mean, logvar, prior_mean, prior_logvar), reduction)
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def backward(grad_z, grad_kl, mu, logvar, *, prior=None, seed=None, eps=None, clamp=None, reduction=None):
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def backward(
+    grad_z,
+    grad_kl,
+    mu,
+    logvar,
+    *,
+    prior=None,
+    seed=None,
+    eps=None,
+    clamp=None,
+    scale="logvar",
+    kl="closed_form",
+    samples=None,
+    reduction=None,
+):
     """Gradients of `forward`, called with the same arguments, from those of its results.
 
-    grad_z: like mu, or None where z is unused. grad_kl: shaped as the reduction leaves the KL, or None.
+    grad_z: like z, or None where z is unused. grad_kl: shaped as the reduction leaves the KL, or None.
     Returns (grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar): the last two in the prior's own shapes, or None.
     The clamp's gradient is 1 within and at its bounds and 0 outside; a NaN logvar keeps its NaN gradient.
     """
-    mu, logvar = alike(mu=mu, logvar=logvar)
-    clamped = _clamp(logvar, clamp)
-    grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar = (np.zeros(mu.shape) for _ in range(4))
+    mu, raw = alike(mu=mu, logvar=logvar)
+    if samples is not None:
+        return _sum_over_samples(
+            grad_z, grad_kl, mu, raw, _noise(mu, seed, eps, samples),
+            prior=prior, clamp=clamp, scale=scale, kl=kl, reduction=reduction,
+        )  # fmt: skip
+    eps = _noise(mu, seed, eps)
+    mean, mean_slope = scales.mean(mu, scale)
+    logvar, std, logvar_slope, std_slope = scales.deviation(_clamp(raw, clamp), scale)
+    prior_mu, prior_raw, prior_mean, prior_logvar = _prior(prior, mu.shape, scale)
+    from_z, from_mean, from_logvar, from_prior_mean, from_prior_logvar = (np.zeros(mu.shape) for _ in range(5))
     if grad_z is not None:
-        from_mu, from_logvar = _sample_backward(grad_z, mu, clamped, _noise(mu, seed, eps))
-        grad_mu, grad_logvar = grad_mu + from_mu, grad_logvar + from_logvar
+        if eps is None:
+            raise ValueError("grad_z is given without seed or eps: the forward call made no z")
+        _, from_z = alike(mu=mu, grad_z=grad_z)
     if grad_kl is not None:
         grad = expand(grad_kl, mu.shape, reduction)
-        from_mu, from_logvar, grad_prior_mu, grad_prior_logvar = _kl_backward(
-            grad, mu, clamped, *_prior(prior, mu.shape)
-        )
-        grad_mu, grad_logvar = grad_mu + from_mu, grad_logvar + from_logvar
+        if kl == "monte_carlo":
+            slope, from_logvar, from_prior_mean, from_prior_logvar = divergence.monte_carlo_backward(
+                grad, mean + std * eps, prior_mean, prior_logvar
+            )
+            from_z = from_z + slope
+        else:
+            from_mean, from_logvar, from_prior_mean, from_prior_logvar = divergence.closed_form_backward(
+                grad, mean, logvar, prior_mean, prior_logvar
+            )
+    grad_mu = (from_z + from_mean) * mean_slope
+    grad_logvar = from_logvar * logvar_slope if grad_kl is not None else np.zeros(mu.shape)
+    if eps is not None:
+        grad_logvar = grad_logvar + from_z * eps * std_slope
     if clamp is not None:
-        grad_logvar = np.where((logvar < clamp[0]) | (logvar > clamp[1]), 0.0, grad_logvar)
+        grad_logvar = np.where((raw < clamp[0]) | (raw > clamp[1]), 0.0, grad_logvar)
     if prior is None:
         return grad_mu, grad_logvar, None, None
-    grad_prior = (_sum_to(grad, np.shape(p)) for grad, p in zip((grad_prior_mu, grad_prior_logvar), prior, strict=True))
-    return grad_mu, grad_logvar, *grad_prior
+    from_prior = (
+        from_prior_mean * scales.mean(prior_mu, scale)[1],
+        from_prior_logvar * scales.deviation(prior_raw, scale)[2],
+    )
+    return grad_mu, grad_logvar, *(_sum_to(g, np.shape(p)) for g, p in zip(from_prior, prior, strict=True))
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def expm1mx(x):
-    """exp(x) - 1 - x, to 1e-15 relative: near 0 the plain form is the difference of nearly equal numbers.
-
-    Below |x| = 1 by the Taylor series x^2/2 (1 + x/3 (1 + x/4 (...))), whose first omitted term is under 1e-19 of it.
-    """
-    x = np.asarray(x, dtype=np.float64)
-    small = np.abs(x) < 1.0
-    near = np.where(small, x, 0.0)
-    series = np.ones_like(near)
-    for k in range(20, 2, -1):
-        series = 1.0 + near / k * series
-    return np.where(small, near * near / 2 * series, np.expm1(x) - x)
+def _sum_over_samples(grad_z, grad_kl, mu, logvar, eps, *, kl, **options):
+    """The gradients of K samples: those of each, and of a KL in closed form once."""
+    samples, gradients = len(eps), []
+    for k in range(samples):
+        of_kl = grad_kl[k] if grad_kl is not None and kl == "monte_carlo" else None
+        of_z = None if grad_z is None else grad_z[k]
+        gradients.append(backward(of_z, of_kl, mu, logvar, eps=eps[k], kl=kl, **options))
+    if kl == "closed_form":
+        gradients.append(backward(None, grad_kl, mu, logvar, **options))
+    return tuple(None if same[0] is None else sum(same) for same in zip(*gradients, strict=True))
 
 
-def _kl(mu, logvar, prior_mu, prior_logvar):
-    """The KL of each element: (exp(d) - 1 - d + (mu - prior_mu)^2 exp(-prior_logvar)) / 2 at d = logvar - prior_logvar.
-
-    Grouped so that nothing cancels: both terms are non-negative, and each keeps its relative accuracy near KL = 0.
-    """
-    return (expm1mx(logvar - prior_logvar) + (mu - prior_mu) ** 2 * np.exp(-prior_logvar)) / 2
-
-
-def _kl_backward(grad, mu, logvar, prior_mu, prior_logvar):
-    """Gradients of `_kl` in its four arguments."""
-    slope = (mu - prior_mu) * np.exp(-prior_logvar)
-    excess = np.expm1(logvar - prior_logvar)
-    return grad * slope, grad * excess / 2, -grad * slope, -grad * (excess + (mu - prior_mu) * slope) / 2
-
-
-def _sample_backward(grad_z, mu, logvar, eps):
-    """Gradients of z in mu and logvar."""
-    if eps is None:
-        raise ValueError("grad_z is given without seed or eps: the forward call made no z")
-    _, grad_z = alike(mu=mu, grad_z=grad_z)
-    return grad_z, grad_z * eps * np.exp(logvar / 2) / 2
-
-
-def _noise(mu, seed, eps):
-    """eps shaped like mu, or None where neither it nor a seed is given."""
+def _noise(mu, seed, eps, samples=None):
+    """eps shaped like z, or None where neither it nor a seed is given."""
     if seed is not None and eps is not None:
         raise ValueError("seed and eps are both given: pass one of them")
+    shape = mu.shape if samples is None else (samples, *mu.shape)
     if seed is not None:
-        return normal(seed, mu.size).reshape(mu.shape)
-    return None if eps is None else alike(mu=mu, eps=eps)[1]
+        return normal(seed, mu.size * (samples or 1)).reshape(shape)
+    return None if eps is None else alike(mu=np.broadcast_to(mu, shape), eps=eps)[1]
 
 
-def _prior(prior, shape):
-    """The prior's (mu, logvar), expanded to the shape of mu."""
-    prior = (0.0, 0.0) if prior is None else prior
-    return tuple(np.broadcast_to(np.asarray(p, dtype=np.float64), shape) for p in prior)
+def _prior(prior, shape, scale):
+    """The prior's two arrays, expanded to the shape of mu, and its (mean, log-variance)."""
+    if prior is None:
+        return (np.zeros(shape),) * 4
+    mu, raw = (np.broadcast_to(np.asarray(p, dtype=np.float64), shape) for p in prior)
+    return mu, raw, scales.mean(mu, scale)[0], scales.deviation(raw, scale)[0]
 
 
 def _clamp(logvar, clamp):

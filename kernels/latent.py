@@ -1,0 +1,53 @@
+"""What the kernels of the latent op share: the prior of a tile, and the noise of one of its samples."""
+
+import triton
+import triton.language as tl
+
+from vae_fast.kernels import noise, scales, tiling
+
+
+@triton.jit
+def load_prior(
+    prior_mu, prior_logvar, row, column, shape, inside,
+    SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    """(mean, log-variance, standard deviation, and both tensors' values), or () for N(0, I): not None in Triton 3.6."""
+    if prior_mu is None:
+        return ()
+    else:
+        mu = tiling.load(prior_mu, row, column, shape, inside)
+        raw = tiling.load(prior_logvar, row, column, shape, inside)
+        logvar, std = scales.deviation(raw, SCALE, BOUND, EPSILON)
+        return scales.mean(mu, SCALE, BOUND), logvar, std, mu, raw
+
+
+@triton.jit
+def first_sample(WIDE: tl.constexpr):
+    """0, as wide as the offsets."""
+    if WIDE:
+        return (tl.program_id(0) * 0).to(tl.int64)
+    else:
+        return tl.program_id(0) * 0
+
+
+@triton.jit
+def draw_noise(
+    eps, seed, positions, samples, k, row, column, first_column, shape, inside,
+    MANY: tl.constexpr, QUADS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The given eps of sample k, or the seed's: the same in forward and backward."""
+    if eps is not None:
+        if MANY:
+            eps = eps[0] + k * samples[2], eps[1]
+        return tiling.load(eps, row, column, shape, inside)
+    elif QUADS:
+        quad = first_column + 4 * tl.arange(0, COLUMNS // 4)[None, :]
+        first = tiling.offset(row, quad, shape, positions)
+        if MANY:
+            first = first + k * samples[4]
+        return noise.normal_quads(tl.load(seed), first, noise.LATENTS, WIDE)
+    else:
+        index = tiling.offset(row, column, shape, positions)
+        if MANY:
+            index = index + k * samples[4]
+        return noise.normal_lanes(tl.load(seed), index, noise.LATENTS, WIDE)

@@ -1,0 +1,88 @@
+"""How the two tensors of a Gaussian give its mean and standard deviation, and the derivatives of that.
+
+Two families: where the tensor gives a logarithm (logvar, logstd, soft_clamp), what follows is a function of the
+log-variance; where it gives the standard deviation itself (std, softplus, anything plus an epsilon: DIRECT), of that.
+Neither then takes the logarithm of an exponential, or divides by a standard deviation of 0.
+"""
+
+import triton
+import triton.language as tl
+
+from vae_fast.kernels.elementary import log1p, sech2, tanh
+
+
+@triton.jit
+def mean(mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
+    """The mean that the first tensor gives."""
+    if SCALE == "soft_clamp":
+        return BOUND * tanh(mu / BOUND)
+    else:
+        return mu
+
+
+@triton.jit
+def mean_gradient(gradient, mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
+    """The gradient in the first tensor, of one in the mean."""
+    if SCALE == "soft_clamp":
+        return gradient * sech2(mu / BOUND)
+    else:
+        return gradient
+
+
+@triton.jit
+def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr):
+    """(log-variance, standard deviation) that the second tensor gives."""
+    if SCALE == "logvar":
+        return x, tl.exp(0.5 * x)
+    elif SCALE == "logstd":
+        return 2.0 * x, tl.exp(x)
+    elif SCALE == "std":
+        return 2.0 * tl.log(x), x
+    elif SCALE == "softplus":
+        std = tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x))) + EPSILON
+        return 2.0 * tl.log(std), std
+    else:
+        logstd = BOUND * tanh(x / BOUND)
+        std = tl.exp(logstd)
+        if EPSILON > 0:
+            std = std + EPSILON
+            logstd = tl.log(std)
+        return 2.0 * logstd, std
+
+
+@triton.jit
+def deviation_gradient(gradient, x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr):
+    """The gradient in the second tensor, of one in the log-variance, or in the standard deviation where DIRECT."""
+    if SCALE == "logstd":
+        return 2.0 * gradient
+    elif SCALE == "softplus":
+        e = tl.exp(-tl.abs(x))
+        return gradient * tl.where(x >= 0, 1.0, e) / (1.0 + e)
+    elif SCALE == "soft_clamp":
+        gradient = gradient * sech2(x / BOUND)
+        if EPSILON > 0:
+            return gradient * tl.exp(BOUND * tanh(x / BOUND))
+        else:
+            return 2.0 * gradient
+    else:
+        return gradient
+
+
+@triton.jit
+def clamped(logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """logvar within [LOW, HIGH]; NaN stays NaN."""
+    if LOW is not None:
+        low = tl.full((1, 1), LOW, logvar.dtype)  # a bare constant would be rounded to float32 first
+        high = tl.full((1, 1), HIGH, logvar.dtype)
+        logvar = tl.clamp(logvar, low, high, propagate_nan=tl.PropagateNan.ALL)
+    return logvar
+
+
+@triton.jit
+def clamped_gradient(gradient, logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """The gradient through `clamped`: 1 at the bounds, 0 outside; NaN stays NaN."""
+    if LOW is not None:
+        low = tl.full((1, 1), LOW, logvar.dtype)
+        high = tl.full((1, 1), HIGH, logvar.dtype)
+        gradient = tl.where((logvar < low) | (logvar > high), 0.0, gradient)
+    return gradient

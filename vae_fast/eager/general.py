@@ -1,0 +1,131 @@
+"""The latent op in every scale, with either KL and several samples: what `gaussian` has no faster passes for.
+
+It computes in float64. Nothing is kept for backward, which makes the exponentials again.
+"""
+
+import torch
+
+from vae_fast.eager import divergence, reductions, scales
+from vae_fast.eager.blocks import blocks
+
+
+def sampled_like(mu, samples, dtype=None):
+    """Room for `samples` tensors like mu, one behind the other in memory; for one like mu where that is None."""
+    if samples is None:
+        return torch.empty_like(mu, dtype=dtype)
+    strides = torch.empty_like(mu, device="meta").stride()
+    return torch.empty_strided((samples, *mu.shape), (mu.numel(), *strides), dtype=dtype or mu.dtype, device=mu.device)
+
+
+def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, samples, reduction):
+    """(z or None, kl or None). drawn: eps, or None."""
+    dtype, direct = reductions.accumulator(mu.dtype), scales.is_direct(scale)
+    each = samples if kl == "monte_carlo" else None
+    z = None if drawn is None else sampled_like(mu, samples)
+    elementwise = sampled_like(mu, each, dtype) if reduction == "none" else None
+    sums = [[] for _ in range(each or 1)]
+    by_batch = (_by_batch(drawn, samples), _by_batch(z, samples), _by_batch(elementwise, each))
+    for m, raw, prior_mu, prior_raw, e, z_out, kl_out in blocks((mu, logvar, *prior, *by_batch)):
+        mean = scales.mean(m.double(), scale)
+        v, std = scales.deviation(clamped(raw.double(), clamp), scale)
+        q = None if reduction is None else _prior(prior_mu, prior_raw, scale)
+        for k in range(0 if z is None else samples or 1):
+            eps = e[:, k].double()
+            sample = mean + std * eps
+            z_out[:, k].copy_(sample)
+            if reduction is not None and kl == "monte_carlo":
+                terms = divergence.monte_carlo(sample, eps, v, std, q, direct)
+                _reduce(terms, sums[k], None if kl_out is None else kl_out[:, k], reduction)
+        if reduction is not None and kl == "closed_form":
+            terms = divergence.closed_form(mean, v, std, q, direct)
+            _reduce(terms, sums[0], None if kl_out is None else kl_out[:, 0], reduction)
+    if reduction in (None, "none"):
+        return z, elementwise
+    totals = [reductions.finish(partials, reduction, mu.shape).to(dtype) for partials in sums]
+    if each is None:
+        return z, totals[0]
+    return z, torch.stack(totals, out=sampled_like(totals[0], each))
+
+
+def _reduce(terms, sums, out, reduction):
+    """Write the terms to `out`, or add their partial sum to `sums`."""
+    sums.append(reductions.partial(terms, reduction)) if out is None else out.copy_(terms)
+
+
+def backward(grad_z, grad_kl, mu, logvar, drawn, grads, *, prior, clamp, scale, kl, samples, reduction):
+    """Write to `grads`, those of mu, logvar and the prior's two; None is left out."""
+    g = None
+    if grad_kl is not None:
+        each = grad_kl if kl == "monte_carlo" and samples is not None else (grad_kl,)
+        g = [reductions.spread(one, mu, reduction) for one in each]
+    by_batch = (_by_batch(grad_z, samples), _by_batch(drawn, samples))
+    for m, raw, prior_mu, prior_raw, z_block, e, *rest in blocks((mu, logvar, *prior, *by_batch, *grads, *(g or ()))):
+        outs, upstream = rest[:4], rest[4:] if g else None
+        _backward_block(clamp, scale, kl, m, raw, prior_mu, prior_raw, z_block, e, upstream, *outs)
+
+
+def _backward_block(clamp, scale, kl, mu, raw, prior_mu, prior_raw, grad_z, eps, upstream, *grads):
+    """grad_z, eps: the samples along dimension 1; upstream: one gradient of the kl's elements, or one a sample."""
+    d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
+    direct, monte_carlo = scales.is_direct(scale), kl == "monte_carlo" and upstream is not None
+    mu, raw = mu.double(), raw.double()
+    mean = scales.mean(mu, scale)
+    v, std = scales.deviation(clamped(raw, clamp), scale)
+    q = None if upstream is None else _prior(prior_mu, prior_raw, scale)
+    d_mean, d_deviation, d_prior_mean, d_prior = (torch.zeros_like(mu) for _ in range(4))
+    for k in range(eps.shape[1] if grad_z is not None or monte_carlo else 0):
+        e = eps[:, k].double()
+        d_z = torch.zeros_like(mu) if grad_z is None else grad_z[:, k].double()
+        if monte_carlo:
+            g, sample = upstream[k].double(), mean + std * e
+            slope = divergence.slope(sample, q)
+            d_z = d_z + g * slope
+            d_deviation += _through_logvar(-0.5 * g, std, direct)
+            if q is not None:
+                d_prior_mean -= g * slope
+                d_prior += 0.5 * g * (1 - slope * (sample - q[0]))
+        d_mean += d_z
+        d_deviation += _through_sample(d_z, e, std, direct)
+    if upstream is not None and not monte_carlo:
+        g = upstream[0].double()
+        kl_mean, kl_logvar = divergence.closed_form_gradient(mean, v, std, q, direct)
+        d_mean += g * kl_mean
+        d_deviation += _through_logvar(g * kl_logvar, std, direct)
+        if q is not None:
+            d_prior_mean, d_prior = -g * kl_mean, -g * (kl_logvar + 0.5 * kl_mean * (mean - q[0]))
+    if d_prior_mu is not None:
+        d_prior_mu.copy_(scales.mean_gradient(d_prior_mean, prior_mu.double(), scale))
+        d_prior = _through_logvar(d_prior, q[2], direct)
+        d_prior_logvar.copy_(scales.deviation_gradient(d_prior, prior_raw.double(), scale))
+    if d_mu is not None:
+        d_mu.copy_(scales.mean_gradient(d_mean, mu, scale))
+    d_logvar.copy_(clamped_gradient(scales.deviation_gradient(d_deviation, raw, scale), raw, clamp))
+
+
+def _by_batch(tensor, samples):
+    """[B, K, ...], which cuts along the batch."""
+    return None if tensor is None else tensor.unsqueeze(1) if samples is None else tensor.transpose(0, 1)
+
+
+def _prior(mu, raw, scale):
+    """(mean, log-variance, standard deviation), or None for N(0, I)."""
+    return None if mu is None else (scales.mean(mu.double(), scale), *scales.deviation(raw.double(), scale))
+
+
+def _through_sample(gradient, eps, std, direct):
+    """The gradient in the log-variance, or the standard deviation where that is direct, of one in z."""
+    return gradient * eps if direct else gradient * eps * std * 0.5
+
+
+def _through_logvar(gradient, std, direct):
+    """The same, of one in the log-variance."""
+    return gradient * 2 / std if direct else gradient
+
+
+def clamped(logvar, clamp):
+    return logvar if clamp[0] is None else logvar.clamp(*clamp)
+
+
+def clamped_gradient(gradient, logvar, clamp):
+    """NaN stays NaN."""
+    return gradient if clamp[0] is None else gradient.masked_fill((logvar < clamp[0]) | (logvar > clamp[1]), 0)

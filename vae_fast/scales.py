@@ -1,0 +1,75 @@
+"""How the second tensor of a Gaussian gives its standard deviation: a name, or a frozen dataclass where it has numbers.
+
+The posterior and the prior are given in one scale. What stands here is in the three rooms in `scales.py`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vae_fast import checks
+
+
+class Scale(NamedTuple):
+    """What the ops take: plain values, which a raw op's schema can hold."""
+
+    name: str
+    bound: float = 0.0
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class Softplus:
+    """std = log(1 + exp(v)) + epsilon, as in RAVE, Stable Audio and diffusers' Oobleck.
+
+    >>> gaussian_kl(torch.zeros(1, 1), torch.zeros(1, 1), scale=Softplus(0.0)).item()  # std = log 2
+    0.10673...
+    """
+
+    epsilon: float = 1e-4
+
+    def __post_init__(self):
+        object.__setattr__(self, "epsilon", checks.number("epsilon", self.epsilon))
+
+
+@dataclass(frozen=True)
+class SoftClamp:
+    """mean = bound tanh(mu / bound), std = exp(bound tanh(v / bound)) + epsilon (NVAE, Vahdat & Kautz 2020).
+
+    NVAE's code has bound 5 and adds epsilon=0.01. It bounds both tensors, and so is a scale of its own and no option
+    beside the others.
+
+    >>> gaussian_kl(torch.full((1, 1), 1e4), torch.zeros(1, 1), scale=SoftClamp(5.0)).item()
+    12.5
+    """
+
+    bound: float = 5.0
+    epsilon: float = 0.0
+
+    def __post_init__(self):
+        bound = checks.number("bound", self.bound)
+        if not bound:
+            raise ValueError(f"bound is {self.bound}: expected a finite number > 0")
+        object.__setattr__(self, "bound", bound)
+        object.__setattr__(self, "epsilon", checks.number("epsilon", self.epsilon))
+
+
+LOGVAR = Scale("logvar")
+SCALES = {
+    "logvar": LOGVAR,
+    "logstd": Scale("logstd"),
+    "std": Scale("std"),
+    "softplus": Scale("softplus", epsilon=Softplus.epsilon),
+}
+
+
+def lookup(scale):
+    """The `Scale` of a name or a dataclass. Raises ValueError, naming the choices, for anything else."""
+    if isinstance(scale, Softplus):
+        return Scale("softplus", epsilon=scale.epsilon)
+    if isinstance(scale, SoftClamp):
+        return Scale("soft_clamp", scale.bound, scale.epsilon)
+    try:
+        return SCALES[scale]
+    except (KeyError, TypeError):
+        choices = ", ".join(map(repr, SCALES))
+        raise ValueError(f"scale is {scale!r}: expected one of {choices}, a Softplus or a SoftClamp") from None
