@@ -45,6 +45,31 @@ def test_saturated_probabilities(backend):
     torch.testing.assert_close(gradient[0, [1, 2, 3]].cpu(), torch.tensor([-0.094, -1.0, 0.0]), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")], ids=str)
+def test_dtypes(problem, dtypes):
+    """Of the probabilities and of the data. The loss is float32, where PyTorch refuses the data or returns bfloat16."""
+    (recon_x, mu, logvar), x = problem
+    recon_x = recon_x.detach().to(getattr(torch, dtypes[0])).requires_grad_()
+    x, mu, logvar = x.round().to(getattr(torch, dtypes[1])), mu.detach().float(), logvar.detach().float()
+    ours, expected = vae_loss(recon_x, x, mu, logvar), theirs(recon_x.float(), x.float(), mu, logvar)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, recon_x)[0] for loss in (ours, expected)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool], ids=str)
+def test_data_that_are_not_floats_are_refused(problem, dtype):
+    (recon_x, mu, logvar), x = problem
+    with pytest.raises(TypeError, match=r"target is (uint8|bool): expected float32, bfloat16, float16 or float64"):
+        vae_loss(recon_x, x.to(dtype), mu, logvar)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in log:RuntimeWarning")  # numpy, in the interpreter
+def test_outside_of_0_and_1_the_loss_is_not_a_number(problem):
+    (recon_x, mu, logvar), x = problem
+    for offset in (-1.5, 1.5):
+        assert vae_loss(recon_x + offset, x, mu, logvar).isnan()
+
+
 def test_another_number_of_elements_is_refused(problem):
     (recon_x, mu, logvar), x = problem
     with pytest.raises(ValueError, match=r"x has shape \[2, 1, 2, 3\], recon_x has \[4, 6\]"):

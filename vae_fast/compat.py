@@ -1,8 +1,6 @@
 """Loss functions of other people's training loops, under their names and with their numbers."""
 
-import torch.nn.functional as F
-
-from vae_fast.functional import gaussian_kl
+from vae_fast.functional import gaussian_kl, reconstruction_loss
 
 
 def vae_loss(recon_x, x, mu, logvar):
@@ -14,15 +12,17 @@ def vae_loss(recon_x, x, mu, logvar):
 
     Args:
         recon_x: [B, ...], probabilities in [0, 1]: the decoder's output after its sigmoid. As in PyTorch the log is
-            not below -100, so the loss is finite at 0 and 1, and the gradient there is PyTorch's.
+            not below -100, so the loss is finite at 0 and 1, and the gradient there is PyTorch's. Outside [0, 1] the
+            loss is NaN, where PyTorch's op raises: to look would wait for the GPU.
         x: the data in [0, 1], as many elements as recon_x; it is given recon_x's shape, [B, 1, 28, 28] -> [B, 784].
+            Of any float dtype, where PyTorch wants recon_x's. It must not require a gradient.
         mu, logvar: [B, L], of one dtype.
 
     Returns:
-        0-d, differentiable; divide by B for nats per sample.
+        0-d, float32 (float64 where an argument is), differentiable once; divide by B for nats per sample.
 
     Raises:
-        TypeError, ValueError: as `gaussian_kl`; x of another number of elements than recon_x.
+        TypeError, ValueError: as `reconstruction_loss` and `gaussian_kl`; x of another number of elements than recon_x.
 
     >>> half, zero = torch.full((2, 3), 0.5), torch.zeros(2, 4)
     >>> vae_loss(half, torch.ones(2, 3), zero, zero).item()  # 6 log 2
@@ -36,6 +36,5 @@ def vae_loss(recon_x, x, mu, logvar):
 
 
 def bernoulli_probs(probs, target):
-    """Binary cross-entropy of probabilities in nats, summed over everything; the log is not below -100."""
-    # With a likelihood of that name: return reconstruction_loss(probs, target, "bernoulli_probs", reduction="sum")
-    return F.binary_cross_entropy(probs, target, reduction="sum")
+    """F.binary_cross_entropy(probs, target, reduction="sum"): the log is not below -100."""
+    return reconstruction_loss(probs, target, "bernoulli_probs", reduction="sum")

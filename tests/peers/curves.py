@@ -45,6 +45,11 @@ def _nodes(root):
     return found
 
 
+def goes_through_ours(tensor):
+    """Whether one of our Functions is in its graph."""
+    return any(map(_is_ours, _nodes(tensor.grad_fn)))
+
+
 def _is_ours(node):
     function = getattr(type(node), "_forward_cls", None)  # the Function of a node written in Python
     return function is not None and function.__module__.startswith("vae_fast.")

@@ -17,8 +17,8 @@ def patch(*, force=False):
     per sample. "mse" is 1/2 of the squared error, summed over elements; "bce" takes probabilities. Models that inherit
     one of these loss functions are patched with it; the noise stays pythae's, which returns it.
 
-    Losses are float32 (float64 for float64) and, but for "bce", differentiable once. Returns a `Patch`, which says what
-    it patched. force: take an untested version.
+    Losses are float32 (float64 for float64) and differentiable once. "bce" of something outside [0, 1] is NaN, where
+    PyTorch's op raises. Returns a `Patch`, which says what it patched. force: take an untested version.
 
     Raises ImportError where pythae is missing, and RuntimeError where it is not a version that was tested.
     """

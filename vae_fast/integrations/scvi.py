@@ -1,4 +1,4 @@
-"""scvi-tools: the KL of two Normals in the loss of its VAE.
+"""scvi-tools: its count likelihoods, and the KL of two Normals in the loss of its VAE.
 
 from vae_fast.integrations import scvi as fast
 
@@ -8,15 +8,25 @@ fast.patch()  # for the process, or `with fast.patch():`
 from torch.distributions import Normal, kl_divergence, register_kl
 
 from vae_fast.functional import gaussian_kl
+from vae_fast.integrations import counts
 from vae_fast.integrations.patching import Project, wrap
 
 
 def patch(*, force=False):
-    """Compute the KL terms of scvi-tools' VAE with the fused op, until `unpatch()` or the end of `with patch():`.
+    """Compute scvi-tools' likelihoods of counts and the KL of its VAE fused, until `unpatch()` or the end of `with`.
 
-    `scvi.module.VAE.loss`, which SCVI trains with, for the cells' latents and for the library size. All that it returns
-    keeps its meaning, shape and dtype. The latents are few: the gain is accuracy where posterior and prior nearly
-    agree. It can be differentiated once. Returns a `Patch`, which says what it patched. force: take an untested
+    `scvi.distributions`: log_prob of `NegativeBinomial`, `ZeroInflatedNegativeBinomial` and `Poisson`, elementwise and
+    of the shape and dtype that it had, for every model that uses them. `log_nb_positive` and `log_zinb_positive` run
+    their own code for another eps, log_fn or lgamma_fn, for fewer than two dimensions, and where x requires a gradient.
+    In float32 the negative binomials stay exact where theta is large, where scvi-tools' formula cancels. A Poisson
+    count of 1 at a rate of 0 gets the least float32 number, not -inf. Not patched: `log_mixture_nb` with one theta for
+    both components, and torch's own Poisson, which MULTIVAE and gimVI take.
+
+    `scvi.module.VAE.loss`, which SCVI trains with: the reconstruction is summed over genes in the pass that computes
+    it, and the KL of the latents and of the library size are fused. All that it returns keeps its meaning, shape and
+    dtype.
+
+    What is fused can be differentiated once. Returns a `Patch`, which says what it patched. force: take an untested
     version.
 
     Raises ImportError where scvi-tools is missing, and RuntimeError where it is not a version that was tested.
@@ -30,11 +40,9 @@ def unpatch():
 
 
 def _changes():
-    # The likelihoods' functions belong here too: log_nb_positive and log_zinb_positive of
-    # scvi.distributions._negative_binomial, which is a module and can be wrapped as a class can.
     from scvi.module import VAE
 
-    return [wrap(VAE, "loss", _loss)]
+    return [wrap(VAE, "loss", _loss), *counts.changes()]
 
 
 _project = Project("scvi-tools", "scvi", ("1.4.2",), _changes)
@@ -54,9 +62,10 @@ def _kl(posterior, prior):
 
 
 def _loss(theirs):
-    def loss(self, tensors, inference_outputs, *args, **kwargs):
-        fused = {name: _fused(value) for name, value in inference_outputs.items()}
-        return theirs(self, tensors, fused, *args, **kwargs)
+    def loss(self, tensors, inference_outputs, generative_outputs, *args, **kwargs):
+        inferred = {name: _fused(value) for name, value in inference_outputs.items()}
+        generated = {name: counts.summed_over_genes(value) for name, value in generative_outputs.items()}
+        return theirs(self, tensors, inferred, generated, *args, **kwargs)
 
     return loss
 
