@@ -42,7 +42,8 @@ def forward(
     elementwise = sampled_like(mu, each, dtype) if reduction == "none" else None
     view, (position, *operands) = tiling.view(
         [
-            tiling.dense_like(mu), mu, logvar, *prior, _first(z, samples), _first(eps, samples), _first(elementwise, each)
+            tiling.dense_like(mu), mu, logvar, *prior,
+            _first(z, samples), _first(eps, samples), _first(elementwise, each),
         ],
         by_sample=reduction in ("sample", "latent"),
     )  # fmt: skip
