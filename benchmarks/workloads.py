@@ -19,6 +19,7 @@ from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import backend
 
 COMMON = (torch.float32, torch.bfloat16)
+CORE = ("bernoulli", "mse", "gaussian")  # with a logarithm, without, and with two parameters
 SEED = 2**40 + 1
 CLAMP = (-30.0, 20.0)  # that of diffusers
 SAMPLES = 5  # of Burda et al. 2016
@@ -191,26 +192,33 @@ def _latent(
 
 
 def reconstruction_workloads():
-    """Each likelihood."""
+    """Each likelihood: those that span what a kernel can be in every option, the others where their formula counts."""
     for name, row in LIKELIHOODS.items():
-        for dtype in checks.FLOATS:
-            yield _reconstruction(name, dtype=dtype, main=dtype in COMMON)
+        for dtype in COMMON:
+            yield _reconstruction(name, dtype=dtype, main=True)
+            yield _reconstruction(name, "sample", dtype=dtype, main=name in CORE)
+            yield _reconstruction(name, "none", dtype=dtype)
+            for grads in range(len(row.parameters)):
+                yield _reconstruction(name, grads=grads, dtype=dtype)
+        yield _reconstruction(name, dtype=torch.float64)
+        yield _reconstruction(name, layout="784 columns", main=name in CORE)
+        if len(row.parameters) > 1:
+            yield _reconstruction(name, shared=True)
+    for name in CORE:
+        yield _reconstruction(name, dtype=torch.float16)
         yield _reconstruction(name, dtype=torch.bfloat16, target=torch.float32)
         for dtype in COMMON:
             for layout in LAYOUTS:
                 yield _reconstruction(name, dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)
-            for layout in ("rows", "chunks", "784 columns", "long rows", "primes"):
-                yield _reconstruction(name, "sample", dtype=dtype, layout=layout, main=layout == ORDINARY)
-            yield _reconstruction(name, "none", dtype=dtype)
-            for grads in range(len(row.parameters)):
-                yield _reconstruction(name, grads=grads, dtype=dtype)
+            for layout in ("chunks", "784 columns", "long rows", "primes"):
+                yield _reconstruction(name, "sample", dtype=dtype, layout=layout)
         for reduction in checks.REDUCTIONS:
             yield _reconstruction(name, reduction)
 
 
 def target_workloads():
     """What may be done to a target: read in its own dtype, scaled, weighted, sampled."""
-    for name in LIKELIHOODS:
+    for name in CORE:
         yield _reconstruction(name, dtype=torch.bfloat16, target=torch.uint8, main=True)
         yield _reconstruction(name, target=torch.uint8)
         yield _reconstruction(name, dtype=torch.bfloat16, target=torch.int32)
@@ -236,13 +244,17 @@ WEIGHTS = {  # name -> (dtype, its shape for a target's)
 
 def _reconstruction(
     likelihood, reduction="batchmean", *, grads=None, dtype=torch.float32, target=None, layout=ORDINARY, main=False,
-    scale=None, weight="", binarize=False,
+    scale=None, weight="", binarize=False, shared=False,
 ):  # fmt: skip
-    """grads: how many of the parameters, the first ones, require a gradient; None for all. weight: in WEIGHTS."""
+    """grads: how many of the parameters, the first ones, require a gradient; None for all. weight: in WEIGHTS.
+
+    shared: the parameters beyond the first are one number each.
+    """
     count = len(LIKELIHOODS[likelihood].parameters)
 
     def make():
         leaves, constants = _outputs(count, layout, dtype, target, grads, weight)
+        leaves[1:] = (_leaf(torch.ones((), dtype=dtype)) for _ in leaves[1:]) if shared else leaves[1:]
         return leaves, [*constants, *([torch.tensor([SEED])] if binarize else [])]
 
     def function(*tensors):
@@ -254,14 +266,14 @@ def _reconstruction(
         return vae_fast.reconstruction_loss(_output(tensors[:-1]), tensors[-1], likelihood, **given)
 
     words = (target and f"{_name(target)} target", None if grads is None else f"{grads} of {count} gradients")
-    words = (*words, scale and "target_scale", weight, binarize and "binarize")
+    words = (*words, scale and "target_scale", weight, binarize and "binarize", shared and "shared parameters")
     options = _joined_words((likelihood, reduction, *words))
     return Workload("reconstruction_loss", options, _name(dtype), layout, make, function, main=main)
 
 
 def elbo_workloads():
     """The whole loss: with either kind of kl and beta, and from any of its outputs."""
-    for name in LIKELIHOODS:
+    for name in CORE:
         yield from (_elbo(name, dtype=dtype, main=True) for dtype in COMMON)
         yield _elbo(name, averaged=True, used=None)
         yield _elbo(name, beta_tensor=True, used=None)

@@ -34,6 +34,8 @@ ISSUED = {
     "continuous_bernoulli": Issued(sum=61, gradient=41, both=88, each=60),
     "l1": Issued(sum=8, gradient=10, both=15, each=7),
     "log_cosh": Issued(sum=51, gradient=39, both=67, each=78),
+    "huber": Issued(sum=13, gradient=12, both=21, each=11),
+    "student_t": Issued(sum=60, gradient=29, both=78, each=58),
     "laplace": Issued(sum=17, gradient=20, both=30, each=15),
     "discretized_logistic": Issued(sum=104, gradient=90, both=145, each=128),
     "poisson": Issued(sum=51, gradient=11, both=54, each=50),
@@ -90,28 +92,7 @@ def continuous_bernoulli(params, target):
     c = tl.where(b < 1.0, 1.0, b)  # stands where the closed form is right
     rest = tl.where(b < 1.0, 1.0, 1.0 - e)  # 1 - exp(-b)
     square = b * b
-    if b.dtype == tl.float64:
-        tail = 4.770034475709914e-16 - 1.087434349279031e-17 * square
-        tail = -2.1185501852016142e-14 + tail * square
-        tail = 9.55895466477477e-13 + tail * square
-        tail = -4.403491782239578e-11 + tail * square
-        tail = 2.08767569878681e-09 + tail * square
-        tail = -1.033399470899471e-07 + tail * square
-        slope = 8.586062056277845e-15 - 2.174868698558062e-16 * square
-        slope = -3.3896802963225827e-13 + slope * square
-        slope = 1.338253653068468e-11 + slope * square
-        slope = -5.284190138687493e-10 + slope * square
-        slope = 2.08767569878681e-08 + slope * square
-        slope = -8.267195767195768e-07 + slope * square
-    else:
-        tail = 2.08767569878681e-09 * square - 1.033399470899471e-07
-        slope = 2.08767569878681e-08 * square - 8.267195767195768e-07
-    tail = 5.5114638447971785e-06 + tail * square
-    tail = -3.4722222222222224e-04 + tail * square
-    tail = 4.1666666666666664e-02 + tail * square
-    slope = 3.3068783068783064e-05 + slope * square
-    slope = -1.388888888888889e-03 + slope * square
-    slope = 8.333333333333333e-02 + slope * square
+    tail, slope = special.log_sinhc(square)
     log_partition = tl.where(b < 1.0, tail * square - 0.5 * b, tl.log(rest / c))
     complement = tl.where(b < 1.0, 0.5 - slope * b, 1.0 / c - e / rest)  # 1 less the target's mean at b
     return (
@@ -145,6 +126,28 @@ def log_cosh(params, target):
     excess = tl.where(near, 0.5 * rest * rest / e, e * e)
     slope = rest * (1.0 + e) / (1.0 + e * e)
     return tl.where(near, 0.0, size - 0.69314718055994530942), (excess,), (tl.where(error < 0, -slope, slope),)
+
+
+@triton.jit
+def huber(params, target):
+    """Huber loss; the second parameter is delta, which has no derivative."""
+    error, delta = params[0] - target, params[1]
+    size = tl.abs(error)
+    near = size <= delta
+    slope = tl.where(near, error, _sign(error) * delta)
+    return tl.where(near, 0.5 * error * error, delta * (size - 0.5 * delta)), (), (slope,)
+
+
+@triton.jit
+def student_t(params, target):
+    """Student's t nll given mean and log scale; then df and the logarithm of the constant, without derivatives."""
+    error, df = params[0] - target, params[2]
+    inverse = tl.exp(-params[1])
+    scaled = error * inverse
+    square = scaled * scaled
+    share = (df + 1.0) / (df + square)
+    nll = params[3] + params[1] + 0.5 * (df + 1.0) * elementary.log1p(square / df)
+    return nll, (), (share * scaled * inverse, 1.0 - share * square)
 
 
 @triton.jit

@@ -148,6 +148,7 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, partia
             *operands, seed, scale, partials, *_arguments(scalars), (view.rows, view.columns), view.shape,
             reductions.divisor(reduction, target.shape),
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
+            SPREADS=("none", *(tiling.shared(p, view.rows) for p in operands.parameters[1:])),
             WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
             QUADS=operands.positions[1:2] == (1,) and view.shape[0] % 4 == 0,
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
@@ -162,7 +163,7 @@ def _reconstruct(
     parameters, target, weight, loss, upstream, grads, positions, seed, target_scale: "fp64",
     partials, scalars, beta: "fp64", size, shape, divisor,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
-    WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
+    SPREADS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
@@ -171,13 +172,13 @@ def _reconstruct(
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, False,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, True,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
 
@@ -186,7 +187,7 @@ def _tile(
     parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
     partials, scalars, beta, size, shape, divisor, first_row, first_column,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
-    WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
+    SPREADS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     row = first_row + tl.arange(0, ROWS)[:, None]
@@ -194,9 +195,7 @@ def _tile(
     inside = None
     if EDGE:
         inside = (row < size[0]) & (column < size[1])
-    values = ()
-    for k in tl.static_range(len(parameters)):
-        values = values + (tiling.load(parameters[k], row, column, shape, inside),)
+    values = tiling.load_each(parameters, row, column, size, shape, inside, SPREADS, EDGE)
     x = targets.read(
         target, target_scale, seed, positions, row, column, first_column, shape, inside, values[0],
         SCALED, QUADS, COLUMNS, WIDE,

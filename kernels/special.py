@@ -169,3 +169,31 @@ def _remainder_derivative_float64(y):
     p = p * q - 1.0 / 120.0
     p = p * q + 1.0 / 12.0
     return -p * q + tl.where(y < 10.0, shift, 0.0)
+
+
+@triton.jit
+def log_sinhc(square):
+    """log(sinh(b/2) / (b/2)) / b^2, and its derivative in b over b, for b^2 in [0, 1]: Taylor, B_2n / (2n (2n)!)."""
+    if square.dtype == tl.float64:
+        tail = 4.770034475709914e-16 - 1.087434349279031e-17 * square
+        tail = -2.1185501852016142e-14 + tail * square
+        tail = 9.55895466477477e-13 + tail * square
+        tail = -4.403491782239578e-11 + tail * square
+        tail = 2.08767569878681e-09 + tail * square
+        tail = -1.033399470899471e-07 + tail * square
+        slope = 8.586062056277845e-15 - 2.174868698558062e-16 * square
+        slope = -3.3896802963225827e-13 + slope * square
+        slope = 1.338253653068468e-11 + slope * square
+        slope = -5.284190138687493e-10 + slope * square
+        slope = 2.08767569878681e-08 + slope * square
+        slope = -8.267195767195768e-07 + slope * square
+    else:
+        tail = 2.08767569878681e-09 * square - 1.033399470899471e-07
+        slope = 2.08767569878681e-08 * square - 8.267195767195768e-07
+    tail = 5.5114638447971785e-06 + tail * square
+    tail = -3.4722222222222224e-04 + tail * square
+    tail = 4.1666666666666664e-02 + tail * square
+    slope = 3.3068783068783064e-05 + slope * square
+    slope = -1.388888888888889e-03 + slope * square
+    slope = 8.333333333333333e-02 + slope * square
+    return tail, slope

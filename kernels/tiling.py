@@ -161,6 +161,12 @@ def spread(operand):
     return "sample" if row else "sum"
 
 
+def shared(operand, rows):
+    """`spread` of an operand with one number for several elements, "none" for any other."""
+    kind = spread(operand)
+    return "none" if kind == "latent" and rows == 1 else kind
+
+
 def dense_like(tensor):
     """Has the strides of `empty_like(tensor)`: noise depends on an element's position there, whatever a chunk's are."""
     return tensor if tensor.is_contiguous() else torch.empty_like(tensor, device="meta")
@@ -220,6 +226,18 @@ def load_spread(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE
     if EDGE:
         inside = (row < size[0]) & (column < size[1])
     return load(operand, row, column, shape, inside)
+
+
+@triton.jit
+def load_each(operands, row, column, size, shape, inside, SPREADS: tl.constexpr, EDGE: tl.constexpr):
+    """A tuple of the operands' values; those that are shared are loaded once, and broadcast where they are used."""
+    values = ()
+    for k in tl.static_range(len(operands)):
+        if SPREADS[k] == "none":
+            values = values + (load(operands[k], row, column, shape, inside),)
+        else:
+            values = values + (load_spread(operands[k], row, column, size, shape, SPREADS[k], EDGE),)
+    return values
 
 
 @triton.jit

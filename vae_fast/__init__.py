@@ -11,6 +11,7 @@ from vae_fast.functional import (
     sample_kl_packed,
 )
 from vae_fast.graphs import capture_step
+from vae_fast.likelihoods import Huber, StudentT
 from vae_fast.losses import ELBOLoss, GaussianKL, ReconstructionLoss
 from vae_fast.models.vae import VAE
 from vae_fast.objectives import capacity, free_bits, iwae_loss
@@ -28,10 +29,12 @@ __all__ = [
     "DiagonalGaussian",
     "ELBOLoss",
     "GaussianKL",
+    "Huber",
     "LinearWarmup",
     "ReconstructionLoss",
     "SoftClamp",
     "Softplus",
+    "StudentT",
     "capacity",
     "capture_step",
     "elbo_loss",

@@ -71,10 +71,10 @@ def no_grad(name, tensor):
         raise ValueError(f"{name} requires a gradient: expected one that does not, detach it")
 
 
-def matches(name, tensor, other_name, other):
-    """A float tensor of another's shape, dtype and device."""
+def matches(name, tensor, other_name, other, expands=False):
+    """A float tensor of another's dtype, device and shape, or with `expands` of one that expands to it."""
     is_float(name, tensor)
-    same_shape(name, tensor, other_name, other)
+    _expands(name, tensor, other_name, other.shape) if expands else same_shape(name, tensor, other_name, other)
     same_dtype(name, tensor, other_name, other)
     same_device(name, tensor, other_name, other)
 
@@ -117,14 +117,16 @@ def prior(value, shape, like):
         is_float(name, tensor)
         same_dtype(name, tensor, "mu", like)
         same_device(name, tensor, "mu", like)
-        _expands(name, tensor, shape)
+        _expands(name, tensor, "mu", shape)
     return tuple(t if t.shape == shape else t.expand(shape) for t in value)
 
 
-def _expands(name, tensor, shape):
+def _expands(name, tensor, other_name, shape):
     aligned = zip(reversed(tensor.shape), reversed(shape), strict=False)
     if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in aligned):
-        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected one that expands to mu's {list(shape)}")
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)}: expected one that expands to {other_name}'s {list(shape)}"
+        )
 
 
 def clamp(value):
@@ -213,12 +215,12 @@ def output(value, target, row):
     is_float(first_name, first, names[0] if len(names) == 1 else "values")
     has_batch(first_name, first)
     for name, tensor in zip(names[1:], values[1:], strict=True):
-        matches(f"output's {name}", tensor, first_name, first)
+        matches(f"output's {name}", tensor, first_name, first, expands=True)
     is_real("target", target)
     same_shape("target", target, first_name, first)
     same_device("target", target, first_name, first)
     no_grad("target", target)
-    return values
+    return tuple(t if t.shape == first.shape else t.expand(first.shape) for t in values)
 
 
 def is_nats(name, tensor):
@@ -280,6 +282,11 @@ def number(name, value, what="a number"):
     if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} is {value}: expected a finite number >= 0")
     return float(value)
+
+
+def positive(name, value):
+    if not number(name, value) > 0:
+        raise ValueError(f"{name} is {value}: expected a finite number > 0")
 
 
 def ratio(name, value):

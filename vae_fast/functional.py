@@ -191,7 +191,7 @@ def reconstruction_loss(
     3.0
     """
     row = likelihoods.lookup(likelihood)
-    params = checks.output(output, target, row)
+    params = row.with_constants(checks.output(output, target, row))
     checks.reduction(reduction, checks.REDUCTIONS)
     chosen = backend.choose(target)
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
@@ -234,7 +234,7 @@ def elbo_loss(
     2.0
     """
     row = likelihoods.lookup(likelihood)
-    params = checks.output(output, target, row)
+    params = row.with_constants(checks.output(output, target, row))
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
     chosen = backend.choose(target)

@@ -1,10 +1,13 @@
 """The table of likelihoods: what each is called and where it stands in the three rooms."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+
+from vae_fast import checks
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Likelihood:
 
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
     targets it is for: "[0, 1]", "real" or "counts". link: maps any real numbers, as a network's last layer gives them,
-    to valid parameters; None where they are valid themselves.
+    to valid parameters; None where they are valid themselves. constants: numbers that the formulas take besides.
     """
 
     name: str
@@ -21,6 +24,67 @@ class Likelihood:
     domain: str
     mean: Callable[..., torch.Tensor]
     link: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
+    constants: tuple[float, ...] = ()
+
+    def with_constants(self, params):
+        """The parameters, and a tensor for each constant, which the formulas find behind them."""
+        first = params[0]
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        made = (torch.full((), value, dtype=dtype, device=first.device) for value in self.constants)
+        return params if not self.constants else (*params, *(t.expand(first.shape) for t in made))
+
+
+@dataclass(frozen=True)
+class Huber:
+    """The Huber loss: error^2 / 2 up to `delta`, and delta (|error| - delta / 2) beyond (Huber 1964).
+
+    Args:
+        delta: a finite number > 0, in the units of the target.
+
+    Raises:
+        TypeError, ValueError: delta is not such a number.
+
+    >>> reconstruction_loss(torch.zeros(1, 2), torch.tensor([[0.5, 3.0]]), Huber(delta=1.0), reduction="none")
+    tensor([[0.1250, 2.5000]])
+    """
+
+    delta: float = 1.0
+    name = "huber"
+
+    def __post_init__(self):
+        checks.positive("delta", self.delta)
+
+    @property
+    def constants(self):
+        return (float(self.delta),)
+
+
+@dataclass(frozen=True)
+class StudentT:
+    """Student's t distribution with `df` degrees of freedom: heavier tails than a Gaussian's (Takahashi et al. 2018).
+
+    Args:
+        df: a finite number > 0.
+
+    Raises:
+        TypeError, ValueError: df is not such a number.
+
+    >>> zeros = torch.zeros(1, 1)
+    >>> reconstruction_loss((zeros, zeros), zeros, StudentT(df=1.0)).item()  # Cauchy: log pi
+    1.1447...
+    """
+
+    df: float = 5.0
+    name = "student_t"
+
+    def __post_init__(self):
+        checks.positive("df", self.df)
+
+    @property
+    def constants(self):
+        """df, and the logarithm of the density's constant."""
+        df = float(self.df)
+        return df, 0.5 * math.log(df * math.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
 
 
 def _first(mean, *others):
@@ -47,8 +111,10 @@ LIKELIHOODS = {
         Likelihood("mse", ("output",), "real", _first),
         Likelihood("l1", ("output",), "real", _first),
         Likelihood("log_cosh", ("output",), "real", _first),
+        Likelihood("huber", ("output",), "real", _first, constants=Huber().constants),
         Likelihood("gaussian", ("mean", "logvar"), "real", _first),
         Likelihood("laplace", ("mean", "log_scale"), "real", _first),
+        Likelihood("student_t", ("mean", "log_scale"), "real", _first, constants=StudentT().constants),
         Likelihood("discretized_logistic", ("mean", "log_scale"), "[0, 1]", _first),
         Likelihood("poisson", ("log_rate",), "counts", torch.exp),
         Likelihood("negative_binomial", ("mean", "theta"), "counts", _first, _both_positive),
@@ -64,7 +130,9 @@ LIKELIHOODS = {
 
 
 def lookup(likelihood):
-    """The row of `likelihood`. Raises ValueError, naming the choices, for an unknown one."""
+    """The row of `likelihood`, a name or a dataclass. Raises ValueError, naming the choices, for an unknown one."""
+    if isinstance(likelihood, (Huber, StudentT)):
+        return replace(LIKELIHOODS[likelihood.name], constants=likelihood.constants)
     try:
         return LIKELIHOODS[likelihood]
     except (KeyError, TypeError):

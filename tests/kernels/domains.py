@@ -58,6 +58,16 @@ def _log_cosh(a, x):
     return nll, (np.abs(derivative),), np.abs(a - x)  # of its own size: near 0 it must not cancel
 
 
+def _huber(a, x):
+    nll, (derivative,) = likelihoods.huber(a, x)
+    return nll, (np.abs(derivative),), 0.0
+
+
+def _student_t(mean, s, x):
+    nll, (slope, _) = likelihoods.student_t(mean, s, x)
+    return np.abs(nll - s) + np.abs(s) + 1, (np.abs(slope), np.full_like(x, 7.0)), 4 * np.abs(s)  # 1 + df + 1
+
+
 def _laplace(mean, s, x):
     scaled = np.abs(mean - x) * np.exp(-s)
     return scaled + np.abs(s) + np.log(2), (np.exp(-s), 1 + scaled), np.abs(s)

@@ -10,7 +10,7 @@ from tests.kernels.latents import DTYPES, like_output
 from tests.kernels.recording import bytes_moved
 from tests.support.tolerance import FLOAT64, RELATIVE, assert_close, assert_loss_close
 from tests.support.ulp import to_numpy
-from vae_fast import elbo_loss, reconstruction_loss, use_backend
+from vae_fast import Huber, StudentT, elbo_loss, reconstruction_loss, use_backend
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.reference import reductions
 
@@ -122,7 +122,9 @@ def test_each_tensor_is_read_once_and_each_gradient_written_once(name, dtype):
     moved = sum(
         count for (kernel, tensor, _), count in table.items() if kernel == "_reconstruct" and "partial" not in tensor
     )
-    assert moved == (2 * len(params) + 1) * target.numel() * dtype.itemsize
+    constants = 4 * len(LIKELIHOODS[name].constants)  # a number for each program
+    programs = table["_reconstruct", "partials", "store"] // 4
+    assert moved == (2 * len(params) + 1) * target.numel() * dtype.itemsize + constants * programs
 
 
 class TestBernoulliProbs:
@@ -189,3 +191,52 @@ class TestDiscretizedLogistic:
         assert (nll > 150).all()
         slope, _ = torch.autograd.grad(nll.sum(), (mean, log_scale))
         torch.testing.assert_close(slope.abs(), torch.full_like(slope, float(np.exp(4.0))), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("delta", [0.1, 1.0, 7.5])
+def test_huber_is_that_of_torch(delta, backend):
+    a, x = (3 * torch.randn(4, 99, device=backend.device) for _ in range(2))
+    ours, theirs = a.clone().requires_grad_(), a.clone().requires_grad_()
+    loss = reconstruction_loss(ours, x, Huber(delta), reduction="none")
+    expected = F.huber_loss(theirs, x, reduction="none", delta=delta)
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(loss.sum(), ours), torch.autograd.grad(expected.sum(), theirs)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("df", [0.5, 4.0, 300.0])
+def test_student_t_is_that_of_torch(df, backend):
+    mean, log_scale, x = (torch.randn(4, 99, device=backend.device, dtype=torch.float64) for _ in range(3))
+    ours, theirs = ([mean.clone().requires_grad_(), log_scale.clone().requires_grad_()] for _ in range(2))
+    loss = reconstruction_loss(tuple(ours), x, StudentT(df), reduction="none")
+    expected = -torch.distributions.StudentT(df, theirs[0], theirs[1].exp()).log_prob(x)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-11)
+    gradients = torch.autograd.grad(loss.sum(), ours), torch.autograd.grad(expected.sum(), theirs)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (1, 7), (4, 1), (4, 7)], ids=str)
+@pytest.mark.parametrize("reduction", ["sample", "batchmean"])
+def test_a_second_parameter_that_expands(shape, reduction, backend):
+    """One learned scale, one a feature, one a sample: its gradient is the sum over what it is shared by."""
+    mean, x = (torch.randn(4, 7, device=backend.device) for _ in range(2))
+    ours, theirs = (torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(backend.device) for _ in range(2))
+    ours.requires_grad_()
+    theirs.requires_grad_()
+    loss = reconstruction_loss((mean, ours), x, "gaussian", reduction=reduction)
+    whole = theirs.expand(4, 7)
+    expected = 0.5 * (whole + (mean - x).square() * torch.exp(-whole) + np.log(2 * np.pi))
+    expected = expected.sum(1) if reduction == "sample" else expected.sum() / 4
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(loss.sum(), ours), torch.autograd.grad(expected.sum(), theirs)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0][0].shape == shape
+
+
+@pytest.mark.parametrize(("make", "name"), [(Huber, "delta"), (StudentT, "df")])
+def test_constants_that_are_refused(make, name):
+    for value in (0, -1.0, float("inf"), NAN):
+        with pytest.raises(ValueError, match=rf"^{name} is .*: expected a finite number >=? 0$"):
+            make(value)
+    with pytest.raises(TypeError, match=rf"^{name} is str: expected a number$"):
+        make("1")

@@ -167,6 +167,39 @@ def _log_cosh_derivatives(params, target, outs):
     return (torch.sub(params[0], target, out=outs[0]).tanh_(),)
 
 
+def _huber_terms(params, target, out=None):
+    """With c = min(|d|, delta): c (|d| - c / 2)."""
+    size = torch.sub(params[0], target, out=out).abs_()
+    clipped = torch.minimum(size, params[1])
+    yield size.sub_(clipped, alpha=0.5).mul_(clipped)
+
+
+def _huber_derivatives(params, target, outs):
+    error = torch.sub(params[0], target, out=outs[0])
+    return torch.maximum(torch.minimum(error, params[1]), -params[1]), None
+
+
+def _student_t_parts(params, target):
+    """1 / scale, the scaled error, and its square."""
+    inverse = torch.exp(-params[1])
+    scaled = (params[0] - target).mul_(inverse)
+    return inverse, scaled, scaled.square()
+
+
+def _student_t_terms(params, target, out=None):
+    df = params[2]
+    _, _, square = _student_t_parts(params, target)
+    yield square.div_(df).log1p_().mul_((df + 1) / 2)
+    yield params[1] + params[3]
+
+
+def _student_t_derivatives(params, target, outs):
+    df = params[2]
+    inverse, scaled, square = _student_t_parts(params, target)
+    share = (df + 1).div_(df + square)
+    return scaled.mul_(inverse).mul_(share), square.mul_(share).neg_().add_(1), None, None
+
+
 def _laplace_terms(params, target, out=None):
     mean, log_scale = params
     yield torch.sub(mean, target, out=out).abs_().mul_(torch.exp(-log_scale))
@@ -223,6 +256,8 @@ bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivative
 continuous_bernoulli = Likelihood(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
 l1 = Likelihood(_l1_terms, _l1_derivatives, native=F.l1_loss, most=2**18)
 log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives)
+huber = Likelihood(_huber_terms, _huber_derivatives)
+student_t = Likelihood(_student_t_terms, _student_t_derivatives)
 laplace = Likelihood(_laplace_terms, _laplace_derivatives)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
 poisson = Likelihood(_poisson_terms, _poisson_derivatives)

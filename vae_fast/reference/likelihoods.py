@@ -4,6 +4,8 @@ Each function takes its parameters and then the target, all of one shape; it ret
 for each parameter.
 """
 
+import math
+
 import numpy as np
 
 from . import special
@@ -99,6 +101,29 @@ def log_cosh(output, target):
     small = np.minimum(d, 1.0)
     near = np.log1p(2 * np.sinh(small / 2) ** 2)
     return np.where(d < 1.0, near, d + np.log1p(np.exp(-2 * d)) - np.log(2.0)), (np.tanh(a - x),)
+
+
+def huber(output, target, delta=1.0):
+    """d^2 / 2 for |d| = |a - x| <= delta, delta (|d| - delta / 2) beyond (Huber 1964)."""
+    a, x = alike(output=output, target=target)
+    d = a - x
+    near = np.abs(d) <= delta
+    return np.where(near, d**2 / 2, delta * (np.abs(d) - delta / 2)), (np.where(near, d, delta * np.sign(d)),)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def student_t(mean, log_scale, target, df=5.0):
+    """-log of Student's t: s + (df + 1) / 2 log(1 + q / df) + log(df pi) / 2 + lgamma(df / 2) - lgamma((df + 1) / 2).
+
+    q = ((a - x) exp(-s))^2.
+    """
+    a, s, x = alike(mean=mean, log_scale=log_scale, target=target)
+    inverse = np.exp(-s)
+    q = ((a - x) * inverse) ** 2
+    constant = 0.5 * np.log(df * np.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
+    nll = constant + s + (df + 1) / 2 * np.log1p(q / df)
+    share = (df + 1) / (df + q)
+    return nll, (share * (a - x) * inverse**2, 1.0 - share * q)
 
 
 @np.errstate(over="ignore", invalid="ignore")
