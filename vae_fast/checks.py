@@ -125,7 +125,7 @@ def _expands(name, tensor, other_name, shape):
     aligned = zip(reversed(tensor.shape), reversed(shape), strict=False)
     if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in aligned):
         raise ValueError(
-            f"{name} has shape {list(tensor.shape)}: expected one that expands to {other_name}'s {list(shape)}"
+            f"{name} has shape {list(tensor.shape)}: expected one that expands to {list(shape)}, that of {other_name}"
         )
 
 

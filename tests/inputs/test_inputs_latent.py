@@ -111,7 +111,7 @@ def test_prior(call):
         message = f"{which} has layout torch.sparse_coo: expected a dense (strided) tensor"
         refuses(TypeError, message, call, prior=prior(good.to_sparse()))
         for shape in ((4,), (2, 3), (4, 2), (1, 4, 3), (5, 1)):
-            message = f"{which} has shape {list(shape)}: expected one that expands to mu's [4, 3]"
+            message = f"{which} has shape {list(shape)}: expected one that expands to [4, 3], that of mu"
             refuses(ValueError, message, call, prior=prior(zeros(*shape)))
 
 

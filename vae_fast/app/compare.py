@@ -61,7 +61,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     ),
     "l1": lambda output, x: F.l1_loss(output, x, reduction="sum"),
     "log_cosh": lambda output, x: torch.log(torch.cosh(output - x)).sum(),
-    "huber": lambda output, x: F.huber_loss(output, x, reduction="sum"),
+    "huber": lambda output, x: F.huber_loss(output.to(x.dtype), x, reduction="sum"),
     "student_t": lambda output, x: -StudentT(5.0, output[0], output[1].exp(), False).log_prob(x).sum(),
     "laplace": lambda output, x: -Laplace(output[0], output[1].exp(), validate_args=False).log_prob(x).sum(),
     "discretized_logistic": lambda output, x: -_discretized_logistic(*output, x).sum(),
