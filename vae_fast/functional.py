@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, likelihoods, scales, seeds, targets
+from vae_fast import checks, likelihoods, scales, seeds, targets, validation
 from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import backend, elbo, gaussian, reconstruction
@@ -149,16 +149,26 @@ def reconstruction_loss(
     binarize=False,
     seed=None,
     generator=None,
+    validate=False,
 ):
     """The negative log-likelihood of `target` in nats, given the likelihood's parameters.
 
     Args:
-        output: the parameters. "bernoulli": logits [B, ...]; "gaussian": the tuple (mean, logvar), each [B, ...];
-            "mse": the output [B, ...], for the squared error, which is the Gaussian nll at variance 1/2 less log(pi)/2
-            per element: as a loss it is not an ELBO. float32, bfloat16, float16 or float64, any strides.
+        output: the likelihood's parameters: one tensor [B, ...], or a tuple of several, of which the first is [B, ...]
+            and each other expands to it, such as one learned scale (0-d) or one a feature [G]. float32, bfloat16,
+            float16 or float64, of one dtype, any strides. The gradient of a parameter that expands is made for every
+            element and then summed, which moves 2N elements more.
         target: of the output's shape, without broadcasting. Its dtype is its own: a float dtype, bool, uint8, int8,
             int16, int32 or int64, read as it is, without a float copy. It must not require a gradient.
-        likelihood: "bernoulli" (Kingma & Welling 2014, appendix C.1), "gaussian" (C.2) or "mse".
+        likelihood: parameters in brackets. For targets in [0, 1] "bernoulli" (logits; Kingma & Welling 2014, appendix
+            C.1), "bernoulli_probs" (probabilities, with the bounds of torch's binary_cross_entropy),
+            "continuous_bernoulli" (logits; Loaiza-Ganem & Cunningham 2019, equation 3), "discretized_logistic" (mean,
+            log_scale; Salimans et al. 2017, equation 2: 256 levels k / 255). For real ones "gaussian" (mean, logvar;
+            Kingma & Welling, C.2), "laplace" (mean, log_scale), "student_t" or `StudentT(df)` (mean, log_scale), and
+            the errors "mse", "l1", "log_cosh", "huber" or `Huber(delta)` (output), which as losses are no ELBO: "mse"
+            is the Gaussian nll at variance 1/2 less log(pi)/2 per element. For counts "poisson" (log_rate),
+            "negative_binomial" (mean, theta) and "zero_inflated_negative_binomial" (mean, theta, pi_logits), in
+            scvi-tools' parametrisation (Lopez et al. 2018), with every constant.
         reduction: "batchmean": nats per sample; "sum"; "mean" over all elements; "sample": [B]; "none": elementwise.
         target_scale: a finite number >= 0 that the target is multiplied by after its conversion to the arithmetic's
             dtype. None is 1/255 for a uint8 target, pixels, under a likelihood of values in [0, 1] or of real values,
@@ -172,6 +182,8 @@ def reconstruction_loss(
             again.
         seed, generator: of that sample, as in `sample_kl`: the same seed gives the same sample on every backend, by an
             element's position in the output's memory.
+        validate: check that the values of output and target are in the likelihood's domain, such as whole numbers and
+            theta > 0 for counts. It costs a pass over each tensor and waits for the device: for debugging.
 
     Returns:
         float32 (float64 for a float64 output), differentiable once: a second derivative raises RuntimeError, or is
@@ -182,7 +194,8 @@ def reconstruction_loss(
         TypeError: output is not what the likelihood takes, or not of a float dtype; target, weight, target_scale,
             binarize or seed has another type or dtype.
         ValueError: unequal shapes or devices, an unknown likelihood or reduction, a target or weight that requires a
-            gradient; binarize for another likelihood; seed and generator together, or without binarize.
+            gradient; binarize for another likelihood; seed and generator together, or without binarize; with
+            validate, a value out of the likelihood's domain.
 
     >>> reconstruction_loss(torch.zeros(2, 3), torch.ones(2, 3)).item()  # 3 log 2 nats per sample
     2.0794...
@@ -191,10 +204,13 @@ def reconstruction_loss(
     3.0
     """
     row = likelihoods.lookup(likelihood)
-    params = row.with_constants(checks.output(output, target, row))
+    params = checks.output(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
     chosen = backend.choose(target)
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
+    if validate:
+        validation.check(params, target, scale, weight, row)
+    params = row.with_constants(params)
     target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
@@ -212,11 +228,12 @@ def elbo_loss(
     binarize=False,
     seed=None,
     generator=None,
+    validate=False,
 ):
     """The negative ELBO in nats per sample: total = reconstruction + beta * kl (Kingma & Welling 2014, equation 3).
 
     Args:
-        output, target, likelihood, target_scale, binarize, seed, generator: as in `reconstruction_loss`.
+        output, target, likelihood, target_scale, binarize, seed, generator, validate: as in `reconstruction_loss`.
         kl: [B], one a sample, as `sample_kl` gives it, or 0-d, already averaged over the batch. float32 or float64.
         beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile does not
             recompile for. With 1, total is the quantity that people report.
@@ -234,11 +251,14 @@ def elbo_loss(
     2.0
     """
     row = likelihoods.lookup(likelihood)
-    params = row.with_constants(checks.output(output, target, row))
+    params = checks.output(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
     chosen = backend.choose(target)
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
+    if validate:
+        validation.check(params, target, scale, weight, row)
+    params = row.with_constants(params)
     target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))

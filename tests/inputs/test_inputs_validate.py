@@ -1,0 +1,69 @@
+"""validate=True: values out of a likelihood's domain are named; by default nobody looks."""
+
+import re
+
+import pytest
+import torch
+
+from vae_fast import elbo_loss, reconstruction_loss
+from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.validation import RULES, TARGETS
+
+ONES = torch.ones(2, 3)
+
+
+def changed(value, dtype=torch.float32):
+    """Ones, but for `value` at [1, 2]."""
+    tensor = torch.ones(2, 3, dtype=dtype)
+    tensor[1, 2] = value
+    return tensor
+
+
+# likelihood, output, target, what is said
+BAD = [
+    ("bernoulli", ONES, changed(1.5), r"target is 1.5 at [1, 2]: expected values that are in [0, 1]"),
+    ("bernoulli", ONES, changed(float("nan")), r"target is nan at [1, 2]: expected values that are in [0, 1]"),
+    ("bernoulli", changed(float("inf")), ONES, r"output is inf at [1, 2]: expected values that are finite"),
+    ("bernoulli_probs", changed(-0.25), ONES, r"output is -0.25 at [1, 2]: expected values that are in [0, 1]"),
+    ("mse", ONES, changed(float("inf")), r"target is inf at [1, 2]: expected values that are finite"),
+    ("poisson", ONES, changed(-1), r"target is -1 at [1, 2]: expected values that are whole numbers >= 0"),
+    ("poisson", ONES, changed(0.5), r"target is 0.5 at [1, 2]: expected values that are whole numbers >= 0"),
+    ("poisson", ONES, changed(-3, torch.int32), r"target is -3 at [1, 2]: expected values that are whole numbers >= 0"),
+    ("negative_binomial", (changed(-0.5), ONES), ONES,
+     r"output's mean is -0.5 at [1, 2]: expected values that are >= 0"),
+    ("negative_binomial", (ONES, changed(0)), ONES, r"output's theta is 0 at [1, 2]: expected values that are > 0"),
+    ("gaussian", (changed(-9), changed(float("nan"))), ONES,
+     r"output's logvar is nan at [1, 2]: expected values that are finite"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("likelihood", "output", "target", "message"), BAD)
+def test_the_first_offender_is_named(likelihood, output, target, message):
+    kl = torch.zeros(2)
+    for call in (
+        lambda **options: reconstruction_loss(output, target, likelihood, **options),
+        lambda **options: elbo_loss(output, target, kl, likelihood=likelihood, **options),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            call(validate=True)
+        call()
+
+
+def test_what_is_masked_is_not_looked_at():
+    mask = changed(0).bool()
+    target = changed(float("nan"))
+    assert reconstruction_loss(ONES, target, "poisson", weight=mask, validate=True).isfinite()
+
+
+def test_a_scale_counts():
+    counts = torch.full((2, 3), 255, dtype=torch.int32)
+    assert reconstruction_loss(ONES, counts, target_scale=1 / 255, validate=True).isfinite()
+    with pytest.raises(
+        ValueError, match=r"^target \\* 0.01 is 2.55 at \\[0, 0\\]: expected values that are in \\[0, 1\\]$"
+    ):
+        reconstruction_loss(ONES, counts, target_scale=0.01, validate=True)
+
+
+def test_every_domain_has_a_rule():
+    assert {row.domain for row in LIKELIHOODS.values()} <= set(TARGETS)
+    assert set(TARGETS.values()) <= set(RULES)

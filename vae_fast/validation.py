@@ -1,0 +1,38 @@
+"""Checks of values, on request: they read every element and wait for the device, which the losses never do alone."""
+
+import torch
+
+# Of a parameter by its name; a mean is bounded only under a likelihood of counts.
+PARAMETERS = {"probs": "in [0, 1]", "theta": "> 0"}
+TARGETS = {"[0, 1]": "in [0, 1]", "counts": "whole numbers >= 0", "real": "finite"}
+
+RULES = {
+    "in [0, 1]": lambda t: (t >= 0) & (t <= 1),
+    "> 0": lambda t: (t > 0) & t.isfinite(),
+    ">= 0": lambda t: (t >= 0) & t.isfinite(),
+    "whole numbers >= 0": lambda t: (t >= 0) & (t == t.floor()) & t.isfinite(),
+    "finite": torch.isfinite,
+}
+
+
+def check(params, target, scale, weight, row):
+    """Raise ValueError, naming the first offender, unless parameters and target are in the likelihood's domain.
+
+    What has a weight of 0 does not count.
+    """
+    several = len(row.parameters) > 1
+    for name, tensor in zip(row.parameters, params, strict=True):
+        rule = ">= 0" if row.domain == "counts" and name == "mean" else PARAMETERS.get(name, "finite")
+        _check(f"output's {name}" if several else "output", tensor.detach(), rule, weight)
+    scaled = target if target.is_floating_point() else target.double()
+    name, scaled = ("target", scaled) if scale == 1 else (f"target * {scale:.4g}", scaled * scale)
+    _check(name, scaled, TARGETS[row.domain], weight)
+
+
+def _check(name, tensor, rule, weight):
+    bad = ~RULES[rule](tensor)
+    if weight is not None:
+        bad &= weight != 0
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        raise ValueError(f"{name} is {tensor[tuple(place)].item():g} at {place}: expected values that are {rule}")
