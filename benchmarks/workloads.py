@@ -14,6 +14,7 @@ import torch
 
 import vae_fast
 from vae_fast import checks
+from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import backend
 
@@ -77,7 +78,7 @@ def run_wide(observe):
 
     Only "meta" tensors are that large without memory, and autograd does not hand those to the kernels.
     """
-    from vae_fast.kernels import gaussian, reconstruction
+    from vae_fast.kernels import categorical, gaussian, reconstruction
 
     def meta():
         return torch.empty(2**16, 2**15, device="meta")
@@ -87,7 +88,9 @@ def run_wide(observe):
         gaussian.forward(meta(), meta(), seed=seed.long(), reduction="sample")
     with observe("sample_kl, sample, more than 2^31 elements: backward"):
         gaussian.backward(meta(), kl, meta(), meta(), seed=seed.long(), reduction="sample")
-    for name, row in LIKELIHOODS.items():
+    with observe("reconstruction_loss, categorical, batchmean, more than 2^31 logits: forward"):
+        categorical.forward(meta(), meta()[:, 0].long(), None, "batchmean", True)
+    for name, row in [(name, row) for name, row in LIKELIHOODS.items() if row.domain != "classes"]:
         params = [meta() for _ in row.parameters]
         wanted = [True for _ in params]
         with observe(f"reconstruction_loss, {name}, batchmean, more than 2^31 elements: forward"):
@@ -200,7 +203,9 @@ def reconstruction_workloads():
     for name, row in LIKELIHOODS.items():
         for dtype in checks.FLOATS:
             yield _reconstruction(name, dtype=dtype, main=dtype in COMMON)
-        yield _reconstruction(name, dtype=torch.bfloat16, target=torch.float32)
+        yield _reconstruction(
+            name, dtype=torch.bfloat16, target=torch.int32 if row.domain == "classes" else torch.float32
+        )
         for dtype in COMMON:
             for layout in LAYOUTS:
                 yield _reconstruction(name, dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)
@@ -211,6 +216,9 @@ def reconstruction_workloads():
                 yield _reconstruction(name, grads=grads, dtype=dtype)
         for reduction in checks.REDUCTIONS:
             yield _reconstruction(name, reduction)
+        for layout in CLASS_LAYOUTS if row.domain == "classes" else ():
+            for dtype in COMMON:
+                yield _reconstruction(name, dtype=dtype, layout=layout, main=layout != "32768 classes")
 
 
 def _reconstruction(
@@ -220,7 +228,7 @@ def _reconstruction(
     count = len(LIKELIHOODS[likelihood].parameters)
 
     def make():
-        return _outputs(count, layout, dtype, target, grads)
+        return _outputs(likelihood, layout, dtype, target, grads)
 
     def function(*tensors):
         return vae_fast.reconstruction_loss(_output(tensors[:-1]), tensors[-1], likelihood, reduction=reduction)
@@ -232,17 +240,15 @@ def _reconstruction(
 
 def elbo_workloads():
     """The whole loss: with either kind of kl and beta, and from any of its outputs."""
-    for name in LIKELIHOODS:
-        yield from (_elbo(name, dtype=dtype, main=True) for dtype in COMMON)
+    for name, row in LIKELIHOODS.items():  # that of classes is composed with PyTorch's operators
+        yield from (_elbo(name, dtype=dtype, main=row.domain != "classes") for dtype in COMMON)
         yield _elbo(name, averaged=True, used=None)
         yield _elbo(name, beta_tensor=True, used=None)
 
 
 def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False, used=0, main=False):
-    count = len(LIKELIHOODS[likelihood].parameters)
-
     def make():
-        leaves, constants = _outputs(count, ORDINARY, dtype, None, None)
+        leaves, constants = _outputs(likelihood, ORDINARY, dtype, None, None)
         kl = torch.ones(() if averaged else len(constants[0])).requires_grad_()
         return [kl, *leaves], [*constants, *([torch.tensor(0.5)] if beta_tensor else [])]
 
@@ -256,9 +262,12 @@ def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False,
     return Workload("elbo_loss", options, _name(dtype), ORDINARY, make, function, used, main)
 
 
-def _outputs(count, layout, dtype, target_dtype, grads):
-    """(The parameters, the target)."""
-    *params, target = LAYOUTS[layout](dtype, count + 1)
+def _outputs(likelihood, layout, dtype, target_dtype, grads):
+    """(The parameters, the target). Where the target is classes, the last dimension is theirs."""
+    row = LIKELIHOODS[likelihood]
+    *params, target = {**LAYOUTS, **CLASS_LAYOUTS}[layout](dtype, len(row.parameters) + 1)
+    if row.domain == "classes":
+        params, target, target_dtype = [target], target[..., 0], target_dtype or torch.int64
     leaves = [_leaf(p) if grads is None or k < grads else p for k, p in enumerate(params)]
     return leaves, [target.to(target_dtype or dtype)]
 

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, likelihoods
+from vae_fast import checks, classes, likelihoods
 from vae_fast.eager.reductions import accumulator
-from vae_fast.ops import backend, elbo, gaussian, reconstruction
+from vae_fast.ops import backend, categorical, elbo, gaussian, reconstruction
 
 
 class ELBO(NamedTuple):
@@ -101,10 +101,16 @@ def reconstruction_loss(output, target, likelihood="bernoulli", *, reduction="ba
     Args:
         output: the parameters. "bernoulli": logits [B, ...]; "gaussian": the tuple (mean, logvar), each [B, ...];
             "mse": the output [B, ...], for the squared error, which is the Gaussian nll at variance 1/2 less log(pi)/2
-            per element: as a loss it is not an ELBO. float32, bfloat16, float16 or float64, any strides.
+            per element: as a loss it is not an ELBO; "categorical": logits [B, ..., K], the classes last. float32,
+            bfloat16, float16 or float64, any strides.
         target: of the output's shape, without broadcasting; its float dtype may differ. It must not require a gradient.
-        likelihood: "bernoulli" (Kingma & Welling 2014, appendix C.1), "gaussian" (C.2) or "mse".
+            "categorical": class indices [B, ...], int64, int32, int16, int8 or uint8. Their values are not checked,
+            which would wait for the device: the nll of one outside [0, K), and its gradient, is NaN.
+        likelihood: "bernoulli" (Kingma & Welling 2014, appendix C.1), "gaussian" (C.2), "mse", or "categorical" (Bishop
+            2006, equation 4.108), which is `Categorical()`; `Categorical(ignore_index=-100)` leaves elements out.
         reduction: "batchmean": nats per sample; "sum"; "mean" over all elements; "sample": [B]; "none": elementwise.
+            Elements that are left out count as elements of nll 0, which "mean" divides by as by any: torch's
+            cross_entropy divides by the others alone.
 
     Returns:
         float32 (float64 for a float64 output), differentiable once: a second derivative raises RuntimeError, or is
@@ -121,6 +127,8 @@ def reconstruction_loss(output, target, likelihood="bernoulli", *, reduction="ba
     row = likelihoods.lookup(likelihood)
     params = checks.output(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
+    if row.domain == "classes":
+        return categorical.reconstruct(*params, target, _categorical(likelihood, reduction, target))
     return reconstruction.reconstruct(params, target, reconstruction.Spec(row.name, reduction, backend.choose(target)))
 
 
@@ -128,7 +136,8 @@ def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
     """The negative ELBO in nats per sample: total = reconstruction + beta * kl (Kingma & Welling 2014, equation 3).
 
     Args:
-        output, target, likelihood: as in `reconstruction_loss`.
+        output, target, likelihood: as in `reconstruction_loss`. For "categorical" the kl is averaged and added by
+            PyTorch's own operators; for the others, in the loss's second launch.
         kl: [B], one a sample, as `sample_kl` gives it, or 0-d, already averaged over the batch. float32 or float64.
         beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile does not
             recompile for. With 1, total is the quantity that people report.
@@ -148,7 +157,14 @@ def elbo_loss(output, target, kl, *, likelihood="bernoulli", beta=1.0):
     params = checks.output(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
+    if row.domain == "classes":
+        spec = _categorical(likelihood, "batchmean", target)
+        return ELBO(*categorical.negative_elbo(*params, target, kl, beta_tensor, number, spec))
     return ELBO(*elbo.elbo(params, target, kl, beta_tensor, elbo.Spec(number, row.name, backend.choose(target))))
+
+
+def _categorical(likelihood, reduction, target):
+    return categorical.Spec(classes.ignore_index(likelihood), reduction, backend.choose(target))
 
 
 def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, reduction, source):

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+
+from vae_fast import classes
+from vae_fast.classes import Categorical
 
 
 @dataclass(frozen=True)
@@ -12,8 +16,12 @@ class Likelihood:
     """A row of the table. The three rooms hold its formulas in `likelihoods.py`, under `name`.
 
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
-    targets it is for: "[0, 1]", "real" or "counts". link: maps any real numbers, as a network's last layer gives them,
-    to valid parameters; None where they are valid themselves.
+    targets it is for: "[0, 1]", "real", "counts" or "classes". link: maps any real numbers, as a network's last layer
+    gives them, to valid parameters; None where they are valid themselves. check_target(target, parameter) raises unless
+    the target is one; None where that is floats of the parameter's shape.
+
+    "classes" are indices into the parameter's last dimension, which the target does not have: kernels and eager have a
+    `categorical.py` for them. Their mean is that of their one-hot vectors, the probabilities.
     """
 
     name: str
@@ -21,6 +29,7 @@ class Likelihood:
     domain: str
     mean: Callable[..., torch.Tensor]
     link: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
+    check_target: Callable[[torch.Tensor, torch.Tensor], None] | None = None
 
 
 def _first(mean, *others):
@@ -59,12 +68,15 @@ LIKELIHOODS = {
             lambda mean, theta, pi_logits: mean * torch.sigmoid(-pi_logits),
             lambda mean, theta, pi_logits: (*_both_positive(mean, theta), pi_logits),
         ),
+        Likelihood("categorical", ("logits",), "classes", partial(torch.softmax, dim=-1), check_target=classes.check),
     )
 }
 
 
 def lookup(likelihood):
-    """The row of `likelihood`. Raises ValueError, naming the choices, for an unknown one."""
+    """The row of `likelihood`, a name or a `Categorical`. Raises ValueError, naming the choices, for an unknown one."""
+    if isinstance(likelihood, Categorical):
+        return LIKELIHOODS["categorical"]
     try:
         return LIKELIHOODS[likelihood]
     except (KeyError, TypeError):

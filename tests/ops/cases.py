@@ -5,7 +5,15 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
+from vae_fast import (
+    Categorical,
+    elbo_loss,
+    gaussian_kl,
+    reconstruction_loss,
+    reparameterize,
+    sample_kl,
+    sample_kl_packed,
+)
 
 SHAPE = (2, 3)
 SEED = -7
@@ -87,6 +95,25 @@ def _reconstruction(likelihood, reduction):
     return Case(f"reconstruction-{likelihood}-{reduction}", call, (SHAPE,) * PARAMETERS[likelihood])
 
 
+def _classes(logits):
+    """A class for each element, and -1."""
+    count = logits.shape[:-1].numel()
+    return (torch.arange(count, device=logits.device) * 7 % (logits.shape[-1] + 1) - 1).view(logits.shape[:-1])
+
+
+def _categorical(reduction, likelihood):
+    def call(logits):
+        target = _classes(logits)
+        target = target.clamp(0) if likelihood == "categorical" else target
+        return reconstruction_loss(logits, target, likelihood, reduction=reduction)
+
+    return Case(f"reconstruction-categorical-{reduction}", call, ((2, 3, 4),))
+
+
+def _categorical_elbo(kl, logits):
+    return tuple(elbo_loss(logits, _classes(logits), kl, likelihood=Categorical(ignore_index=-1), beta=0.5))
+
+
 def _elbo(name, likelihood, kl_shape, beta=1.0):
     def call(kl, *params):
         output = params if len(params) > 1 else params[0]
@@ -113,6 +140,9 @@ CASES = [
     *map(_gaussian_kl, LATENT_REDUCTIONS),
     _with_prior("gaussian_kl-prior", gaussian_kl),
     *(_reconstruction(likelihood, reduction) for likelihood in PARAMETERS for reduction in REDUCTIONS),
+    *(_categorical(reduction, Categorical(ignore_index=-1)) for reduction in REDUCTIONS[:-1]),
+    _categorical("batchmean", "categorical"),
+    Case("elbo-categorical-per_sample", _categorical_elbo, (SHAPE[:1], (2, 3, 4))),
     *(_elbo("per_sample", likelihood, SHAPE[:1]) for likelihood in PARAMETERS),
     _elbo("averaged", "bernoulli", (), beta=0.125),  # exact in float32, to which the interpreter rounds it
     _elbo("beta_tensor", "mse", SHAPE[:1], beta=lambda device: torch.tensor(0.25, device=device)),
@@ -121,7 +151,8 @@ CASES = [
 MAIN = [c for c in CASES if c.name in {
     "sample_kl-seed-sample", "sample_kl-prior_row", "packed-1", "reparameterize", "gaussian_kl-batchmean",
     "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample", "elbo-gaussian-per_sample",
-    "elbo-mse-beta_tensor",
+    "elbo-mse-beta_tensor", "reconstruction-categorical-batchmean", "reconstruction-categorical-sample",
+    "elbo-categorical-per_sample",
 }]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from .reductions import expand, reduce
 def forward(params, target, likelihood, reduction):
     """The reduced negative log-likelihood of target [B, ...] in nats.
 
-    params: tuple of arrays like target, as many as the likelihood takes.
+    params: tuple of arrays like target, as many as the likelihood takes; for classes, with a dimension for them.
     likelihood: a function of `likelihoods`. reduction: see `reductions.reduce`.
     """
     nll, _ = likelihood(*params, target)
@@ -20,7 +20,7 @@ def backward(grad_loss, params, target, likelihood, reduction):
     """Gradients of `forward` in each of params, from the gradient of its result."""
     nll, derivatives = likelihood(*params, target)
     grad = expand(grad_loss, nll.shape, reduction)
-    return tuple(grad * derivative for derivative in derivatives)
+    return tuple(grad.reshape(grad.shape + (1,) * (d.ndim - grad.ndim)) * d for d in derivatives)
 
 
 @np.errstate(over="ignore", invalid="ignore")
