@@ -1,6 +1,14 @@
 """The instructions that a launch may issue per element, from the numbers `ISSUED...` beside the kernels."""
 
-from vae_fast.kernels import latent_backward, latent_forward, likelihoods, reconstruction, targets, tiling
+from vae_fast.kernels import (
+    categorical,
+    latent_backward,
+    latent_forward,
+    likelihoods,
+    reconstruction,
+    targets,
+    tiling,
+)
 
 
 def issued_limit(launch, operands):
@@ -71,11 +79,28 @@ def _target(arguments):
     }
 
 
+def _categorical(arguments):
+    number = categorical.ISSUED_PASSES if arguments["PASSES"] else categorical.ISSUED
+    of_row = max(arguments["COLUMNS"] // 32, 16 // arguments["logits"][0].element_size())  # that a thread has
+    element = categorical.ISSUED_ELEMENT / min(of_row, categorical.ELEMENTS_PER_THREAD)
+    if arguments["upstream"] is not None:
+        return element + number.gradient
+    if arguments["grad"] is not None:
+        return element + number.both
+    return element + (number.each if arguments["loss"] is not None else number.sum)
+
+
 def _scale(arguments):
     return reconstruction.ISSUED_SCALE * len(arguments["grads"])
 
 
-LIMITS = {"_forward": _forward, "_backward": _backward, "_reconstruct": _reconstruct, "_scale": _scale}
+LIMITS = {
+    "_forward": _forward,
+    "_backward": _backward,
+    "_reconstruct": _reconstruct,
+    "_categorical": _categorical,
+    "_scale": _scale,
+}
 
 
 def _layout(arguments):

@@ -14,6 +14,7 @@ import torch
 
 import vae_fast
 from vae_fast import checks
+from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
 from vae_fast.benchmarks.layouts import LAYOUTS, MASKED, ORDINARY, filled
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import backend
@@ -81,7 +82,7 @@ def run_wide(observe):
 
     Only "meta" tensors are that large without memory, and autograd does not hand those to the kernels.
     """
-    from vae_fast.kernels import gaussian, reconstruction
+    from vae_fast.kernels import categorical, gaussian, reconstruction
 
     def meta():
         return torch.empty(2**16, 2**15, device="meta")
@@ -91,7 +92,9 @@ def run_wide(observe):
         gaussian.forward(meta(), meta(), seed=seed.long(), reduction="sample")
     with observe("sample_kl, sample, more than 2^31 elements: backward"):
         gaussian.backward(meta(), kl, meta(), meta(), seed=seed.long(), reduction="sample")
-    for name, row in LIKELIHOODS.items():
+    with observe("reconstruction_loss, categorical, batchmean, more than 2^31 logits: forward"):
+        categorical.forward(meta(), meta()[:, 0].long(), None, "batchmean", True)
+    for name, row in [(name, row) for name, row in LIKELIHOODS.items() if row.domain != "classes"]:
         params = [meta() for _ in row.parameters]
         wanted = [True for _ in params]
         with observe(f"reconstruction_loss, {name}, batchmean, more than 2^31 elements: forward"):
@@ -194,6 +197,9 @@ def _latent(
 def reconstruction_workloads():
     """Each likelihood: those that span what a kernel can be in every option, the others where their formula counts."""
     for name, row in LIKELIHOODS.items():
+        if row.domain == "classes":
+            yield from _class_workloads(name)
+            continue
         for dtype in COMMON:
             yield _reconstruction(name, dtype=dtype, main=True)
             yield _reconstruction(name, "sample", dtype=dtype, main=name in CORE)
@@ -214,6 +220,20 @@ def reconstruction_workloads():
                 yield _reconstruction(name, "sample", dtype=dtype, layout=layout)
         for reduction in checks.REDUCTIONS:
             yield _reconstruction(name, reduction)
+
+
+def _class_workloads(name):
+    for dtype in checks.FLOATS:
+        yield _reconstruction(name, dtype=dtype, main=dtype in COMMON)
+    yield _reconstruction(name, dtype=torch.bfloat16, target=torch.int32)
+    for dtype in COMMON:
+        for layout in LAYOUTS:
+            yield _reconstruction(name, dtype=dtype, layout=layout)
+        for layout in CLASS_LAYOUTS:
+            yield _reconstruction(name, dtype=dtype, layout=layout, main=layout != "32768 classes")
+        yield _reconstruction(name, grads=0, dtype=dtype)
+    for reduction in checks.REDUCTIONS:
+        yield _reconstruction(name, reduction)
 
 
 def target_workloads():
@@ -253,7 +273,7 @@ def _reconstruction(
     count = len(LIKELIHOODS[likelihood].parameters)
 
     def make():
-        leaves, constants = _outputs(count, layout, dtype, target, grads, weight)
+        leaves, constants = _outputs(likelihood, layout, dtype, target, grads, weight)
         leaves[1:] = (_leaf(torch.ones((), dtype=dtype)) for _ in leaves[1:]) if shared else leaves[1:]
         return leaves, [*constants, *([torch.tensor([SEED])] if binarize else [])]
 
@@ -280,10 +300,8 @@ def elbo_workloads():
 
 
 def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False, weight="", used=0, main=False):
-    count = len(LIKELIHOODS[likelihood].parameters)
-
     def make():
-        leaves, constants = _outputs(count, ORDINARY, dtype, None, None, weight)
+        leaves, constants = _outputs(likelihood, ORDINARY, dtype, None, None, weight)
         kl = torch.ones(() if averaged else len(constants[0])).requires_grad_()
         return [kl, *leaves], [*constants, *([torch.tensor(0.5)] if beta_tensor else [])]
 
@@ -297,9 +315,12 @@ def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False,
     return Workload("elbo_loss", options, _name(dtype), ORDINARY, make, function, used, main)
 
 
-def _outputs(count, layout, dtype, target_dtype, grads, weight=""):
-    """(The parameters, the target and the weight if there is one)."""
-    *params, target = LAYOUTS[layout](dtype, count + 1)
+def _outputs(likelihood, layout, dtype, target_dtype, grads, weight=""):
+    """(The parameters, the target and the weight, if any). A target of classes lacks their dimension, the last."""
+    row = LIKELIHOODS[likelihood]
+    *params, target = {**LAYOUTS, **CLASS_LAYOUTS}[layout](dtype, len(row.parameters) + 1)
+    if row.domain == "classes":
+        params, target, target_dtype = [target], target[..., 0], target_dtype or torch.int64
     leaves = [_leaf(p) if grads is None or k < grads else p for k, p in enumerate(params)]
     weights = []
     if weight:

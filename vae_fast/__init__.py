@@ -1,5 +1,6 @@
 """The fast path of variational autoencoders: fused sample, KL and reconstruction losses with their own gradients."""
 
+from vae_fast.classes import Categorical
 from vae_fast.distributions import DiagonalGaussian
 from vae_fast.functional import (
     ELBO,
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBO",
     "VAE",
+    "Categorical",
     "Constant",
     "Cyclical",
     "DiagonalGaussian",

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, likelihoods, scales, seeds, targets, validation
+from vae_fast import checks, classes, likelihoods, scales, seeds, targets, validation
 from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator
-from vae_fast.ops import backend, elbo, gaussian, reconstruction
+from vae_fast.ops import backend, categorical, elbo, gaussian, reconstruction
 
 
 class ELBO(NamedTuple):
@@ -157,9 +157,11 @@ def reconstruction_loss(
         output: the likelihood's parameters: one tensor [B, ...], or a tuple of several, of which the first is [B, ...]
             and each other expands to it, such as one learned scale (0-d) or one a feature [G]. float32, bfloat16,
             float16 or float64, of one dtype, any strides. The gradient of a parameter that expands is made for every
-            element and then summed, which moves 2N elements more.
+            element and then summed, which moves 2N elements more. "categorical": logits [B, ..., K], the classes last.
         target: of the output's shape, without broadcasting. Its dtype is its own: a float dtype, bool, uint8, int8,
             int16, int32 or int64, read as it is, without a float copy. It must not require a gradient.
+            "categorical": class indices [B, ...], int64, int32, int16, int8 or uint8; the nll of one outside [0, K),
+            and its gradient, is NaN.
         likelihood: parameters in brackets. For targets in [0, 1] "bernoulli" (logits; Kingma & Welling 2014, appendix
             C.1), "bernoulli_probs" (probabilities, with the bounds of torch's binary_cross_entropy),
             "continuous_bernoulli" (logits; Loaiza-Ganem & Cunningham 2019, equation 3), "discretized_logistic" (mean,
@@ -168,7 +170,10 @@ def reconstruction_loss(
             the errors "mse", "l1", "log_cosh", "huber" or `Huber(delta)` (output), which as losses are no ELBO: "mse"
             is the Gaussian nll at variance 1/2 less log(pi)/2 per element. For counts "poisson" (log_rate),
             "negative_binomial" (mean, theta) and "zero_inflated_negative_binomial" (mean, theta, pi_logits), in
-            scvi-tools' parametrisation (Lopez et al. 2018), with every constant.
+            scvi-tools' parametrisation (Lopez et al. 2018), with every constant. For classes "categorical" (logits;
+            Bishop 2006, equation 4.108) or `Categorical(ignore_index)`, which leaves elements out: they count as
+            elements of nll 0, which "mean" divides by as by any, where torch's cross_entropy divides by the others
+            alone. It takes neither target_scale nor weight nor binarize.
         reduction: "batchmean": nats per sample; "sum"; "mean" over all elements; "sample": [B]; "none": elementwise.
         target_scale: a finite number >= 0 that the target is multiplied by after its conversion to the arithmetic's
             dtype. None is 1/255 for a uint8 target, pixels, under a likelihood of values in [0, 1] or of real values,
@@ -206,6 +211,11 @@ def reconstruction_loss(
     row = likelihoods.lookup(likelihood)
     params = checks.output(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
+    if row.domain == "classes":
+        classes.only({"target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator}, binarize)
+        if validate:
+            classes.validate(target, params[0], likelihood)
+        return categorical.reconstruct(*params, target, _categorical(likelihood, reduction, target))
     chosen = backend.choose(target)
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
     if validate:
@@ -234,6 +244,7 @@ def elbo_loss(
 
     Args:
         output, target, likelihood, target_scale, binarize, seed, generator, validate: as in `reconstruction_loss`.
+            For "categorical" the kl is averaged and added by PyTorch's own operators.
         kl: [B], one a sample, as `sample_kl` gives it, or 0-d, already averaged over the batch. float32 or float64.
         beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile does not
             recompile for. With 1, total is the quantity that people report.
@@ -254,6 +265,12 @@ def elbo_loss(
     params = checks.output(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
+    if row.domain == "classes":
+        classes.only({"target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator}, binarize)
+        if validate:
+            classes.validate(target, params[0], likelihood)
+        spec = _categorical(likelihood, "batchmean", target)
+        return ELBO(*categorical.negative_elbo(*params, target, kl, beta_tensor, number, spec))
     chosen = backend.choose(target)
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
     if validate:
@@ -262,6 +279,10 @@ def elbo_loss(
     target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
+
+
+def _categorical(likelihood, reduction, target):
+    return categorical.Spec(classes.ignore_index(likelihood), reduction, backend.choose(target))
 
 
 def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, source):

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from vae_fast import checks
+from vae_fast import checks, classes
+from vae_fast.classes import Categorical
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,12 @@ class Likelihood:
     """A row of the table. The three rooms hold its formulas in `likelihoods.py`, under `name`.
 
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
-    targets it is for: "[0, 1]", "real" or "counts". link: maps any real numbers, as a network's last layer gives them,
-    to valid parameters; None where they are valid themselves. constants: numbers that the formulas take besides.
+    targets it is for: "[0, 1]", "real", "counts" or "classes". link: maps any real numbers, as a network's last layer
+    gives them, to valid parameters; None where they are valid themselves. check_target(target, parameter) raises unless
+    the target is one; None where that is numbers of the parameter's shape. constants: numbers that the formulas take.
+
+    "classes" are indices into the parameter's last dimension, which the target does not have: kernels and eager have a
+    `categorical.py` for them. Their mean is that of their one-hot vectors, the probabilities.
     """
 
     name: str
@@ -24,6 +30,7 @@ class Likelihood:
     domain: str
     mean: Callable[..., torch.Tensor]
     link: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
+    check_target: Callable[[torch.Tensor, torch.Tensor], None] | None = None
     constants: tuple[float, ...] = ()
 
     def with_constants(self, params):
@@ -125,6 +132,7 @@ LIKELIHOODS = {
             lambda mean, theta, pi_logits: mean * torch.sigmoid(-pi_logits),
             lambda mean, theta, pi_logits: (*_both_positive(mean, theta), pi_logits),
         ),
+        Likelihood("categorical", ("logits",), "classes", partial(torch.softmax, dim=-1), check_target=classes.check),
     )
 }
 
@@ -133,6 +141,8 @@ def lookup(likelihood):
     """The row of `likelihood`, a name or a dataclass. Raises ValueError, naming the choices, for an unknown one."""
     if isinstance(likelihood, (Huber, StudentT)):
         return replace(LIKELIHOODS[likelihood.name], constants=likelihood.constants)
+    if isinstance(likelihood, Categorical):
+        return LIKELIHOODS["categorical"]
     try:
         return LIKELIHOODS[likelihood]
     except (KeyError, TypeError):

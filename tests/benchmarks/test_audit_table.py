@@ -151,7 +151,7 @@ class TestCommand:
         [
             (["--target", "sm_70"], "'--target': 'sm_70' is none of sm_80, sm_90, sm_100, gfx942"),
             (["--card", "titan"], "'--card': 'titan' is none of h200, h100, a100, b200, mi300x"),
-            (["--kernel", "nothing"], "'--kernel': 'nothing' is part of none of backward, forward, reconstruct"),
+            (["--kernel", "nothing"], "'--kernel': 'nothing' is part of none of backward, categorical, forward"),
             (["--jobs", "0"], "'--jobs': "),
         ],
     )

@@ -47,6 +47,7 @@ def test_the_main_calls_move_what_they_must(main):
         ("sample_kl, sample, only kl used, float32, rows", 1),
         ("reconstruction_loss, gaussian, batchmean, 1 of 2 gradients, bfloat16, rows", 1),
         ("sample_kl_packed, sample, bfloat16, chunks of channels_last", 1),
+        ("reconstruction_loss, categorical, batchmean, bfloat16, 32768 classes", 3 / 2),  # read again for the gradient
     ],
 )
 def test_other_calls(call, ratio):

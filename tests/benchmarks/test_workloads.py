@@ -16,7 +16,7 @@ def test_each_call_is_listed_once_and_every_op_is_there():
     ops = {"sample_kl", "sample_kl_packed", "reparameterize", "gaussian_kl", "reconstruction_loss", "elbo_loss"}
     assert {workload.op for workload in workloads} == ops
     assert {workload.dtype for workload in workloads} == {"float32", "bfloat16", "float16", "float64"}
-    assert {workload.layout for workload in workloads} == set(calls.LAYOUTS)
+    assert {workload.layout for workload in workloads} == {*calls.LAYOUTS, *calls.CLASS_LAYOUTS}
     assert {workload.dtype for workload in workloads if workload.main} >= {"float32", "bfloat16"}
 
 
@@ -45,7 +45,7 @@ def test_every_kernel_is_launched_in_each_way():
 
     launches = [entry.launch for entry in recorded()]
     assert {launch.name for launch in launches} == {
-        "_forward", "_backward", "_reconstruct", "_scale", "_sum_partials", "_total"
+        "_forward", "_backward", "_reconstruct", "_categorical", "_scale", "_sum_partials", "_total"
     }  # fmt: skip
     flags = {
         name: {launch.arguments[name] for launch in launches if name in launch.arguments}
@@ -62,6 +62,7 @@ def test_every_kernel_is_launched_in_each_way():
             "SCALE",
             "KL",
             "MANY",
+            "PASSES",
         )
     }
     assert flags == {
@@ -77,6 +78,7 @@ def test_every_kernel_is_launched_in_each_way():
         "SCALE": {"logvar", "logstd", "std", "softplus", "soft_clamp"},
         "KL": {"closed_form", "monte_carlo"},
         "MANY": {False, True},
+        "PASSES": {False, True},
     }
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from vae_fast import elbo_loss, reconstruction_loss
+from vae_fast import Categorical, elbo_loss, reconstruction_loss
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.validation import RULES, TARGETS
 
@@ -58,12 +58,26 @@ def test_what_is_masked_is_not_looked_at():
 def test_a_scale_counts():
     counts = torch.full((2, 3), 255, dtype=torch.int32)
     assert reconstruction_loss(ONES, counts, target_scale=1 / 255, validate=True).isfinite()
-    with pytest.raises(
-        ValueError, match=r"^target \\* 0.01 is 2.55 at \\[0, 0\\]: expected values that are in \\[0, 1\\]$"
-    ):
+    message = "target * 0.01 is 2.55 at [0, 0]: expected values that are in [0, 1]"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         reconstruction_loss(ONES, counts, target_scale=0.01, validate=True)
 
 
+def test_classes():
+    target = torch.tensor([[0, -1], [2, 3]])
+    logits = torch.zeros(2, 2, 3)
+    for likelihood, message in (
+        ("categorical", "target is -1 at [0, 1]: expected class indices in [0, 3)"),
+        (Categorical(ignore_index=-1), "target is 3 at [1, 1]: expected class indices in [0, 3)"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            reconstruction_loss(logits, target, likelihood, validate=True)
+    with pytest.raises(ValueError, match="^weight was given for a categorical likelihood, which takes none$"):
+        reconstruction_loss(logits, target.clamp(0, 2), "categorical", weight=torch.ones(2))
+    with pytest.raises(ValueError, match="^binarize was given for a categorical likelihood, which takes none$"):
+        elbo_loss(logits, target.clamp(0, 2), torch.zeros(2), likelihood="categorical", binarize=True)
+
+
 def test_every_domain_has_a_rule():
-    assert {row.domain for row in LIKELIHOODS.values()} <= set(TARGETS)
+    assert {row.domain for row in LIKELIHOODS.values()} <= {*TARGETS, "classes"}
     assert set(TARGETS.values()) <= set(RULES)

@@ -8,7 +8,7 @@ from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.reference import likelihoods
 
 CORE = ("bernoulli", "mse", "gaussian")  # tested in every layout, in outputs.py
-REST = [name for name in LIKELIHOODS if name not in CORE]
+REST = [name for name, row in LIKELIHOODS.items() if name not in CORE and row.domain != "classes"]
 SCALE_PARAMETERS = ("log_scale",)
 
 

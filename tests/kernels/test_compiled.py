@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from vae_fast.kernels import elbo, reconstruction
+from vae_fast.kernels import categorical, elbo, reconstruction
 
 pytestmark = pytest.mark.compiled_only
 
@@ -33,15 +33,36 @@ def float64_call(likelihood, count):
         "_reconstruct": lambda: reconstruction.forward(params, output, likelihood, "batchmean", [True] * count),
         "_total": lambda: elbo.forward(params, output, kl, None, 0.1, likelihood, [True] * count),
         "_scale": lambda: elbo.scale_(params, one, None, one, kl, None, 0.1),
+        "_categorical": lambda: categorical.forward(output, output[:, 0].long(), -100, "mean", True),
+        "_categorical in passes": lambda: categorical.forward(
+            output.view(8, -1), output[:8, 0].long(), None, "mean", True
+        ),
+        "_categorical backward": lambda: categorical.backward(one, output, output[:, 0].long(), None, "sum"),
     }
 
 
-@pytest.mark.parametrize("kernel", ["_reconstruct", "_total", "_scale"])
+@pytest.mark.parametrize("kernel", float64_call("gaussian", 2))
 def test_a_float64_loss_has_no_float32_in_it(kernel):
     """A number that Triton passes or keeps as float32 loses eight digits; the interpreter does not always show it."""
-    code = float64_code(kernel, float64_call("gaussian", 2)[kernel])
+    code = float64_code(kernel.partition(" ")[0], float64_call("gaussian", 2)[kernel])
     assert not re.findall(r"%\w+: f32\b", code)  # an argument
     assert not re.findall(r"arith.extf .*", code)  # a number kept on the way
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("count", [10, 256, 16384, 32768])
+def test_rows_of_classes_stay_in_registers(count, target):
+    from vae_fast.benchmarks.audit import Budget, audit, check
+    from vae_fast.benchmarks.audit_table import _without_tails
+    from vae_fast.benchmarks.launches import record_launches
+
+    with record_launches() as launches:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            logits, classes = torch.empty(64, count, dtype=dtype), torch.zeros(64, dtype=torch.int64)
+            categorical.forward(logits, classes, None, "sum", True)
+    for launch in launches[::2]:
+        report = audit(launch, target, elements=("ROWS", "COLUMNS"))
+        assert check(_without_tails(report), Budget(bits=0)) == []
 
 
 def test_the_gaussian_likelihoods_constant_has_all_digits_in_float64():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from vae_fast import (
+    Categorical,
     SoftClamp,
     Softplus,
     elbo_loss,
@@ -140,6 +141,25 @@ def _elbo_of_bytes(kl, logits):
     return tuple(elbo_loss(logits, kl=kl, binarize=True, seed=SEED, **extras))
 
 
+def _classes(logits):
+    """A class for each element, and -1."""
+    count = logits.shape[:-1].numel()
+    return (torch.arange(count, device=logits.device) * 7 % (logits.shape[-1] + 1) - 1).view(logits.shape[:-1])
+
+
+def _categorical(reduction, likelihood):
+    def call(logits):
+        target = _classes(logits)
+        target = target.clamp(0) if likelihood == "categorical" else target
+        return reconstruction_loss(logits, target, likelihood, reduction=reduction)
+
+    return Case(f"reconstruction-categorical-{reduction}", call, ((2, 3, 4),))
+
+
+def _categorical_elbo(kl, logits):
+    return tuple(elbo_loss(logits, _classes(logits), kl, likelihood=Categorical(ignore_index=-1), beta=0.5))
+
+
 def _elbo(name, likelihood, kl_shape, beta=1.0):
     def call(kl, *params):
         output = params if len(params) > 1 else params[0]
@@ -193,6 +213,9 @@ CASES = [
     *(_extras(f"mask-{reduction}", "bernoulli", _by_mask, reduction=reduction) for reduction in REDUCTIONS),
     *(_extras(f"binarize-{r}", "bernoulli", lambda _: {}, binarize=True, seed=SEED, reduction=r) for r in REDUCTIONS),
     Case("elbo-bernoulli-extras", _elbo_of_bytes, (SHAPE[:1], SHAPE)),
+    *(_categorical(reduction, Categorical(ignore_index=-1)) for reduction in REDUCTIONS[:-1]),
+    _categorical("batchmean", "categorical"),
+    Case("elbo-categorical-per_sample", _categorical_elbo, (SHAPE[:1], (2, 3, 4))),
     *(_elbo("per_sample", likelihood, SHAPE[:1]) for likelihood in PARAMETERS),
     _elbo("averaged", "bernoulli", (), beta=0.125),  # exact in float32, to which the interpreter rounds it
     _elbo("beta_tensor", "mse", SHAPE[:1], beta=lambda device: torch.tensor(0.25, device=device)),
@@ -203,6 +226,8 @@ MAIN = [c for c in CASES if c.name in {
     "sample_kl-samples-monte_carlo", "reparameterize", "gaussian_kl-batchmean",
     "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample", "elbo-gaussian-per_sample",
     "elbo-mse-beta_tensor", "reconstruction-mask-batchmean", "reconstruction-binarize-sample", "elbo-bernoulli-extras",
+    "reconstruction-categorical-batchmean", "reconstruction-categorical-sample",
+    "elbo-categorical-per_sample",
 }]  # fmt: skip
 
 

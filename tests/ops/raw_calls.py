@@ -2,7 +2,7 @@
 
 import torch
 
-SHAPE = (2, 4, 2, 3)  # the channel halves are [2, 2, 2, 3]
+SHAPE = torch.Size((2, 4, 2, 3))  # the channel halves are [2, 2, 2, 3]
 
 
 def _channels_last(t):
@@ -85,6 +85,18 @@ def elbo_backward(layout, backend, total=True, reconstruction=True, kl=True, **o
     return (*upstream, *elbo_forward(layout, backend, **options))
 
 
+def categorical_forward(layout, backend, reduction="batchmean", ignore_index=None, **options):
+    logits = tensor(layout, device=backend.device, **options)
+    target = torch.arange(SHAPE[:-1].numel(), device=backend.device).view(SHAPE[:-1]) % SHAPE[-1]
+    return (logits, target, ignore_index, reduction, reduction not in ("none", "sample"), backend.name)
+
+
+def categorical_backward(layout, backend, **options):
+    *arguments, wanted, name = categorical_forward(layout, backend, **options)
+    loss = torch.ops.vae_fast.categorical_forward(*arguments, wanted, name)[0]
+    return (torch.ones_like(loss), *arguments, name)
+
+
 def reconstruction_scale_(layout, backend):
     grads = [tensor("contiguous", device=backend.device), tensor("contiguous", seed=1, device=backend.device)]
     return (grads, torch.full((), 3.0, device=backend.device), backend.name)
@@ -122,6 +134,11 @@ CALLS = [
     ("reconstruction_forward", reconstruction_forward, {"extras": True}),
     ("reconstruction_backward", reconstruction_backward, {"extras": True}),
     ("reconstruction_backward", reconstruction_backward, {"extras": True, "likelihood": "mse", "reduction": "none"}),
+    ("categorical_forward", categorical_forward, {}),
+    ("categorical_forward", categorical_forward, {"reduction": "sample", "ignore_index": 1, "dtype": torch.bfloat16}),
+    ("categorical_forward", categorical_forward, {"reduction": "none"}),
+    ("categorical_backward", categorical_backward, {"ignore_index": 1}),
+    ("categorical_backward", categorical_backward, {"reduction": "sample"}),
     ("reconstruction_scale_", reconstruction_scale_, {}),
     ("elbo_forward", elbo_forward, {}),
     ("elbo_forward", elbo_forward, {"likelihood": "gaussian", "kl_shape": (), "beta_tensor": True}),

@@ -161,3 +161,46 @@ def test_shapes_are_not_broadcast(name):
     params, target = draw(name)
     with pytest.raises(ValueError, match=r"target has shape \[1, 5\]"):
         getattr(likelihoods, name)(*params, target[:1])
+
+
+class TestCategorical:
+    """Logits have a dimension more than the target, the last one."""
+
+    @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 0), (2, 3, 2)])
+    @pytest.mark.parametrize("count", [1, 2, 7, 300])
+    def test_values_and_derivatives_equal_torch(self, count, shape):
+        rng = np.random.default_rng(0)
+        logits, target = 3 * rng.normal(size=(*shape, count)), rng.integers(0, count, shape)
+        nll, (derivative,) = likelihoods.categorical(logits, target)
+        leaf = torch.tensor(logits, requires_grad=True)
+        expected = -torch.log_softmax(leaf, -1).gather(-1, torch.tensor(target)[..., None])[..., 0]
+        np.testing.assert_allclose(nll, expected.detach(), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(derivative, torch.autograd.grad(expected.sum(), leaf)[0], rtol=1e-12, atol=1e-14)
+
+    def test_derivatives_equal_finite_differences(self, numerical_gradient):
+        rng = np.random.default_rng(1)
+        logits, target = rng.normal(size=(3, 5)), np.array([0, 4, 2])
+        _, (derivative,) = likelihoods.categorical(logits, target)
+        expected = numerical_gradient(lambda a: likelihoods.categorical(a, target)[0].sum(), logits)
+        np.testing.assert_allclose(derivative, expected, atol=1e-9)
+
+    def test_a_confident_prediction_equals_mpmath(self):
+        logits, target = np.array([[60.0, 0.0, 1.0]]), np.array([0])
+        nll, (derivative,) = likelihoods.categorical(logits, target)
+        with mpmath.workdps(60):
+            rest = mpmath.exp(-60) + mpmath.exp(-59)
+            np.testing.assert_allclose(nll, [float(mpmath.log1p(rest))], rtol=1e-14)
+            np.testing.assert_allclose(derivative[0, 0], float(-rest / (1 + rest)), rtol=1e-14)
+
+    def test_what_is_left_out_and_what_is_no_class(self):
+        logits, target = np.full((4, 3), np.nan), np.array([-1, 5, 3, -1])
+        logits[2] = 0.0
+        nll, (derivative,) = likelihoods.categorical(logits, target, ignore_index=-1)
+        np.testing.assert_array_equal(np.isnan(nll), [False, True, True, False])
+        np.testing.assert_array_equal(np.isnan(derivative).all(-1), [False, True, True, False])
+        assert not nll[[0, 3]].any()
+        assert not derivative[[0, 3]].any()
+
+    def test_shapes_must_fit(self):
+        with pytest.raises(ValueError, match=r"target has shape \[3\], logits have \[2, 3\]: all but the last"):
+            likelihoods.categorical(np.zeros((2, 3)), np.zeros(3, int))

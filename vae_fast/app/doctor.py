@@ -184,6 +184,8 @@ def _reconstruction_inputs(inputs: _Inputs, likelihood: str) -> tuple[list[Tenso
     target = inputs.uniform(*IMAGES)
     if row.domain == "counts":
         target = (10 * target).floor()
+    elif row.domain == "classes":
+        target = (IMAGES[-1] * target[..., 0]).long()
     return leaves, output, target, getattr(reference.likelihoods, likelihood)
 
 

@@ -82,6 +82,8 @@ def check_data(name: str, data: Tensor, likelihood: str) -> None:
         raise TypeError(f"{name} is {str(data.dtype).removeprefix('torch.')}: expected a floating point tensor")
     if data.dim() < 2 or data.numel() == 0:
         raise ValueError(f"{name} has shape {list(data.shape)}: expected [N, ...] with 1 sample or more")
+    if lookup(likelihood).domain == "classes":
+        raise ValueError(f"{name} has floats: likelihood {likelihood!r} is of class indices, and not for images")
     low, high = (value.item() for value in data.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} has values that are NaN or infinite: expected finite ones")

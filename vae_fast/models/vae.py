@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vae_fast import functional
 from vae_fast.distributions import DiagonalGaussian
-from vae_fast.likelihoods import lookup
+from vae_fast.likelihoods import Categorical, lookup
 from vae_fast.models import arguments, storage
 from vae_fast.models.mlp import MLPDecoder, MLPEncoder
 
@@ -42,8 +42,9 @@ class VAE(nn.Module):
         encoder: maps x to moments: [B, 2 * latent, ...], mu first and logvar second along dimension 1.
         decoder: maps z [B, latent, ...] to the parameters of the likelihood, each shaped like x: a tensor, and for
             "gaussian" the tuple (mean, logvar).
-        likelihood: "bernoulli" (x in [0, 1], the decoder gives logits), "gaussian", or "mse". The last is not an ELBO:
-            it is the Gaussian at variance 1/2, less a constant.
+        likelihood: as in `vae_fast.reconstruction_loss`: "bernoulli" (x in [0, 1], the decoder gives logits),
+            "gaussian", or "mse", which is not an ELBO: it is the Gaussian at variance 1/2, less a constant. A
+            categorical one wants your own modules: x [B, ...] holds class indices, and the decoder gives [B, ..., K].
         beta: weight of the KL in `loss`; 1 gives the ELBO.
 
     Raises:
@@ -62,7 +63,7 @@ class VAE(nn.Module):
         *,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
-        likelihood: str = "bernoulli",
+        likelihood: str | Categorical = "bernoulli",
         beta: float = 1.0,
     ):
         super().__init__()
@@ -83,6 +84,11 @@ class VAE(nn.Module):
         latents = arguments.size("latent_dim", latent_dim)
         self.encoder = MLPEncoder(shape, latents, widths)
         row = self._likelihood
+        if row.domain == "classes":
+            raise ValueError(
+                f"likelihood is {self.likelihood!r}, of class indices, which the built-in MLP does not read: "
+                "give encoder and decoder"
+            )
         self.decoder = MLPDecoder(shape, latents, widths, len(row.parameters), row.link)
         self.latent_shape: tuple[int, ...] | None = (latents,)
         self._architecture = {"input_shape": shape, "latent_dim": latents, "hidden_dims": widths}
@@ -161,7 +167,10 @@ class VAE(nn.Module):
 
         Raises:
             OSError: the folder cannot be written. Files that were there are then as they were.
+            TypeError: the likelihood is not a name.
         """
+        if not isinstance(self.likelihood, str):
+            raise TypeError(f"likelihood is {self.likelihood!r}: expected a name, which alone is saved")
         config: dict[str, Any] = {"likelihood": self.likelihood, "beta": self.beta, **self._architecture}
         if "input_shape" in config:
             dtype = next(self.parameters()).dtype

@@ -206,6 +206,30 @@ def zero_inflated_negative_binomial(mean, theta, pi_logits, target):
     return nll, (*(weight * derivative for derivative in derivatives), dpi)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def categorical(logits, target, ignore_index=None):
+    """-log softmax(logits)[target], of the class `target` [...] of logits [..., K] (Bishop 2006, equation 4.108).
+
+    logsumexp(logits) - logits[target], and softmax - onehot for the derivative [..., K]. Elements whose target is
+    ignore_index have neither nll nor derivative, whatever their logits; a target that is no class has NaN for both.
+    """
+    a, index = np.asarray(logits, dtype=np.float64), np.asarray(target)
+    if index.shape != a.shape[:-1]:
+        raise ValueError(f"target has shape {list(index.shape)}, logits have {list(a.shape)}: all but the last")
+    onehot = np.arange(a.shape[-1]) == index[..., None]
+    ignored = np.zeros(index.shape, bool) if ignore_index is None else index == ignore_index
+    a = np.where(ignored[..., None], 0.0, a)
+    top = a.max(-1, keepdims=True)
+    below, e = np.where(onehot, a - top, 0.0).sum(-1), np.exp(a - top)
+    rest = np.where(onehot, 0.0, e).sum(-1)  # without the target's own term, which is where 1 - softmax cancels
+    total = rest + np.exp(below)
+    nll = np.log1p(rest + np.expm1(below)) - below
+    derivative = np.where(onehot, -rest[..., None], e) / total[..., None]
+    invalid = ~onehot.any(-1)
+    nll, derivative = np.where(invalid, np.nan, nll), np.where(invalid[..., None], np.nan, derivative)
+    return np.where(ignored, 0.0, nll), (np.where(ignored[..., None], 0.0, derivative),)
+
+
 def _sigmoid(a):
     e = np.exp(-np.abs(a))
     return np.where(a >= 0, 1.0, e) / (1.0 + e)

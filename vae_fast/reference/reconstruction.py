@@ -9,7 +9,7 @@ from .targets import binarize, read, weighted
 def forward(params, target, likelihood, reduction, *, weight=None, seed=None, scale=1.0):
     """The reduced negative log-likelihood of target [B, ...] in nats.
 
-    params: tuple of arrays like target, as many as the likelihood takes.
+    params: tuple of arrays like target, as many as the likelihood takes; for classes, with a dimension for them.
     likelihood: a function of `likelihoods`. reduction: see `reductions.reduce`.
     weight: of each element's nll, see `targets.weighted`; it does not change what a mean divides by.
     seed: of a target that is sampled, see `targets.binarize`, or None; scale: what the target is multiplied by.
@@ -23,7 +23,8 @@ def backward(grad_loss, params, target, likelihood, reduction, *, weight=None, s
     """Gradients of `forward` in each of params, from the gradient of its result."""
     nll, derivatives = likelihood(*params, _read(target, seed, scale))
     grad = expand(grad_loss, nll.shape, reduction)
-    return tuple(weighted(grad * derivative, weight) for derivative in derivatives)
+    grads = (grad.reshape(grad.shape + (1,) * (d.ndim - grad.ndim)) * d for d in derivatives)
+    return tuple(weighted(g, weight) for g in grads)
 
 
 def _read(target, seed, scale):

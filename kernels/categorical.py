@@ -1,0 +1,264 @@
+"""The categorical likelihood: logits [B, ..., K] with the classes last, and the index of each element's class.
+
+One kernel: forward, forward with gradient, backward. Rows of classes that fit in one tile are read once and kept in
+registers; longer ones are read in a first pass for the largest logit and the sum of exponentials, and in a second one
+for the gradient. With x the logits, m the largest, t the target and rest = sum over k != t of exp(x_k - m),
+
+    nll = log(rest + exp(x_t - m)) - (x_t - m),   d nll / d x_k = softmax_k, and -rest / (rest + exp(x_t - m)) at t.
+
+Without the target's own term in `rest`, a confident prediction loses nothing: softmax_t - 1 would cancel.
+
+The elements may be contiguous instead of the classes, as a convolution's output is with its channels moved last: both
+are fast. A few classes whose number is no multiple of 16, contiguous, are bound by instructions: about 125 a logit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from vae_fast.kernels import reductions, tiling
+from vae_fast.kernels.likelihoods import Issued
+
+# A logarithm and a division an element are done by each thread that has a part of its row: the fewer, the better.
+ELEMENTS_PER_THREAD = 32
+TILE = 1024  # one warp
+MAX_CLASSES = 16384  # lanes of the largest tile: one row of so many classes is read once; of float64, PASS
+PASS = 4096  # lanes of a tile where rows are read in passes
+NEIGHBOURS = 32  # elements side by side in a tile where they, and not the classes, are contiguous: 64 bytes or more
+
+# Instructions on sm_90 (make audit), where 16-byte accesses fit: per logit, and per element in each thread of its row.
+ISSUED = Issued(sum=19, gradient=25, both=26, each=19)
+ISSUED_PASSES = Issued(sum=42, gradient=56, both=58, each=42)
+ISSUED_ELEMENT = 90
+
+
+def forward(logits, target, ignore_index, reduction, wanted):
+    """The reduced nll of `target` and, where `wanted`, the gradient of the logits for an upstream gradient of 1.
+
+    logits: [B, ..., K], any strides; target: integers [B, ...]; ignore_index: of elements that are left out and whose
+    logits are not read, or None. Returns (loss, gradient or None). For N elements, reads NK logits and N indices and
+    writes NK of the gradient and one partial sum a program. More than MAX_CLASSES classes are read a second time for
+    the gradient, 3NK in all, and N more: the logits of the targets. Two launches; one for "none", and for "sample" of
+    one element a sample. "sample" of more writes and reads N losses besides.
+    """
+    dtype = tiling.accumulator(logits.dtype)
+    loss = None
+    if reduction == "none":
+        loss = torch.empty_like(target, dtype=dtype)
+    elif reduction == "sample":
+        loss = torch.empty(target.shape, dtype=dtype, device=target.device)
+    grad = torch.empty_like(logits) if wanted else None
+    partials = _launch(logits, target, loss, None, grad, ignore_index, reduction)
+    if reduction == "none":
+        return loss, grad
+    if reduction == "sample":
+        return _sum_samples(loss), grad
+    out, divisor = partials.new_empty(()), reductions.divisor(reduction, target.shape)
+    reductions.sum_partials(partials, out, outer=1, count=len(partials), strides=(0, 1), divisor=divisor)
+    return out, grad
+
+
+def backward(grad_loss, logits, target, ignore_index, reduction):
+    """The gradient of the logits, recomputed, in one launch: reads NK logits, 2NK beyond MAX_CLASSES, and writes NK.
+
+    grad_loss: of the loss's shape, any strides. The rest as in `forward`.
+    """
+    grad = torch.empty_like(logits)
+    upstream = tiling.expand_upstream(grad_loss, target, reduction)
+    _launch(logits, target, None, upstream, grad, ignore_index, reduction)
+    return grad
+
+
+def _sum_samples(losses):
+    batch, count = len(losses), losses.numel() // len(losses)
+    if count == 1:
+        return losses.view(batch)
+    out = losses.new_empty(batch)
+    return reductions.sum_partials(losses, out, outer=batch, count=count, strides=(count, 1), divisor=1)
+
+
+def _launch(logits, target, loss, upstream, grad, ignore_index, reduction):
+    """Launch the kernel; returns the partial sums, one a program, where neither `loss` nor `upstream` is given."""
+    classes = logits.shape[-1]
+    first, first_grad = (None if t is None else t.select(-1, 0) for t in (logits, grad))  # of each element
+    view, operands = tiling.view([first, first_grad, target, loss, upstream], by_sample=False)
+    wide = view.wide or tiling.view([t for t in (logits, grad) if t is not None], by_sample=False)[0].wide
+    inner = classes == 1 or logits.stride(-1) == 1
+    aligned = classes % 16 == 0 if inner else view.columns % 16 == 0 and operands[0][1][1:] == (1,)
+    rows, columns, warps = tile(target.numel(), classes, inner, aligned, logits.element_size() > 4)
+    programs = tiling.ceil_div(target.numel(), rows)
+    partials = None
+    if loss is None and upstream is None:
+        partials = reductions.workspace(logits, programs)
+    strides = tuple(operands[2][1] if operand is None else operand[1] for operand in operands[2:])
+    with tiling.on_device(logits):
+        _categorical[(programs,)](
+            _operand(logits, operands[0]), None if grad is None else _operand(grad, operands[1]),
+            target, loss, upstream, partials, strides, target.numel(), view.columns, view.shape, classes,
+            0 if ignore_index is None else ignore_index, reductions.divisor(reduction, target.shape),
+            IGNORES=ignore_index is not None, PASSES=columns < classes, MASKED=classes % columns != 0,
+            FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns, WIDE=wide, num_warps=warps,
+        )  # fmt: skip
+    return partials
+
+
+def _operand(tensor, operand):
+    """(tensor, strides): of the batch, of the classes, and of the other dimensions from the innermost one out."""
+    batch, *others = operand[1]
+    return tensor, (batch, tensor.stride(-1) if tensor.shape[-1] > 1 else 1, *others)
+
+
+def tile(count, classes, inner, aligned, double):
+    """Rows (elements), columns (classes) and warps of a program.
+
+    inner: whether the classes are contiguous; aligned: whether 16-byte accesses fit; double: whether it is float64.
+    """
+    columns, least = tiling.power_of_2(classes), 1 if inner else NEIGHBOURS
+    least = min(least, tiling.power_of_2(count))
+    if least * columns > (PASS if double else MAX_CLASSES):
+        columns = PASS // least
+        return least, columns, PASS // (32 * tiling.ELEMENTS_PER_THREAD)
+    rows = min(max(TILE // columns, least), tiling.power_of_2(count))
+    most = ELEMENTS_PER_THREAD // 2 if double else ELEMENTS_PER_THREAD
+    # Where wide accesses do not fit, a thread has a little of many short rows: registers end.
+    elements = most if aligned and not double else min(max(columns // 4, 4), most)
+    return rows, columns, max(rows * columns // (32 * elements), 1)
+
+
+@triton.jit
+def _categorical(
+    logits, grad, target, loss, upstream, partials, strides, count, inner_count, shape, classes, ignore_index, divisor,
+    IGNORES: tl.constexpr, PASSES: tl.constexpr, MASKED: tl.constexpr, FLAT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    element = program * ROWS + tl.arange(0, ROWS)
+    row, column = element * 0, element
+    if not FLAT:
+        row, column = element // inner_count, element % inner_count
+
+    active = element < count
+    index = tl.load(target + tiling.offset(row, column, shape, strides[0]), mask=active, other=0).to(tl.int64)
+    valid = (index >= 0) & (index < classes)
+    if IGNORES:
+        active = active & (index != ignore_index)
+    index = tl.where(valid, index, -1)
+    if not WIDE:
+        index = index.to(tl.int32)
+
+    # Logits that are left out read as 0, so that nothing of them is NaN.
+    at = logits[0] + _offset(row, column, shape, logits[1])
+    if PASSES:
+        own, top, rest = _pass_over(at, logits[1][1], index, valid, active, classes, ROWS, COLUMNS, WIDE)
+    else:
+        k = _classes(0, COLUMNS, WIDE)
+        x = _load(at, logits[1][1], k, active, classes, MASKED)
+        if MASKED:
+            x = tl.where(k < classes, x, float("-inf"))
+        top = tl.max(x, 1)
+        e = tl.exp(x - top[:, None])
+        rest = tl.sum(tl.where(k == index[:, None], 0.0, e), 1)
+        own = tl.sum(tl.where(k == index[:, None], x, 0.0), 1)
+    below = own - top
+    e_own = tl.exp(below)
+    total = rest + e_own
+    inverse = 1.0 / total
+
+    if upstream is None:
+        # As log1p(rest), with the rounding error of 1 + rest put back, where the target is the largest: e_own is 1.
+        nll = tl.log(total) + (rest - (total - e_own)) * inverse - below
+        nll = tl.where(active, tl.where(valid, nll, float("nan")), 0.0)
+        if loss is not None:
+            tl.store(loss + tiling.offset(row, column, shape, strides[1]), nll, mask=element < count)
+        else:
+            tl.store(partials + tl.program_id(0), tl.sum(nll, 0))
+
+    if grad is not None:
+        scale = inverse * (1.0 / tl.full((1,), divisor, rest.dtype))
+        if upstream is not None:
+            g = tl.load(upstream + tiling.offset(row, column, shape, strides[2]), mask=active, other=0)
+            scale = tiling.upcast(g).to(rest.dtype) * scale
+        scale = tl.where(active, tl.where(valid, scale, float("nan")), 0.0)
+        out = grad[0] + _offset(row, column, shape, grad[1])
+        if PASSES:
+            start = 0
+            while start < classes:
+                k = _classes(start, COLUMNS, WIDE)
+                e = tl.exp(_load(at, logits[1][1], k, active, classes, True) - top[:, None])
+                _store(out, grad[1][1], k, element < count, classes, index, e, rest, scale, True)
+                start += COLUMNS
+        else:
+            _store(out, grad[1][1], k, element < count, classes, index, e, rest, scale, MASKED)
+
+
+@triton.jit
+def _pass_over(
+    at, stride, index, valid, active, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr
+):
+    """(The target's logit, the largest, the sum of the others' exponentials), each lane with a maximum of its own.
+
+    One exponential a logit: of exp(x - new) and exp(old - new), one is 1.
+    """
+    if WIDE:
+        own = at + index * stride
+    else:
+        own = at + index.to(tl.int64) * stride
+    own = tiling.upcast(tl.load(own, mask=active & valid, other=0))
+    if own.dtype == tl.float64:
+        lowest = tl.full((ROWS, COLUMNS), -1.7976931348623157e308, tl.float64)
+    else:
+        lowest = tl.full((ROWS, COLUMNS), -3.4028234663852886e38, tl.float32)
+    top, total = lowest, lowest * 0.0
+    start = 0
+    while start < classes:
+        k = _classes(start, COLUMNS, WIDE)
+        x = _load(at, stride, k, active, classes, True)
+        x = tl.where((k < classes) & (k != index[:, None]), x, float("-inf"))
+        d = x - top
+        e = tl.exp(-tl.abs(d))
+        total = tl.where(d > 0, total * e + 1.0, total + e)
+        top = tl.maximum(top, x)
+        start += COLUMNS
+    highest = tl.maximum(tl.max(top, 1), own)
+    return own, highest, tl.sum(total * tl.exp(top - highest[:, None]), 1)
+
+
+@triton.jit
+def _classes(start, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    k = start + tl.arange(0, COLUMNS)[None, :]
+    if WIDE:
+        k = k.to(tl.int64)
+    return k
+
+
+@triton.jit
+def _offset(row, column, shape, strides):
+    """Offset of each element's first class; `strides` as in `_operand`."""
+    at = row * strides[0]
+    for d in tl.static_range(len(shape)):
+        if d + 1 < len(shape):
+            at = at + (column % shape[d]) * strides[d + 2]
+            column = column // shape[d]
+        else:
+            at = at + column * strides[d + 2]
+    return at
+
+
+@triton.jit
+def _load(at, stride, k, rows, classes, MASKED: tl.constexpr):
+    inside = rows[:, None]
+    if MASKED:
+        inside = inside & (k < classes)
+    return tiling.upcast(tl.load(at[:, None] + k * stride, mask=inside, other=0))
+
+
+@triton.jit
+def _store(out, stride, k, rows, classes, index, e, rest, scale, MASKED: tl.constexpr):
+    """Store the gradient: softmax, and at the target less 1, by what the other classes have."""
+    inside = rows[:, None]
+    if MASKED:
+        inside = inside & (k < classes)
+    value = tl.where(k == index[:, None], -rest[:, None], e) * scale[:, None]
+    tl.store(out[:, None] + k * stride, value.to(out.dtype.element_ty), mask=inside)

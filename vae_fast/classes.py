@@ -1,0 +1,77 @@
+"""Classes: the likelihood that has a parameter of its own, and what it asks of its target."""
+
+import numbers
+from dataclasses import dataclass
+
+import torch
+
+from vae_fast import checks
+
+DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """The likelihood of a class, an index into the last dimension of the logits (Bishop 2006, equation 4.108).
+
+    ignore_index: elements with this target contribute nothing, neither to the loss nor to the gradient, and their
+    logits may be anything. None: every element counts, as with the name "categorical".
+
+    Raises:
+        TypeError, ValueError: ignore_index is neither None nor an int of 64 bits.
+
+    >>> target = torch.tensor([2, -100])
+    >>> reconstruction_loss(torch.zeros(2, 3), target, Categorical(ignore_index=-100), reduction="none")
+    tensor([1.0986, 0.0000])
+    """
+
+    ignore_index: int | None = None
+
+    def __post_init__(self):
+        index = self.ignore_index
+        if index is None:
+            return
+        if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+            raise TypeError(f"ignore_index is {type(index).__name__}: expected an int or None")
+        if not -(2**63) <= index < 2**63:
+            raise ValueError(f"ignore_index is {index}: expected an int in [-2^63, 2^63)")
+        object.__setattr__(self, "ignore_index", int(index))
+
+
+def ignore_index(likelihood):
+    """The target of the elements that `likelihood` leaves out, or None."""
+    return likelihood.ignore_index if isinstance(likelihood, Categorical) else None
+
+
+def check(target, logits):
+    """Raise unless `target` has one class index for each vector of logits. Their values are not read."""
+    checks.is_tensor("target", target)
+    if target.dtype not in DTYPES:
+        dtype = str(target.dtype).removeprefix("torch.")
+        raise TypeError(f"target is {dtype}: expected int64, int32, int16, int8 or uint8 class indices")
+    checks.is_dense("target", target)
+    if logits.dim() < 2 or not logits.shape[-1]:
+        raise ValueError(f"output has shape {list(logits.shape)}: expected [B, ..., K] with K of 1 or more classes")
+    if target.shape != logits.shape[:-1]:
+        shape, wanted = list(target.shape), list(logits.shape[:-1])
+        raise ValueError(
+            f"target has shape {shape}, output has {list(logits.shape)}: expected {wanted}, all but the classes"
+        )
+
+
+def only(options, binarize):
+    """Raise where an option of other likelihoods was given."""
+    given = [name for name, value in {**options, "binarize": binarize or None}.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} was given for a categorical likelihood, which takes none")
+
+
+def validate(target, logits, likelihood):
+    """Raise ValueError for the first index that is neither a class nor ignored; waits for the device."""
+    bad = (target < 0) | (target >= logits.shape[-1])
+    if ignore_index(likelihood) is not None:
+        bad &= target != ignore_index(likelihood)
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        value = target[tuple(place)].item()
+        raise ValueError(f"target is {value} at {place}: expected class indices in [0, {logits.shape[-1]})")

@@ -1,0 +1,54 @@
+"""The categorical likelihood in PyTorch: the same entry points and formulas as `vae_fast.kernels.categorical`."""
+
+import torch
+
+from vae_fast.eager import reductions
+from vae_fast.eager.blocks import blocks
+
+
+def forward(logits, target, ignore_index, reduction, wanted):
+    """As `vae_fast.kernels.categorical.forward`."""
+    dtype = reductions.accumulator(logits.dtype)
+    loss = torch.empty_like(target, dtype=dtype) if reduction == "none" else None
+    grad = torch.empty_like(logits) if wanted else None
+    count, sums = reductions.divisor(reduction, target.shape), []
+    for x, t, out, losses in blocks((logits, target, grad, loss)):
+        nll = _nll(x.to(dtype), t, ignore_index, out, 1 / max(count, 1))
+        if losses is None:
+            sums.append(reductions.partial(nll, reduction))
+        else:
+            losses.copy_(nll)
+    return (reductions.finish(sums, reduction, target.shape) if loss is None else loss), grad
+
+
+def backward(grad_loss, logits, target, ignore_index, reduction):
+    """As `vae_fast.kernels.categorical.backward`."""
+    grad = torch.empty_like(logits)
+    upstream = reductions.spread(grad_loss, target, reduction)
+    dtype = reductions.accumulator(logits.dtype)
+    for x, t, out, g in blocks((logits, target, grad, upstream)):
+        _nll(x.to(dtype), t, ignore_index, out, g.to(dtype).unsqueeze(-1))
+    return grad
+
+
+def _nll(x, target, ignore_index, out, scale):
+    """The nll of each element; writes its gradient times `scale`, a number or [B, ..., 1], to `out` if there is one.
+
+    `rest` is the sum of the exponentials of all classes but the target's: see the kernel.
+    """
+    index = target.unsqueeze(-1).long()
+    invalid = (index < 0) | (index >= x.shape[-1])
+    ignored = None if ignore_index is None else index == ignore_index
+    if ignored is not None:
+        x = x.masked_fill(ignored, 0)  # so that nothing of them is NaN
+    index = index.masked_fill(invalid, 0)
+    top = x.amax(-1, keepdim=True)
+    below = x.gather(-1, index) - top
+    e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None).exp_()
+    rest = e.scatter_(-1, index, 0).sum(-1, keepdim=True)
+    nll = (rest + torch.expm1(below)).log1p_().sub_(below).masked_fill_(invalid, torch.nan)
+    if out is not None:
+        factor = below.exp_().add_(rest).reciprocal_().mul(scale).masked_fill_(invalid, torch.nan)
+        factor = factor if ignored is None else factor.masked_fill_(ignored, 0)
+        torch.mul(e.scatter_(-1, index, -rest), factor, out=out)
+    return (nll if ignored is None else nll.masked_fill_(ignored, 0)).squeeze(-1)

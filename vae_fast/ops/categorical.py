@@ -1,0 +1,120 @@
+"""The categorical reconstruction loss as raw ops and Functions: as `reconstruction`, for logits with a class dimension.
+
+Its target has another shape than its parameter, so it has a kernel of its own; the gradient made in forward is kept and
+scaled in the same way.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.autograd import Function
+
+from vae_fast.eager.reductions import accumulator
+from vae_fast.ops import autograd
+from vae_fast.ops.backend import room
+from vae_fast.ops.library import define
+from vae_fast.ops.reconstruction import _scale, made_in_forward
+
+
+class Spec(NamedTuple):
+    """ignore_index: the target of elements that are left out, or None."""
+
+    ignore_index: int | None
+    reduction: str
+    backend: str
+
+
+def reconstruct(logits, target, spec):
+    """The reduced nll of `target` [B, ...], of integers, under logits [B, ..., K]."""
+    function = autograd.select(_Ordinary, _Transformable, logits)
+    if function is None:
+        return _forward(logits, target, *spec[:2], False, spec.backend)[0]
+    return function.apply(spec, target, logits)
+
+
+def negative_elbo(logits, target, kl, beta_tensor, beta, spec):
+    """(total, reconstruction, kl), 0-d, in nats per sample, composed of the op and PyTorch's: kl is [B] or 0-d."""
+    nll = reconstruct(logits, target, spec._replace(reduction="batchmean"))
+    divergence = (kl.mean() if kl.dim() else kl.clone()).to(nll.dtype)
+    total = nll + divergence * (beta if beta_tensor is None else beta_tensor)
+    return total.to(nll.dtype), nll, divergence
+
+
+def _forward_impl(logits, target, ignore_index, reduction, wanted, backend):
+    loss, grad = room(backend, "categorical", target).forward(logits, target, ignore_index, reduction, wanted)
+    return [loss] if grad is None else [loss, grad]
+
+
+def _forward_fake(logits, target, ignore_index, reduction, wanted, backend):
+    dtype = accumulator(logits.dtype)
+    if reduction == "none":
+        loss = torch.empty_like(target, dtype=dtype)
+    else:
+        loss = target.new_empty(target.shape[:1] if reduction == "sample" else (), dtype=dtype)
+    return [loss, torch.empty_like(logits)] if wanted else [loss]
+
+
+def _backward_impl(grad_loss, logits, target, ignore_index, reduction, backend):
+    return [room(backend, "categorical", target).backward(grad_loss, logits, target, ignore_index, reduction)]
+
+
+def _backward_fake(grad_loss, logits, target, ignore_index, reduction, backend):
+    return [torch.empty_like(logits)]
+
+
+_SPEC = "Tensor logits, Tensor target, int? ignore_index, str reduction"
+_forward, _forward_direct = define(
+    f"categorical_forward({_SPEC}, bool wanted, str backend) -> Tensor[]", _forward_impl, _forward_fake
+)
+_backward, _backward_direct = define(
+    f"categorical_backward(Tensor grad_loss, {_SPEC}, str backend) -> Tensor[]", _backward_impl, _backward_fake
+)
+
+
+def _recompute(ctx, grad_loss, call):
+    spec = ctx.spec
+
+    def backward(grad_loss, target, logits):
+        return call(grad_loss, logits, target, *spec)
+
+    return None, None, *autograd.once(backward, grad_loss, *ctx.saved_tensors)
+
+
+class _Ordinary(Function):
+    """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else."""
+
+    @staticmethod
+    def forward(ctx, spec, target, logits):
+        scalar = spec.reduction not in ("none", "sample")
+        (wanted,) = made_in_forward([logits], [scalar])
+        loss, *ctx.grads = _forward_direct(logits, target, *spec[:2], wanted, spec.backend)
+        ctx.spec = spec
+        ctx.save_for_backward(target, logits)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        grads, ctx.grads = ctx.grads, None
+        if not grads or torch.is_grad_enabled():
+            return _recompute(ctx, grad_loss, _backward_direct)
+        _scale(grads, grad_loss, ctx.spec.backend)
+        return None, None, *grads
+
+
+class _Transformable(Function):
+    """For torch.compile and torch.func: no state, so the backward pass recomputes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(spec, target, logits):
+        return _forward(logits, target, *spec[:2], False, spec.backend)[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.spec, target, logits = inputs
+        ctx.save_for_backward(target, logits)
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        return _recompute(ctx, grad_loss, _backward)
