@@ -52,8 +52,8 @@ def measured() -> dict[str, dict]:
 
 
 def _measure_here():
+    from vae_fast.benchmarks.output_workloads import reconstruction_workloads
     from vae_fast.benchmarks.traffic_table import measured as traffic
-    from vae_fast.benchmarks.workloads import reconstruction_workloads
 
     calls = {(w.op, w.options, w.dtype, w.layout): w for w in reconstruction_workloads()}
     return {

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 
 from vae_fast.benchmarks import workloads as calls
+from vae_fast.benchmarks.layouts import contiguous
 from vae_fast.kernels import tiling
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import backend
@@ -98,7 +99,7 @@ def timed(workload, choice):
         end.record()
         events[direction].append((start, end))
 
-    large = patch.dict(calls.LAYOUTS, {calls.ORDINARY: calls.contiguous(*GPU_SHAPE)})
+    large = patch.dict(calls.LAYOUTS, {calls.ORDINARY: contiguous(*GPU_SHAPE)})
     with choice.used(), large, torch.device("cuda"):
         for _ in range(ROUNDS):
             workload.run(observe)

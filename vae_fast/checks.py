@@ -203,29 +203,6 @@ def eps(tensor, shape, like, num_samples=None):
     no_grad("eps", tensor)
 
 
-def output(value, target, row):
-    """The likelihood's parameter tensors as a tuple, checked against the target."""
-    names = row.parameters
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if len(values) != len(names) or (len(names) > 1 and isinstance(value, torch.Tensor)):
-        wanted = f"the tuple ({', '.join(names)})" if len(names) > 1 else f"one tensor ({names[0]})"
-        raise TypeError(f"output is {_describe(value)}: expected {wanted} for likelihood {row.name!r}")
-    first_name = "output" if len(names) == 1 else f"output's {names[0]}"
-    first = values[0]
-    is_float(first_name, first, names[0] if len(names) == 1 else "values")
-    has_batch(first_name, first)
-    for name, tensor in zip(names[1:], values[1:], strict=True):
-        matches(f"output's {name}", tensor, first_name, first, expands=True)
-    if row.check_target is not None:
-        row.check_target(target, first)
-    else:
-        is_real("target", target)
-        same_shape("target", target, first_name, first)
-    same_device("target", target, first_name, first)
-    no_grad("target", target)
-    return tuple(t if t.shape == first.shape else t.expand(first.shape) for t in values)
-
-
 def is_nats(name, tensor):
     is_tensor(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64):
@@ -310,9 +287,3 @@ def _is_number(value):
 
 def dtype_name(tensor):
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _describe(value):
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return "one tensor" if isinstance(value, torch.Tensor) else type(value).__name__

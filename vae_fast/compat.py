@@ -1,5 +1,6 @@
 """Loss functions of other people's training loops, under their names and with their numbers."""
 
+from vae_fast import checks
 from vae_fast.functional import gaussian_kl, reconstruction_loss
 
 
@@ -37,4 +38,5 @@ def vae_loss(recon_x, x, mu, logvar):
 
 def bernoulli_probs(probs, target):
     """F.binary_cross_entropy(probs, target, reduction="sum"): the log is not below -100."""
+    checks.is_float("target", target)  # PyTorch's refuses others; ours would take bytes for pixels
     return reconstruction_loss(probs, target, "bernoulli_probs", reduction="sum")

@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, classes, likelihoods, scales, seeds, targets, validation
-from vae_fast.eager.general import sampled_like
-from vae_fast.eager.reductions import accumulator
+from vae_fast import checks, classes, likelihoods, outputs, scales, seeds, targets, validation
 from vae_fast.ops import backend, categorical, elbo, gaussian, reconstruction
 
 
@@ -209,7 +207,7 @@ def reconstruction_loss(
     3.0
     """
     row = likelihoods.lookup(likelihood)
-    params = checks.output(output, target, row)
+    params = outputs.check(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
     if row.domain == "classes":
         classes.only({"target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator}, binarize)
@@ -262,7 +260,7 @@ def elbo_loss(
     2.0
     """
     row = likelihoods.lookup(likelihood)
-    params = checks.output(output, target, row)
+    params = outputs.check(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
     if row.domain == "classes":
@@ -295,22 +293,6 @@ def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, scale, kl, num_samp
         checks.count("num_samples", num_samples)
         num_samples = int(num_samples)
     chosen = backend.choose(mu)
-    seed, eps = (None, None) if source is None else _noise(mu, num_samples, *source, chosen)
+    seed, eps = (None, None) if source is None else seeds.noise(mu, num_samples, *source, chosen)
     spec = gaussian.Spec(reduction, *clamp, *found, kl, num_samples, dim, chosen)
     return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)
-
-
-def _noise(mu, num_samples, seed, generator, eps, chosen):
-    """(seed tensor, None) or (None, eps)."""
-    checks.one_source(seed=seed, generator=generator, eps=eps)
-    if eps is not None:
-        checks.eps(eps, mu.shape, mu, num_samples)
-        return None, eps
-    if seed is not None:
-        return seeds.given(seed, "mu", mu), None
-    if generator is not None:
-        checks.generator(generator, "mu", mu)
-    if chosen == "triton":
-        return seeds.drawn(generator, mu), None
-    # On the eager path Philox costs more than the whole loss at small sizes: eps is drawn, and kept for backward.
-    return None, sampled_like(mu, num_samples, accumulator(mu.dtype)).normal_(generator=generator)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vae_fast import checks, likelihoods, objectives, scales, targets
+from vae_fast import checks, likelihoods, objectives, outputs, scales, targets
 from vae_fast.functional import ELBO, elbo_loss, gaussian_kl, reconstruction_loss
 
 
@@ -126,7 +126,7 @@ class ELBOLoss(nn.Module):
         options |= {"likelihood": self.likelihood, "beta": self._now(self.beta)}
         if self.free_bits is None and self.capacity is None:
             return elbo_loss(output, target, kl, **options)
-        checks.output(output, target, likelihoods.lookup(self.likelihood))  # before anything is computed
+        outputs.check(output, target, likelihoods.lookup(self.likelihood))  # before anything is computed
         losses = elbo_loss(output, target, self._objective(kl, target), **options)
         reported = kl.sum() if self._per_latent else kl.mean()
         return ELBO(losses.total, losses.reconstruction, reported.to(losses.kl.dtype))

@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 
 from tests.benchmarks import sample_kernels as kernels
 from vae_fast.benchmarks import traffic_table as table
-from vae_fast.benchmarks.workloads import Workload, workloads
+from vae_fast.benchmarks.workload import Workload
+from vae_fast.benchmarks.workloads import workloads
 from vae_fast.ops import backend
 
 

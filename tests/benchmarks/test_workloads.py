@@ -5,6 +5,7 @@ import torch
 
 from vae_fast import likelihoods
 from vae_fast.benchmarks import workloads as calls
+from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
 
 pytest.importorskip("triton")
 
@@ -16,7 +17,7 @@ def test_each_call_is_listed_once_and_every_op_is_there():
     ops = {"sample_kl", "sample_kl_packed", "reparameterize", "gaussian_kl", "reconstruction_loss", "elbo_loss"}
     assert {workload.op for workload in workloads} == ops
     assert {workload.dtype for workload in workloads} == {"float32", "bfloat16", "float16", "float64"}
-    assert {workload.layout for workload in workloads} == {*calls.LAYOUTS, *calls.CLASS_LAYOUTS}
+    assert {workload.layout for workload in workloads} == {*calls.LAYOUTS, *CLASS_LAYOUTS}
     assert {workload.dtype for workload in workloads if workload.main} >= {"float32", "bfloat16"}
 
 

@@ -1,0 +1,34 @@
+"""What a decoder gives: the parameters of a likelihood."""
+
+import torch
+
+from vae_fast import checks
+
+
+def check(value, target, row):
+    """The likelihood's parameter tensors as a tuple, checked against the target."""
+    names = row.parameters
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(values) != len(names) or (len(names) > 1 and isinstance(value, torch.Tensor)):
+        wanted = f"the tuple ({', '.join(names)})" if len(names) > 1 else f"one tensor ({names[0]})"
+        raise TypeError(f"output is {_describe(value)}: expected {wanted} for likelihood {row.name!r}")
+    first_name = "output" if len(names) == 1 else f"output's {names[0]}"
+    first = values[0]
+    checks.is_float(first_name, first, names[0] if len(names) == 1 else "values")
+    checks.has_batch(first_name, first)
+    for name, tensor in zip(names[1:], values[1:], strict=True):
+        checks.matches(f"output's {name}", tensor, first_name, first, expands=True)
+    if row.check_target is not None:
+        row.check_target(target, first)
+    else:
+        checks.is_real("target", target)
+        checks.same_shape("target", target, first_name, first)
+    checks.same_device("target", target, first_name, first)
+    checks.no_grad("target", target)
+    return tuple(t if t.shape == first.shape else t.expand(first.shape) for t in values)
+
+
+def _describe(value):
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "one tensor" if isinstance(value, torch.Tensor) else type(value).__name__
