@@ -8,17 +8,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_fast
 from tests.ops.cases import CASES, MAIN, SEED, Case, case_id, scalar, tupled, values
-from tests.support.environment import BACKENDS, INTERPRETED
 from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed, use_backend
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # Inductor's own
-
-
-@pytest.fixture(params=[b for b in BACKENDS if b.name == "triton" or not INTERPRETED], ids=str)
-def backend(request):
-    """In the interpreter, the kernels alone: compiling is slow, and the process without it compiles the other."""
-    with use_backend(request.param.name):
-        yield request.param
 
 
 @pytest.fixture(autouse=True)
