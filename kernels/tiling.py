@@ -233,11 +233,19 @@ def load_each(operands, row, column, size, shape, inside, SPREADS: tl.constexpr,
     """A tuple of the operands' values; those that are shared are loaded once, and broadcast where they are used."""
     values = ()
     for k in tl.static_range(len(operands)):
-        if SPREADS[k] == "none":
-            values = values + (load(operands[k], row, column, shape, inside),)
-        else:
-            values = values + (load_spread(operands[k], row, column, size, shape, SPREADS[k], EDGE),)
+        values = values + (_load_one(operands[k], row, column, size, shape, inside, SPREADS, k, EDGE),)
     return values
+
+
+@triton.jit
+def _load_one(
+    operand, row, column, size, shape, inside, SPREADS: tl.constexpr, K: tl.constexpr, EDGE: tl.constexpr
+):  # fmt: skip
+    SPREAD: tl.constexpr = SPREADS[K]  # Triton 3.6 passes an element of a tuple on as no constexpr
+    if SPREAD == "none":
+        return load(operand, row, column, shape, inside)
+    else:
+        return load_spread(operand, row, column, size, shape, SPREAD, EDGE)
 
 
 @triton.jit
