@@ -50,9 +50,9 @@ test-interpreter: $(READY)  ## the kernels in Triton's interpreter
 	@echo "== the kernels in Triton's interpreter"
 	TRITON_INTERPRET=1 $(PYTEST)
 
-test-interpreter-3.6: .venv/triton36/.ready  ## the same on triton 3.6.0, torch 2.11's pair
+test-interpreter-3.6: .venv/triton36/.ready  ## the kernels' own tests on triton 3.6.0, torch 2.11's pair
 	@echo "== the kernels in the interpreter of triton 3.6.0"
-	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton36 $(PYTEST)
+	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton36 $(PYTEST) tests/kernels
 
 test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0, which refuses what its interpreter takes
 	@echo "== each kernel compiled by triton 3.6.0"
