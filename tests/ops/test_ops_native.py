@@ -8,7 +8,7 @@ from tests.ops.cases import values
 from vae_fast import elbo_loss, reconstruction_loss, use_backend
 from vae_fast.eager import likelihoods
 
-NATIVE = {"bernoulli": F.binary_cross_entropy_with_logits, "mse": F.mse_loss, "l1": F.l1_loss}
+NATIVE = {"bernoulli": F.binary_cross_entropy_with_logits, "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
 
 @pytest.fixture(autouse=True)

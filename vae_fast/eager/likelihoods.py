@@ -179,6 +179,11 @@ def _huber_derivatives(params, target, outs):
     return torch.maximum(torch.minimum(error, params[1]), -params[1]), None
 
 
+def _native_huber(output, delta, target, reduction):
+    first = delta[(0,) * delta.dim()].item() if delta.numel() else 1.0
+    return F.huber_loss(output, target, reduction=reduction, delta=first)
+
+
 def _student_t_parts(params, target):
     """1 / scale, the scaled error, and its square."""
     inverse = torch.exp(-params[1])
@@ -256,7 +261,7 @@ bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivative
 continuous_bernoulli = Likelihood(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
 l1 = Likelihood(_l1_terms, _l1_derivatives, native=F.l1_loss, most=2**18)
 log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives)
-huber = Likelihood(_huber_terms, _huber_derivatives)
+huber = Likelihood(_huber_terms, _huber_derivatives, native=_native_huber, most=2**18)
 student_t = Likelihood(_student_t_terms, _student_t_derivatives)
 laplace = Likelihood(_laplace_terms, _laplace_derivatives)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)

@@ -38,7 +38,7 @@ def native(params, target, likelihood, reduction, extras=targets.PLAIN):
     row = _row(likelihood)
     if row.native is None or target.numel() > row.most * torch.get_num_threads() or reduction in ("none", "sample"):
         return None
-    if target.dtype != torch.float32 or params[0].dtype != torch.float32:
+    if target.device.type != "cpu" or target.dtype != torch.float32 or params[0].dtype != torch.float32:
         return None
     total = row.native(*params, target, reduction="sum")
     count = reductions.divisor(reduction, target.shape)
