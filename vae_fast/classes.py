@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vae_fast import checks
+from vae_fast import checks, validation
 
 DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -47,7 +47,7 @@ def check(target, logits):
     """Raise unless `target` has one class index for each vector of logits. Their values are not read."""
     checks.is_tensor("target", target)
     if target.dtype not in DTYPES:
-        dtype = str(target.dtype).removeprefix("torch.")
+        dtype = checks.dtype_name(target)
         raise TypeError(f"target is {dtype}: expected int64, int32, int16, int8 or uint8 class indices")
     checks.is_dense("target", target)
     if logits.dim() < 2 or not logits.shape[-1]:
@@ -59,9 +59,9 @@ def check(target, logits):
         )
 
 
-def only(options, binarize):
+def only(options):
     """Raise where an option of other likelihoods was given."""
-    given = [name for name, value in {**options, "binarize": binarize or None}.items() if value is not None]
+    given = [name for name, value in {**options, "binarize": options["binarize"] or None}.items() if value is not None]
     if given:
         raise ValueError(f"{given[0]} was given for a categorical likelihood, which takes none")
 
@@ -71,7 +71,4 @@ def validate(target, logits, likelihood):
     bad = (target < 0) | (target >= logits.shape[-1])
     if ignore_index(likelihood) is not None:
         bad &= target != ignore_index(likelihood)
-    if bad.any():
-        place = bad.nonzero()[0].tolist()
-        value = target[tuple(place)].item()
-        raise ValueError(f"target is {value} at {place}: expected class indices in [0, {logits.shape[-1]})")
+    validation.refuse("target", target, bad, f"class indices in [0, {logits.shape[-1]})")

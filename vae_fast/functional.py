@@ -209,17 +209,15 @@ def reconstruction_loss(
     row = likelihoods.lookup(likelihood)
     params = outputs.check(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
+    options = {
+        "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
+    }  # fmt: skip
     if row.domain == "classes":
-        classes.only({"target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator}, binarize)
+        classes.only(options)
         if validate:
             classes.validate(target, params[0], likelihood)
         return categorical.reconstruct(*params, target, _categorical(likelihood, reduction, target))
-    chosen = backend.choose(target)
-    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
-    if validate:
-        validation.check(params, target, scale, weight, row)
-    params = row.with_constants(params)
-    target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
+    params, target, weight, seed, scale, chosen = _prepared(params, target, row, validate, **options)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
 
@@ -263,20 +261,28 @@ def elbo_loss(
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
+    options = {
+        "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
+    }  # fmt: skip
     if row.domain == "classes":
-        classes.only({"target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator}, binarize)
+        classes.only(options)
         if validate:
             classes.validate(target, params[0], likelihood)
         spec = _categorical(likelihood, "batchmean", target)
         return ELBO(*categorical.negative_elbo(*params, target, kl, beta_tensor, number, spec))
+    params, target, weight, seed, scale, chosen = _prepared(params, target, row, validate, **options)
+    given = elbo.Given(target, weight, seed, beta_tensor)
+    return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
+
+
+def _prepared(params, target, row, validate, target_scale, weight, seed, generator, binarize):
+    """(params, target, weight, seed, scale, backend), as the reconstruction's ops take them."""
     chosen = backend.choose(target)
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
     if validate:
         validation.check(params, target, scale, weight, row)
-    params = row.with_constants(params)
     target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
-    given = elbo.Given(target, weight, seed, beta_tensor)
-    return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
+    return row.with_constants(params), target, weight, seed, scale, chosen
 
 
 def _categorical(likelihood, reduction, target):

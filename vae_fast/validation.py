@@ -33,6 +33,13 @@ def _check(name, tensor, rule, weight):
     bad = ~RULES[rule](tensor)
     if weight is not None:
         bad &= weight != 0
+    refuse(name, tensor, bad, f"values that are {rule}")
+
+
+def refuse(name, tensor, bad, wanted):
+    """Raise ValueError for the first element of the tensor that is `bad`, if one is."""
     if bad.any():
         place = bad.nonzero()[0].tolist()
-        raise ValueError(f"{name} is {tensor[tuple(place)].item():g} at {place}: expected values that are {rule}")
+        value = tensor[tuple(place)].item()
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise ValueError(f"{name} is {shown} at {place}: expected {wanted}")

@@ -13,8 +13,11 @@ def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=ta
 def native(params, target, kl, beta_tensor, beta, likelihood, extras=targets.PLAIN):
     """(total, reconstruction, kl) by PyTorch's own op and autograd, or None: as `reconstruction.native`."""
     nll = reconstruction.native(params, target, likelihood, "batchmean", extras)
-    if nll is None:
-        return None
+    return None if nll is None else compose(nll, kl, beta_tensor, beta)
+
+
+def compose(nll, kl, beta_tensor, beta):
+    """(total, reconstruction, kl) of a nll averaged over the batch, by PyTorch's own operators and autograd."""
     divergence = (kl.mean() if kl.dim() else kl.clone()).to(nll.dtype)
     return _weighted(nll, divergence, beta_tensor, beta), nll, divergence
 

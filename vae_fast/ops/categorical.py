@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
+from vae_fast.eager.elbo import compose
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
@@ -35,9 +36,7 @@ def reconstruct(logits, target, spec):
 def negative_elbo(logits, target, kl, beta_tensor, beta, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample, composed of the op and PyTorch's: kl is [B] or 0-d."""
     nll = reconstruct(logits, target, spec._replace(reduction="batchmean"))
-    divergence = (kl.mean() if kl.dim() else kl.clone()).to(nll.dtype)
-    total = nll + divergence * (beta if beta_tensor is None else beta_tensor)
-    return total.to(nll.dtype), nll, divergence
+    return compose(nll, kl, beta_tensor, beta)
 
 
 def _forward_impl(logits, target, ignore_index, reduction, wanted, backend):
