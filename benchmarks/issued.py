@@ -25,9 +25,10 @@ def issued_limit(launch, operands):
 
 
 def _forward(arguments):
-    _, _, prior, _, z, eps, _ = arguments["operands"]
+    _, _, prior, _, z, eps, _, *grads = arguments["operands"]
     kl = None if arguments["REDUCTION"] is None else arguments["KL"]
-    return _latent(latent_forward, arguments, z is not None, eps, kl, prior is not None, {})
+    more = {"gradient": sum(grad is not None for grad in grads)}
+    return _latent(latent_forward, arguments, z is not None, eps, kl, prior is not None, more)
 
 
 def _backward(arguments):

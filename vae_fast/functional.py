@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 
 from vae_fast import checks, classes, likelihoods, outputs, scales, seeds, targets, validation
-from vae_fast.ops import backend, categorical, elbo, gaussian, reconstruction
+from vae_fast.ops import backend, categorical, elbo, gaussian, reconstruction, small
+
+DEFAULTS = ("logvar", "closed_form")  # scale and kl
 
 
 class ELBO(NamedTuple):
@@ -69,6 +71,10 @@ def sample_kl(
     >>> z.shape, kl
     (torch.Size([4, 2]), tensor([0., 0., 0., 0.]))
     """
+    if seed is generator is eps is num_samples is prior is logvar_clamp is None and (scale, kl) == DEFAULTS:
+        made = small.latent(mu, logvar, reduction, True)
+        if made is not None:
+            return made
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
@@ -99,6 +105,10 @@ def sample_kl_packed(
     >>> z.shape, kl.shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
+    if seed is generator is eps is num_samples is prior is logvar_clamp is None and (scale, kl) == DEFAULTS:
+        made = small.packed(moments, dim, reduction)
+        if made is not None:
+            return made
     dim = checks.moments(moments, dim)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
@@ -131,6 +141,10 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     >>> gaussian_kl(torch.zeros(4, 2), torch.ones(4, 2), scale="std").item()
     0.0
     """
+    if prior is logvar_clamp is None and scale == "logvar":
+        made = small.latent(mu, logvar, reduction, False)
+        if made is not None:
+            return made[1]
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     return _latent(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
@@ -207,6 +221,10 @@ def reconstruction_loss(
     3.0
     """
     row = likelihoods.lookup(likelihood)
+    if not (binarize or validate) and target_scale is weight is seed is generator is None:
+        loss = small.reconstruct(output, target, row, reduction)
+        if loss is not None:
+            return loss
     params = outputs.check(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
     options = {
@@ -258,6 +276,10 @@ def elbo_loss(
     2.0
     """
     row = likelihoods.lookup(likelihood)
+    if not (binarize or validate) and target_scale is weight is seed is generator is None:
+        losses = small.elbo(output, target, kl, beta, row)
+        if losses is not None:
+            return ELBO(*losses)
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)

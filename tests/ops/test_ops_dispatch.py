@@ -74,10 +74,10 @@ def test_nothing_waits_for_the_device(backend):
 
 @pytest.mark.usefixtures("no_synchronisation")
 def test_the_check_for_synchronisation_sees_inside_the_ops():
-    """On the CPU, eager does compare an upstream gradient on the host."""
-    logits = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    """validate=True does wait."""
+    logits = torch.zeros(2, 3, dtype=torch.float64)
     with use_backend("eager"), pytest.raises(AssertionError, match="waits for the device"):
-        reconstruction_loss(logits, logits.detach()).backward()
+        reconstruction_loss(logits, logits, validate=True)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_backward_uses_the_backend_of_its_forward(rooms, backend):
 
 
 def test_use_backend_nests_and_is_restored_after_an_error(rooms, backend):
-    mu = torch.zeros(2, 3, device=backend.device)
+    mu = torch.zeros(2, 3, dtype=torch.float64, device=backend.device)  # small float32 calls enter no room
 
     def fails():
         with use_backend("eager"):

@@ -9,10 +9,11 @@ BLOCK = 131072  # elements for each thread
 
 
 def blocks(tensors):
-    """The tensors [B, ...], some None, as a list of tuples of views of some samples each: one tuple off the CPU."""
+    """The tensors [B, ...] as a list of tuples of views of some samples each; None and 0-d ones go into each."""
     first = tensors[0]
     if first.device.type != "cpu" or first.numel() <= BLOCK:
         return [tensors]
     samples = max(BLOCK * torch.get_num_threads() * first.shape[0] // first.numel(), 1)
     pieces = -(-first.shape[0] // samples)
-    return list(zip(*((None,) * pieces if t is None else t.split(samples) for t in tensors), strict=True))
+    cuts = ((t,) * pieces if t is None or not t.dim() else t.split(samples) for t in tensors)
+    return list(zip(*cuts, strict=True))

@@ -10,7 +10,8 @@ from vae_fast.eager.elementary import expm1_minus_x, log_ratio
 
 def closed_form(mean, logvar, std, prior, direct):
     """KL(N(mean, std^2) || prior) in nats (Kingma & Welling 2014, appendix B)."""
-    return expm1_minus_x(_log_variance_ratio(logvar, std, prior, direct)).add_(_square(mean, prior)).mul_(0.5)
+    _, excess = expm1_minus_x(_log_variance_ratio(logvar, std, prior, direct))
+    return excess.add_(_square(mean, prior)).mul_(0.5)
 
 
 def closed_form_gradient(mean, logvar, std, prior, direct):

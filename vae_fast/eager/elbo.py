@@ -10,12 +10,6 @@ def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=ta
     return _weighted(nll, divergence, beta_tensor, beta), nll, divergence, grads
 
 
-def native(params, target, kl, beta_tensor, beta, likelihood, extras=targets.PLAIN):
-    """(total, reconstruction, kl) by PyTorch's own op and autograd, or None: as `reconstruction.native`."""
-    nll = reconstruction.native(params, target, likelihood, "batchmean", extras)
-    return None if nll is None else compose(nll, kl, beta_tensor, beta)
-
-
 def compose(nll, kl, beta_tensor, beta):
     """(total, reconstruction, kl) of a nll averaged over the batch, by PyTorch's own operators and autograd."""
     divergence = (kl.mean() if kl.dim() else kl.clone()).to(nll.dtype)
@@ -23,6 +17,8 @@ def compose(nll, kl, beta_tensor, beta):
 
 
 def _weighted(nll, divergence, beta_tensor, beta):
+    if beta_tensor is None and beta == 1:
+        return nll + divergence
     return (nll + divergence * (beta if beta_tensor is None else beta_tensor)).to(nll.dtype)
 
 

@@ -7,22 +7,25 @@ import torch
 LOG2_E = math.log2(math.e)  # torch.exp2 takes a third of torch.exp's time on some CPUs
 
 
-def expm1_minus_x(x, expm1=None):
-    """exp(x) - 1 - x without cancellation near 0, in a new float64 tensor; exp(x) - 1 is written to `expm1`.
+# As tensors, because PyTorch takes a microsecond to wrap a number; 0-d, they promote nothing.
+_LOG2_E, HALF_LOG2_E, ONE, HALF = torch.tensor((LOG2_E, LOG2_E / 2, 1.0, 0.5), dtype=torch.float64)
 
-    Half and single precision take the differences in float64; float64 sums a Taylor series below |x| = 1.
+
+def expm1_minus_x(x, expm1=None):
+    """(exp(x) - 1, exp(x) - 1 - x without cancellation near 0) in new tensors, or the first in `expm1`.
+
+    Single precision takes the differences in float64; float64 sums a Taylor series below |x| = 1.
     """
     if x.dtype != torch.float64:
         wide = x.double()
-        difference = torch.mul(wide, LOG2_E).exp2_().sub_(1)
-        if expm1 is not None:
-            expm1.copy_(difference)
-        return difference.sub_(wide)
-    difference = torch.expm1(x, out=expm1)
+        difference = torch.mul(wide, _LOG2_E).exp2_().sub_(ONE)
+        expm1 = difference.to(x.dtype) if expm1 is None else expm1.copy_(difference)
+        return expm1, difference.sub_(wide).to(x.dtype)
+    expm1 = torch.expm1(x, out=expm1)
     series = torch.ones_like(x)
     for k in range(20, 2, -1):  # 1/20! is below float64's rounding
         series.mul_(x).div_(k).add_(1)
-    return torch.where(x.abs() < 1, series.mul_(x).mul_(x).div_(2), difference - x)
+    return expm1, torch.where(x.abs() < 1, series.mul_(x).mul_(x).div_(2), expm1 - x)
 
 
 def log_ratio(a, b):

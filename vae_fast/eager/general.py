@@ -3,6 +3,8 @@
 It computes in float64. Nothing is kept for backward, which makes the exponentials again.
 """
 
+import functools
+
 import torch
 
 from vae_fast.eager import divergence, reductions, scales
@@ -127,5 +129,15 @@ def clamped(logvar, clamp):
 
 
 def clamped_gradient(gradient, logvar, clamp):
-    """NaN stays NaN."""
-    return gradient if clamp[0] is None else gradient.masked_fill((logvar < clamp[0]) | (logvar > clamp[1]), 0)
+    """The gradient within the bounds, both included, and 0 beyond; where logvar is NaN it stays as it is."""
+    if clamp[0] is None:
+        return gradient
+    dtype = gradient.dtype
+    return torch.ops.aten.hardtanh_backward(gradient, logvar.to(dtype), *_outside(*clamp, dtype))
+
+
+@functools.cache
+def _outside(low, high, dtype):
+    """The first numbers outside [low, high]: PyTorch's own op, one pass instead of four, leaves its bounds out."""
+    bounds, infinity = torch.tensor((low, high), dtype=dtype), torch.tensor(float("inf"), dtype=dtype)
+    return torch.nextafter(bounds, torch.stack((-infinity, infinity))).tolist()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import negative_binomial as nb
+from vae_fast.eager.elementary import LOG2_E
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
 LOG_SINHC = (
@@ -19,12 +20,15 @@ LOG_SINHC = (
 )  # fmt: skip
 
 
+SUM = 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
+
+
 class Likelihood(NamedTuple):
     """terms(params, target, out) yields tensors that add up to the nll, one after the other in `out` (None: new ones).
 
     derivatives(params, target, outs) returns one tensor a parameter, in `outs` where that is not None.
     total(params, target, outs), where the two share work, returns (the nll's sum, the derivatives).
-    native(*params, target, reduction="sum") is PyTorch's own op, for at most `most` float32 elements a thread: there,
+    native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
     its autograd costs less than a Function's host time.
     """
 
@@ -52,6 +56,10 @@ def _bernoulli_total(params, target, outs):
     linear = scratch.sum()
     larger = torch.sub(sigmoid, 0.5, out=scratch).abs_().add_(0.5)
     return linear - _sum_of_logs(larger), (sigmoid.sub_(target),)
+
+
+def _native_bernoulli(output, target, reduction):
+    return torch.binary_cross_entropy_with_logits(output, target, None, None, reduction)
 
 
 def _sum_of_logs(values):
@@ -167,6 +175,21 @@ def _log_cosh_derivatives(params, target, outs):
     return (torch.sub(params[0], target, out=outs[0]).tanh_(),)
 
 
+_MINUS_ONE = torch.tensor(-1.0, dtype=torch.float64)
+
+
+def _log_cosh_total(params, target, outs):
+    """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): in float64, which has small d's digits."""
+    if target.dtype == torch.float64:
+        return sum(term.sum() for term in _log_cosh_terms(params, target)), _log_cosh_derivatives(params, target, outs)
+    error = torch.sub(params[0], target, out=outs[0])
+    size = error.abs().double()
+    q = torch.add(_MINUS_ONE, size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
+    total = size.sum()
+    slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
+    return (total + _sum_of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
+
+
 def _huber_terms(params, target, out=None):
     """With c = min(|d|, delta): c (|d| - c / 2)."""
     size = torch.sub(params[0], target, out=out).abs_()
@@ -177,11 +200,6 @@ def _huber_terms(params, target, out=None):
 def _huber_derivatives(params, target, outs):
     error = torch.sub(params[0], target, out=outs[0])
     return torch.maximum(torch.minimum(error, params[1]), -params[1]), None
-
-
-def _native_huber(output, delta, target, reduction):
-    first = delta[(0,) * delta.dim()].item() if delta.numel() else 1.0
-    return F.huber_loss(output, target, reduction=reduction, delta=first)
 
 
 def _student_t_parts(params, target):
@@ -252,19 +270,19 @@ def _poisson_derivatives(params, target, outs):
     return (torch.exp(params[0], out=outs[0]).sub_(target),)
 
 
-bernoulli = Likelihood(
-    _bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, F.binary_cross_entropy_with_logits, most=2**16
-)
-mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, F.mse_loss, most=2**18)
+bernoulli = Likelihood(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**17)
+mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18)
 gaussian = Likelihood(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Likelihood(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-l1 = Likelihood(_l1_terms, _l1_derivatives, native=F.l1_loss, most=2**18)
-log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives)
-huber = Likelihood(_huber_terms, _huber_derivatives, native=_native_huber, most=2**18)
+l1 = Likelihood(_l1_terms, _l1_derivatives, native=torch._C._nn.l1_loss, most=2**18)
+log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
+huber = Likelihood(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**18)
 student_t = Likelihood(_student_t_terms, _student_t_derivatives)
 laplace = Likelihood(_laplace_terms, _laplace_derivatives)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
 poisson = Likelihood(_poisson_terms, _poisson_derivatives)
-negative_binomial = Likelihood(nb.terms, nb.derivatives)
-zero_inflated_negative_binomial = Likelihood(nb.zero_inflated_terms, nb.zero_inflated_derivatives)
+negative_binomial = Likelihood(nb.terms, nb.derivatives, nb.total)
+zero_inflated_negative_binomial = Likelihood(
+    nb.zero_inflated_terms, nb.zero_inflated_derivatives, nb.zero_inflated_total
+)

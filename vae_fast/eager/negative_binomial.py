@@ -39,9 +39,8 @@ def _parts(mean, theta, x):
     return _Parts(mean, theta, small, y, upper, lower, inverse, f, u, v, log_ratio)
 
 
-def _nll(mean, theta, x):
+def _nll(parts, x):
     """The formula of the kernel: no term in it grows with theta."""
-    parts = _parts(mean, theta, x)
     over_1 = 1 / (x + 1)
     counts = (parts.upper * parts.inverse).mul_(parts.mean * over_1).log_().mul_(x)
     counts.sub_((parts.y / parts.theta).mul_(x + 1).div_(parts.f).log_(), alpha=0.5)
@@ -50,14 +49,9 @@ def _nll(mean, theta, x):
     return counts.mul_(x != 0).addcmul_(parts.theta, parts.log_ratio).neg_()
 
 
-def terms(params, target, out=None):
-    yield _nll(*params, target)
-
-
-def derivatives(params, target, outs):
-    parts = _parts(*params, target)
+def _derivatives(parts, x, outs):
     over_upper, over_lower = 1 / parts.upper, 1 / parts.lower
-    slope = (target / parts.theta).div_(parts.y).mul_((parts.small + 1) * 0.5)
+    slope = (x / parts.theta).div_(parts.y).mul_((parts.small + 1) * 0.5)
     slope.add_((over_lower - over_upper).mul_(parts.small), alpha=0.5)
     # This difference first: it is exactly 0 at a target of 0, where the rest is small.
     slope.add_(special.stirling_remainder_derivative(over_upper) - special.stirling_remainder_derivative(over_lower))
@@ -65,27 +59,56 @@ def derivatives(params, target, outs):
     return dmean, torch.add(slope, parts.v, out=outs[1]).neg_()
 
 
-def _zero_inflated_parts(params, target):
-    """Where the count is a zero, and what a zero's formulas share: its probability is 1 - missed."""
-    mean, theta, pi = params
+def terms(params, target, out=None):
+    yield _nll(_parts(*params, target), target)
+
+
+def derivatives(params, target, outs):
+    return _derivatives(_parts(*params, target), target, outs)
+
+
+def total(params, target, outs):
+    parts = _parts(*params, target)
+    return _nll(parts, target).sum(), _derivatives(parts, target, outs)
+
+
+class _ZeroInflated(NamedTuple):
+    zero: torch.Tensor  # where the count is one
+    x: torch.Tensor  # the counts, exactly 0 there
+    parts: _Parts
+    nll: torch.Tensor  # of the negative binomial
+    missed: torch.Tensor  # 1 - the probability of a zero
+
+
+def _zero_inflate(mean, theta, pi, target):
     zero = target < 1e-8  # as scvi-tools
     x = target.masked_fill(zero, 0)
-    nll = _nll(mean, theta, x)
-    return zero, x, nll, torch.expm1(-nll).neg_().mul_(torch.sigmoid(-pi))
+    parts = _parts(mean, theta, x)
+    nll = _nll(parts, x)
+    return _ZeroInflated(zero, x, parts, nll, torch.expm1(-nll).neg_().mul_(torch.sigmoid(-pi)))
+
+
+def _zero_inflated_nll(made, pi):
+    rare = F.logsigmoid(pi + made.nll) - F.logsigmoid(pi)
+    of_zero = torch.where(made.missed < 0.5, torch.log1p(-made.missed).neg_(), rare)
+    return torch.where(made.zero, of_zero, made.nll - F.logsigmoid(-pi))
+
+
+def _zero_inflated_derivatives(made, pi, outs):
+    weight = torch.sigmoid(-pi - made.nll).masked_fill_(~made.zero, 1)
+    dmean, dtheta = _derivatives(made.parts, made.x, outs)
+    of_zero = torch.sigmoid(pi + made.nll).mul_(made.missed).neg_()
+    return dmean.mul_(weight), dtheta.mul_(weight), torch.where(made.zero, of_zero, torch.sigmoid(pi))
 
 
 def zero_inflated_terms(params, target, out=None):
-    pi = params[2]
-    zero, _, nll, missed = _zero_inflated_parts(params, target)
-    rare = F.logsigmoid(pi + nll) - F.logsigmoid(pi)
-    of_zero = torch.where(missed < 0.5, torch.log1p(-missed).neg_(), rare)
-    yield torch.where(zero, of_zero, nll - F.logsigmoid(-pi))
+    yield _zero_inflated_nll(_zero_inflate(*params, target), params[2])
 
 
 def zero_inflated_derivatives(params, target, outs):
-    mean, theta, pi = params
-    zero, x, nll, missed = _zero_inflated_parts(params, target)
-    weight = torch.sigmoid(-pi - nll).masked_fill_(~zero, 1)
-    dmean, dtheta = derivatives((mean, theta), x, (None, None))
-    dpi = torch.where(zero, torch.sigmoid(pi + nll).mul_(missed).neg_(), torch.sigmoid(pi))
-    return dmean.mul_(weight), dtheta.mul_(weight), dpi
+    return _zero_inflated_derivatives(_zero_inflate(*params, target), params[2], outs)
+
+
+def zero_inflated_total(params, target, outs):
+    made = _zero_inflate(*params, target)
+    return _zero_inflated_nll(made, params[2]).sum(), _zero_inflated_derivatives(made, params[2], outs)

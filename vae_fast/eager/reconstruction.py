@@ -30,24 +30,9 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=ta
     return grads
 
 
-def native(params, target, likelihood, reduction, extras=targets.PLAIN):
-    """The loss by PyTorch's own op and autograd, or None where ours is faster, more exact, or does more."""
-    weight, seed, scale = extras
-    if weight is not None or seed is not None or scale != 1:
-        return None
-    row = _row(likelihood)
-    if row.native is None or target.numel() > row.most * torch.get_num_threads() or reduction in ("none", "sample"):
-        return None
-    if target.device.type != "cpu" or target.dtype != torch.float32 or params[0].dtype != torch.float32:
-        return None
-    total = row.native(*params, target, reduction="sum")
-    count = reductions.divisor(reduction, target.shape)
-    return total if count == 1 else total / count
-
-
 def scale_(grads, grad_loss):
     """Multiply the gradients made in forward by the upstream gradient, 0-d, in place."""
-    if grad_loss.device.type == "cpu" and grad_loss == 1:  # elsewhere it would cost a synchronisation
+    if grad_loss.device.type == "cpu" and grad_loss.item() == 1:  # elsewhere it would cost a synchronisation
         return
     for grad in grads:
         grad.mul_(grad_loss)

@@ -25,7 +25,7 @@ def latent_like(values, dtype):
 def partial(values, reduction):
     """The sum of some samples' elementwise `values` [b, ...] that `finish` takes: new memory."""
     if reduction == "sample":
-        return values.flatten(1).sum(1) if values.dim() > 1 else values.clone()
+        return values.clone() if values.dim() < 2 else (values.flatten(1) if values.dim() > 2 else values).sum(1)
     return values.sum() if reduction != "latent" else torch.sum(values, 0, out=latent_like(values, values.dtype))
 
 
@@ -39,8 +39,10 @@ def finish(partials, reduction, shape):
 
 
 def spread(grad, like, reduction):
-    """The upstream gradient of a reduced loss, for each element of `like`: a view where nothing was divided."""
+    """The upstream gradient of a reduced loss, as it broadcasts to the elements of `like`: 0-d, or [B, ...]."""
     if reduction == "sample":
-        grad = grad.reshape(-1, *(1 for _ in like.shape[1:]))
+        grad = grad.reshape(-1, *(1 for _ in like.shape[1:])) if like.dim() > 1 else grad
+    elif reduction == "latent":
+        grad = grad.expand(like.shape)
     count = divisor(reduction, like.shape)
-    return (grad if count == 1 else grad / count).expand(like.shape)
+    return grad if count == 1 else grad / count

@@ -53,6 +53,11 @@ def choose(tensor):
     return name
 
 
+def is_eager_on_cpu():
+    """`choose` of any CPU tensor, for those in a hurry."""
+    return _current != "triton"
+
+
 def _check_triton(tensor):
     if not HAS_TRITON:
         raise RuntimeError('backend is "triton", but it is not installed: pip install triton, or use "eager" or "auto"')

@@ -5,12 +5,11 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
-from vae_fast.eager import elbo as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define
-from vae_fast.ops.reconstruction import TARGET, fake_grads, made_in_forward, place, takes_native
+from vae_fast.ops.reconstruction import TARGET, fake_grads, made_in_forward, place
 
 
 class Spec(NamedTuple):
@@ -33,11 +32,6 @@ class Given(NamedTuple):
 
 def elbo(params, kl, given, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d."""
-    if takes_native(spec.backend, kl, *params, given.target):
-        extras = (given.weight, given.seed, spec.scale)
-        losses = eager.native(params, given.target, kl, given.beta, spec.beta, spec.likelihood, extras)
-        if losses is not None:
-            return losses
     function = autograd.select(_Ordinary, _Transformable, kl, *params)
     if function is None:
         return _forward(params, *_arguments(kl, given, spec), [False] * len(params), spec.backend)

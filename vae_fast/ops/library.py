@@ -8,11 +8,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 _library = torch.library.Library("vae_fast", "DEF")
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 _VMAP = torch._C._parse_dispatch_key("VmapMode")  # torch.autograd.grad(is_grads_batched=True)
 
 
-def _listening():
+def listening():
+    """Whether a dispatch mode, a transform or the profiler is to see every op."""
     return (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
@@ -23,14 +24,14 @@ def _listening():
 
 def plain(args):
     """Whether nothing listens to the dispatcher, and every tensor's memory holds its values."""
-    return not (_listening() or _special(args))
+    return not (listening() or _special(args))
 
 
 def _special(args):
     """Whether any argument is a tensor whose memory does not hold its values: a subclass, lazily negated, or zero."""
     for arg in args:
         if isinstance(arg, torch.Tensor):
-            if type(arg) not in _PLAIN or arg.is_neg() or arg._is_zerotensor():
+            if type(arg) not in PLAIN or arg.is_neg() or arg._is_zerotensor():
                 return True
         elif isinstance(arg, (list, tuple)) and _special(arg):
             return True

@@ -5,11 +5,10 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
-from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define, plain
+from vae_fast.ops.library import define
 
 
 class Spec(NamedTuple):
@@ -23,19 +22,10 @@ class Spec(NamedTuple):
 
 def reconstruct(params, target, weight, seed, spec):
     """The reduced nll of `target`, or with a seed of a sample of it; weight: of the target's shape, or None."""
-    if takes_native(spec.backend, *params, target):
-        loss = eager.native(params, target, spec.likelihood, spec.reduction, (weight, seed, spec.scale))
-        if loss is not None:
-            return loss
     function = autograd.select(_Ordinary, _Transformable, *params)
     if function is None:
         return _forward(params, target, weight, seed, *spec[:3], [False] * len(params), spec.backend)[0]
     return function.apply(spec, target, weight, seed, *params)
-
-
-def takes_native(backend, *tensors):
-    """Whether PyTorch's own op may stand in for ours: not where someone looks for ours, or transforms it."""
-    return backend == "eager" and not torch.compiler.is_compiling() and plain(tensors)
 
 
 def made_in_forward(params, wanted):

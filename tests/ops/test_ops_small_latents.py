@@ -1,0 +1,129 @@
+"""Small float32 latents on the CPU take a shorter way, to the numbers of the long one."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.ops.cases import values
+from vae_fast import gaussian_kl, sample_kl, sample_kl_packed, use_backend
+from vae_fast.checks import LATENT_REDUCTIONS
+from vae_fast.eager.blocks import BLOCK
+
+LAYOUTS = {
+    "rows": lambda t: t,
+    "halves": lambda t: torch.cat((t, t), 1).chunk(2, 1)[0],
+    "transposed": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+}
+SHAPE = (4, 3, 5)
+
+
+@pytest.fixture(autouse=True)
+def _eager():
+    with use_backend("eager"):
+        yield
+
+
+def pair(layout="rows", dtype=torch.float32, shape=SHAPE):
+    tensors = (LAYOUTS[layout](values(*shape, dtype=dtype, seed=seed) - 0.5) for seed in (1, 2))
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def is_small(output):
+    return output.grad_fn.name() == "_LatentBackward"
+
+
+def differentiated(outputs, inputs, used):
+    """Gradients for an upstream gradient that is not 1."""
+    wanted = [outputs[k] for k in used]
+    return torch.autograd.grad(wanted, inputs, [torch.full_like(o, 1.5) for o in wanted])
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["z", "kl", "both"])
+@pytest.mark.parametrize(("layout", "reduction"), [*itertools.product(LAYOUTS, LATENT_REDUCTIONS)])
+def test_sample_and_kl(layout, reduction, used):
+    mu, logvar = pair(layout)
+    torch.manual_seed(0)
+    small = sample_kl(mu, logvar, reduction=reduction)
+    torch.manual_seed(0)
+    long = sample_kl(mu, logvar, reduction=reduction, generator=torch.default_generator)
+    assert is_small(small[0])
+    assert not is_small(long[0])
+    for a, b in zip(small, long, strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.stride() == b.stride()
+    torch.testing.assert_close(*(differentiated(o, (mu, logvar), used) for o in (small, long)))
+
+
+@pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
+def test_the_kl_alone(reduction):
+    mu, logvar = pair()
+    small, long = (
+        gaussian_kl(mu, logvar, reduction=reduction),
+        sample_kl(mu, logvar, eps=mu.detach(), reduction=reduction)[1],
+    )
+    assert is_small(small)
+    torch.testing.assert_close(small, long)
+    torch.testing.assert_close(*(differentiated((o,), (mu, logvar), (0,)) for o in (small, long)))
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
+def test_packed(dim, reduction):
+    moments = torch.cat([t.detach() for t in pair()], dim).requires_grad_()
+    torch.manual_seed(0)
+    small = sample_kl_packed(moments, dim, reduction=reduction)
+    torch.manual_seed(0)
+    long = sample_kl_packed(moments, dim - 3, reduction=reduction)  # a negative dim takes the long way
+    assert is_small(small[0])
+    assert not is_small(long[0])
+    torch.testing.assert_close(small, long)
+    torch.testing.assert_close(*(differentiated(o, (moments,), (0, 1)) for o in (small, long)))
+
+
+def test_what_takes_the_long_way():
+    mu, logvar = pair()
+    assert is_small(sample_kl(mu, logvar)[0])
+    for options in (
+        {"seed": 0}, {"eps": mu.detach()}, {"prior": (mu, logvar)}, {"logvar_clamp": (-1, 1)}, {"scale": "std"},
+        {"kl": "monte_carlo"}, {"num_samples": 2}, {"generator": torch.Generator()},
+    ):  # fmt: skip
+        assert not is_small(sample_kl(mu, logvar, **options)[0]), options
+    assert not is_small(sample_kl(*pair(dtype=torch.float64))[0])
+    assert not is_small(sample_kl(*pair(dtype=torch.bfloat16))[0])
+    assert not is_small(sample_kl(mu, pair("transposed")[1])[0])
+    assert is_small(sample_kl(*pair(shape=(1, BLOCK, 1)))[0])
+    assert not is_small(sample_kl(*pair(shape=(1, BLOCK + 1, 1)))[0])
+    with torch.profiler.profile() as profile:
+        sample_kl(mu, logvar)
+    assert "vae_fast::gaussian_forward" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize(
+    "call", [gaussian_kl, lambda m, v: sample_kl(m, v, reduction="sum")[1]], ids=["kl", "sample_kl"]
+)
+def test_a_second_backward_pass_and_a_second_derivative(call):
+    mu, logvar = pair()
+    kl = call(mu, logvar)
+    first = torch.autograd.grad(3 * kl, (mu, logvar), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(3 * kl, (mu, logvar), retain_graph=True), first)
+    (slope,) = torch.autograd.grad(kl, logvar, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [0, 1], ids=["mu", "logvar"])
+def test_one_of_them_may_be_frozen(frozen):
+    tensors = pair()
+    tensors[frozen].requires_grad_(False)
+    gaussian_kl(*tensors, reduction="sum").backward()
+    expected = tensors[0] if frozen else torch.expm1(tensors[1]) / 2
+    torch.testing.assert_close(tensors[1 - frozen].grad, expected.detach())
+    assert tensors[frozen].grad is None
+
+
+def test_without_gradients():
+    with torch.no_grad():
+        z, kl = sample_kl(*pair())
+    assert not z.requires_grad
+    assert not kl.requires_grad

@@ -1,0 +1,130 @@
+"""Small float32 calls on the CPU, where a call costs its host time: the shortest way to what the other ops compute.
+
+Each function returns None unless it is certain that the arguments are good, plain and small, and that nothing is being
+compiled: the caller then takes the long way, which names what is wrong with the arguments.
+"""
+
+import functools
+import math
+
+import torch
+from torch.autograd import Function
+
+from vae_fast.checks import LATENT_REDUCTIONS
+from vae_fast.eager import gaussian, likelihoods, reconstruction, reductions
+from vae_fast.eager.blocks import BLOCK
+from vae_fast.eager.elbo import compose
+from vae_fast.eager.elementary import HALF
+from vae_fast.ops import autograd, backend
+from vae_fast.ops.library import PLAIN, listening
+
+SCALARS = ("batchmean", "sum", "mean")
+
+
+def reconstruct(output, target, row, reduction):
+    """The nll by PyTorch's own op and autograd, where their backward costs less than a Function's host time."""
+    if torch.compiler.is_compiling():
+        return None
+    formulas = getattr(likelihoods, row.name, None)
+    if formulas is None or formulas.native is None or reduction not in SCALARS:
+        return None
+    if not _takes(output, target, formulas.most * torch.get_num_threads()) or target.requires_grad:
+        return None
+    total = formulas.native(output, target, likelihoods.SUM, *row.constants)
+    count = reductions.divisor(reduction, target.shape)
+    return total if count == 1 else total / count
+
+
+def elbo(output, target, kl, beta, row):
+    """(total, reconstruction, kl) with `reconstruct`."""
+    if torch.compiler.is_compiling() or type(beta) is not float or not 0 <= beta < math.inf:
+        return None
+    if type(kl) not in PLAIN or kl.dtype is not torch.float32:
+        return None
+    if not kl.is_cpu or kl.layout is not torch.strided or kl.dim() > 1:
+        return None
+    nll = reconstruct(output, target, row, "batchmean")
+    if nll is None or (kl.dim() and len(kl) != len(target)):
+        return None
+    return compose(nll, kl, None, beta)
+
+
+def latent(mu, logvar, reduction, sampled):
+    """(z or None, kl) of the default options, with fresh noise."""
+    if torch.compiler.is_compiling() or reduction not in LATENT_REDUCTIONS:
+        return None
+    if not _takes(mu, logvar, BLOCK) or mu.stride() != logvar.stride():
+        return None
+    return _Latent.apply(mu, logvar, torch.empty_like(mu).normal_() if sampled else None, reduction, 0)
+
+
+def packed(moments, dim, reduction):
+    """(z, kl) of the default options, with fresh noise, of mu and logvar side by side along `dim`."""
+    if torch.compiler.is_compiling() or reduction not in LATENT_REDUCTIONS or type(dim) is not int:
+        return None
+    if not _takes(moments, moments, 2 * BLOCK):
+        return None
+    if not 0 < dim < moments.dim() or moments.shape[dim] % 2:
+        return None
+    return _Latent.apply(moments, None, torch.empty_like(moments.chunk(2, dim)[0]).normal_(), reduction, dim)
+
+
+def _takes(a, b, most):
+    """Whether they are tensors [B, ...] of one shape and at most `most` elements, and nobody listens."""
+    return (
+        type(a) in PLAIN and type(b) in PLAIN
+        and a.dtype is torch.float32 and b.dtype is torch.float32
+        and a.is_cpu and b.is_cpu
+        and a.layout is torch.strided and b.layout is torch.strided
+        and a.shape == b.shape and a.dim() > 0
+        and 0 < a.numel() <= most
+        and backend.is_eager_on_cpu()
+        and not listening()
+    )  # fmt: skip
+
+
+class _Latent(Function):
+    """`ops.gaussian` with the default options, in one block, which PyTorch allocates as it goes.
+
+    The inputs are mu, logvar and 0, or moments that hold both along `dim` and None.
+    """
+
+    @staticmethod
+    def forward(ctx, posterior, logvar, eps, reduction, dim):
+        ctx.reduction, ctx.dim, ctx.grads = reduction, dim, None
+        mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
+        made = gaussian.forward_block(gaussian.NONE, True, mu, v, None, None, eps, *gaussian.NOWHERE)
+        z, noisy, difference, terms = made
+        unit = 1 / reductions.divisor(reduction, mu.shape)
+        kl = terms if reduction == "none" else reductions.partial(terms, reduction)
+        kl.mul_(HALF if unit == 1 else unit / 2)
+        if eps is None and reduction in SCALARS and any(ctx.needs_input_grad[:2]):
+            ctx.grads = mu.clone() if unit == 1 else mu * unit, difference * (unit / 2)
+        ctx.save_for_backward(posterior, logvar, noisy, difference)
+        ctx.set_materialize_grads(False)
+        return z, kl
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl):
+        grads, ctx.grads = ctx.grads, None
+        if grads is not None and grad_kl is not None and not torch.is_grad_enabled():
+            reconstruction.scale_(grads, grad_kl)
+        else:
+            gradients = functools.partial(_gradients, ctx.reduction, ctx.dim)
+            grads = autograd.once(gradients, grad_z, grad_kl, *ctx.saved_tensors)
+        return *grads, None, None, None
+
+
+def _gradients(reduction, dim, grad_z, grad_kl, posterior, logvar, noisy, difference):
+    if grad_z is None and grad_kl is None:
+        return None, None
+    packed = torch.empty_like(posterior) if dim else None
+    mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
+    outs = packed.chunk(2, dim) if dim else gaussian.NONE
+    g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
+    d_mu, d_logvar = gaussian.backward_block(
+        gaussian.NONE, mu, v, None, None, grad_z, g, noisy, difference, *outs, None, None
+    )
+    if dim:
+        return packed, None
+    return grad_z if d_mu is None else d_mu, d_logvar
