@@ -22,7 +22,8 @@ LOSES_DIGITS = ("continuous_bernoulli", "discretized_logistic")
 
 
 def small(op, precision=cases.FLOAT32):
-    return cases.Case(op, SHAPES.get(op, (37, 3, 5)), *precision, "small", latents=11)
+    target = torch.int64 if op == "categorical" else precision.target
+    return cases.Case(op, SHAPES.get(op, (37, 3, 5)), precision.dtype, target, "small", latents=11)
 
 
 def check(case, contender, function=None):
