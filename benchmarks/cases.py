@@ -115,6 +115,11 @@ class Case:
         return self.op in STEPS
 
     @property
+    def project(self):
+        """The other project whose step it is, None for what is ours."""
+        return STEPS[self.op].project if self.is_step else None
+
+    @property
     def floor(self):
         """The fewest bytes of each phase; nothing of a whole step, which is the network's as well."""
         return {} if self.is_step else OPS[self.op].floor(self)

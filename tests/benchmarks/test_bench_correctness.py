@@ -111,7 +111,7 @@ def test_right_steps_pass(contender):
 class WrongStep(Contender):
     """Forgets the KL."""
 
-    def step(self, model, example):
+    def step(self, op, model, example):
         return steps.training_step(model, lambda model, x: model.loss(x).reconstruction, steps.adam(model, False))
 
 
@@ -121,7 +121,7 @@ def test_a_wrong_step_is_found():
 
 
 class IdleStep(Contender):
-    def step(self, model, example):
+    def step(self, op, model, example):
         return lambda x: steps.fused_loss(model, x).detach()
 
 
