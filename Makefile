@@ -26,7 +26,7 @@ CHECKS += test-peers
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers audit bench clean $(CHECKS)
+.PHONY: help demo test test-peers audit bench bench-peers clean $(CHECKS)
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 26
@@ -80,7 +80,7 @@ test-peers: .venv/peers/.ready  ## vae_fast.integrations against the projects th
 	@$(BASE_PYTHON) -c "import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f'$(BASE_PYTHON) is Python {v[0]}.{v[1]}: the other projects want 3.11 or newer (make BASE_PYTHON=...)')"
 	test -x .venv/peers/bin/python || $(BASE_PYTHON) -m venv .venv/peers
 	.venv/peers/bin/python -m pip install -c constraints-peers.txt torch==2.13.0 setuptools
-	.venv/peers/bin/python -m pip install -c constraints-peers.txt diffusers scvi-tools imageio pydantic pytest pytest-timeout
+	.venv/peers/bin/python -m pip install -c constraints-peers.txt diffusers scvi-tools imageio pydantic pytest pytest-timeout typer
 	.venv/peers/bin/python -m pip install -c constraints-peers.txt --no-deps pythae
 	.venv/peers/bin/python -c "import diffusers, pythae.models, scvi"
 	@touch $@
@@ -90,6 +90,9 @@ audit: $(READY)  ## the machine code of every kernel for four GPUs, against the 
 
 bench: $(READY)  ## speed against eager PyTorch and torch.compile, into benchmarks/results (QUICK=1: two minutes)
 	$(PYTHON) -m vae_fast bench $(if $(QUICK),--quick)
+
+bench-peers: .venv/peers/.ready  ## training steps of scvi-tools and diffusers, patched and not, into the same folder
+	.venv/peers/bin/python -m vae_fast bench --case step_scvi --case step_diffusers
 
 clean:  ## remove the environment, builds and caches (runs/ stays)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage htmlcov

@@ -120,9 +120,9 @@ def row(task, cards=()) -> Row:
     if limit is not None:  # the number is one of lanes: a tile that overhangs its rows has fewer elements
         limit *= lanes / elements
     width = WIDE_ACCESS if wide else 0
-    scalars = _scalars(report, operands, lanes, width)
-    budget = Budget(issued=limit if task.target == "sm_90" else None, bits=width, narrow=scalars)
     moved = sum(i.bits for i in report.main if i.bits >= width) / 8 * report.threads / lanes  # masked lanes move none
+    scalars = _scalars(report, operands, lanes, width, moved)
+    budget = Budget(issued=limit if task.target == "sm_90" else None, bits=width, narrow=scalars)
     card = chosen_card(task.target, cards)
     resource, load = bound(report, moved, card)
     return Row(
@@ -195,14 +195,17 @@ def _aligned(tensor, strides):
     return innermost == 1 and tensor.data_ptr() % 16 == 0 and not any(stride % 16 for stride in (row, *outer))
 
 
-def _scalars(report, operands, lanes, width):
-    """How many narrow accesses a thread may have: all, where they are of seeds, upstream gradients of rows, and sums.
+def _scalars(report, operands, lanes, width, moved):
+    """How many narrow accesses a thread may have: all, where they are of seeds, numbers of rows, and sums.
 
-    These are fewer bytes than a thread takes of the smallest tensor; where that is narrow, none.
+    These are fewer bytes than a thread takes of the smallest tensor, or else the wide accesses, which move so many
+    bytes an element, take every tensor whole; where a tensor's own are narrow, none.
     """
     narrow = [i.bits for i in report.main if i.access and i.bits < width]
     smallest = min((tensor.element_size() for tensor, _ in operands), default=0)
-    return len(narrow) if sum(narrow) / 8 * report.threads < smallest * lanes else 0
+    whole = sum(tensor.element_size() for tensor, (_, innermost, *_) in operands if innermost)
+    few = sum(narrow) / 8 * report.threads < smallest * lanes
+    return len(narrow) if few or 0 < whole <= moved else 0
 
 
 def _widths(accesses):

@@ -20,6 +20,7 @@ class Precision(NamedTuple):
 FLOAT32 = Precision(torch.float32, torch.float32)
 BFLOAT16 = Precision(torch.bfloat16, torch.bfloat16)
 MIXED = Precision(torch.bfloat16, torch.float32)  # autocast: bfloat16 logits, and images as they were loaded
+INDICES = Precision(torch.float32, torch.int64), Precision(torch.bfloat16, torch.int64)  # as F.cross_entropy takes them
 
 
 class Size(NamedTuple):
@@ -73,13 +74,24 @@ ELEMENTS = (
     Size((1024, 256, 256), "256 MB a float32 tensor: main memory", precisions=(FLOAT32, BFLOAT16)),
 )
 
+# Sizes of logits, the classes last: bound by calls, by memory, and longer than a tile.
+CLASSES = (
+    Size((4096, 256), "a batch of tokens from a small codebook", precisions=INDICES, quick=INDICES[:1]),
+    Size((64, 3072, 256), "32 x 32 x 3 subpixels of 256 levels, as PixelCNN and VDVAE have them", precisions=INDICES),
+    Size((8192, 32000), "the vocabulary of a language model: rows are read in passes", precisions=INDICES),
+)
+
 CORE = dict.fromkeys(("bernoulli", "mse", "gaussian", "loss"), OUTPUTS)
-SIZES = {"sample_kl": VECTORS, "sample_kl_packed": MAPS, "kl": VECTORS, **CORE}  # any other op: ELEMENTS
+LATENTS = {"sample_kl": VECTORS, "sample_kl_packed": MAPS, "kl": VECTORS}
+SIZES = {**LATENTS, **CORE, "categorical": CLASSES}  # any other op: ELEMENTS
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one size in one precision. `shape` is that of each tensor, or of a training step's batch."""
+    """One op at one size in one precision.
+
+    shape: of each tensor, but for targets of classes, which lack the last dimension; of a training step's batch.
+    """
 
     op: str
     shape: tuple[int, ...]
@@ -101,6 +113,11 @@ class Case:
     @property
     def is_step(self):
         return self.op in STEPS
+
+    @property
+    def project(self):
+        """The other project whose step it is, None for what is ours."""
+        return STEPS[self.op].project if self.is_step else None
 
     @property
     def floor(self):

@@ -24,8 +24,11 @@ class Contender:
     captured: bool = False
 
     def runs(self, case, device: torch.device, quick: bool = False) -> bool:
-        """Whether it can run the case there; a quick run leaves out what must be compiled or captured."""
-        if quick and (self.mode or self.captured):
+        """Whether it can run the case there; a quick run leaves out what must be compiled or captured.
+
+        So does a step of another project, which is compared as that project runs it.
+        """
+        if (quick or case.project) and (self.mode or self.captured):
             return False
         return not self.captured or (case.is_step and device.type == "cuda")
 
@@ -33,13 +36,13 @@ class Contender:
         """(leaves, target, noise) -> outputs."""
         return self._compiled(OPS[op].fused if self.fused else OPS[op].eager)
 
-    def step(self, model, example: Tensor) -> Callable[[Tensor], Tensor]:
+    def step(self, op: str, model, example: Tensor) -> Callable[[Tensor], Tensor]:
         """batch -> loss, after one step of training `model`."""
         optimizer = steps.adam(model, self.captured)
         if self.fused and self.captured:
             captured = capture_step(model, optimizer, example)
             return lambda x: captured(x).total
-        loss = self._compiled(steps.fused_loss if self.fused else steps.eager_loss)
+        loss = self._compiled(steps.STEPS[op].fused if self.fused else steps.STEPS[op].eager)
         step = steps.training_step(model, loss, optimizer)
         return steps.capture(step, example) if self.captured else step
 

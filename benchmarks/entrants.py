@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.benchmarks import correctness, steps
+from vae_fast.benchmarks import correctness, peers, steps
 from vae_fast.benchmarks.contenders import Contender
 from vae_fast.benchmarks.formulas import Inputs, draw_inputs
 from vae_fast.benchmarks.results import OK
@@ -123,5 +123,10 @@ def _phases(function: Callable, sets: list[Inputs]) -> dict[str, Work]:
 
 def _step(case, contender, batches: list[Tensor]) -> dict[str, Work]:
     """Training steps of a new model."""
-    step = contender.step(steps.build_model(case.op, batches[0].device), batches[0])
-    return {"step": Work(step, lambda number: batches[number % len(batches)])}
+    step = contender.step(case.op, steps.build_model(case.op, batches[0].device), batches[0])
+
+    def pick(number):
+        peers.switch(case.project, contender.fused)
+        return batches[number % len(batches)]
+
+    return {"step": Work(step, pick)}

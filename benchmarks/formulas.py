@@ -19,12 +19,13 @@ from vae_fast.reference import likelihoods as reference
 CLAMP = (-30.0, 20.0)  # that of diffusers
 WHOLE_LOSS = "bernoulli"  # the likelihood of the case "loss"
 
-# A target in each domain of `LIKELIHOODS`.
+# A target in each domain of `LIKELIHOODS`, for parameters of a shape.
 TARGETS: dict[str, Callable[..., Tensor]] = {
     "[0, 1]": torch.rand,
     "real": torch.randn,
     # geometric: many zeros, and 20 at most, because bfloat16 draws a 0
     "counts": lambda shape, **options: torch.rand(shape, **options).clamp_(min=1e-3).log_().mul_(-3).floor_(),
+    "classes": lambda shape, **options: torch.randint(shape[-1], shape[:-1], **options),
 }
 
 
@@ -147,10 +148,17 @@ def _target(case, draw, name):
     return draw(TARGETS[LIKELIHOODS[name].domain], case.shape, case.target_dtype)
 
 
+def target_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """That of a target beside parameters of `dtype`, where nothing else is asked for."""
+    return torch.int64 if LIKELIHOODS[name].domain == "classes" else dtype
+
+
 def _reconstruction_floor(case, name):
-    """(2p + 1)N elements; how a contender divides them between the two phases is its own affair."""
-    parameters = len(LIKELIHOODS[name].parameters) * case.elements * case.dtype.itemsize
-    return {"forward+backward": 2 * parameters + case.elements * case.target_dtype.itemsize}
+    """(2p + 1)N elements, of K classes 2NK + N; how a contender divides them between the phases is its own affair."""
+    row = LIKELIHOODS[name]
+    parameters = len(row.parameters) * case.elements * case.dtype.itemsize
+    targets = case.elements // (case.shape[-1] if row.domain == "classes" else 1)
+    return {"forward+backward": 2 * parameters + targets * case.target_dtype.itemsize}
 
 
 class _Reference(torch.autograd.Function):

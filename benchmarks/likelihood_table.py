@@ -4,7 +4,8 @@ python -m vae_fast.benchmarks.likelihood_table [FOLDER]    # of results, for the
 
 error: of the nll and the gradients of 64 x 784 elements against the NumPy reference, relative to the largest of each.
 moved: bytes over the fewest, forward and backward. issued: instructions an element for loss and gradient on sm_90, the
-number that `make audit` holds it to. eager: how many times as long PyTorch's formula takes (`make bench`).
+number that `make audit` holds it to; of classes an element is a logit, in a long row. eager: how many times as long
+PyTorch's formula takes (`make bench`).
 """
 
 import json
@@ -29,7 +30,7 @@ CALL = ("reconstruction_loss", "{}, batchmean", "float32", "rows")  # op, option
 
 def error(name: str, dtype: torch.dtype, backend: str) -> float:
     """The largest error of the nll and of the gradients, each relative to the largest of its kind."""
-    case = cases.Case(name, SHAPE, dtype, dtype, "")
+    case = cases.Case(name, SHAPE, dtype, formulas.target_dtype(name, dtype), "")
     inputs = formulas.draw_inputs(case, torch.device("cpu"))
     output = inputs.leaves if len(inputs.leaves) > 1 else inputs.leaves[0]
     with use_backend(backend):
@@ -69,15 +70,16 @@ def _measure_here():
 def table(folder: Path | None = None) -> str:
     """Markdown. folder: results of `make bench`, whose slowest comparison with eager is shown for each likelihood."""
     from vae_fast.benchmarks.report import markdown
-    from vae_fast.kernels.likelihoods import ISSUED
+    from vae_fast.kernels import categorical, likelihoods
 
+    issued = {**likelihoods.ISSUED, "categorical": categorical.ISSUED}
     speeds = {} if folder is None else _speeds(folder)
     header = ["likelihood"]
     header += [f"{str(dtype).removeprefix('torch.')} {room}" for dtype in DTYPES for room in BACKENDS.values()]
     lines = []
     for name, row in measured().items():
         errors = [f"{value:.0e}" for pair in row["errors"] for value in pair]
-        lines.append((name, *errors, f"{row['moved']:.3f}", f"{ISSUED[name].both}", speeds.get(name, "")))
+        lines.append((name, *errors, f"{row['moved']:.3f}", f"{issued[name].both}", speeds.get(name, "")))
     return markdown((*header, "moved", "issued", "eager"), lines)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vae_fast.benchmarks import counting, machine, memory, timing
+from vae_fast.benchmarks import counting, machine, memory, peers, timing
 from vae_fast.benchmarks.contenders import CONTENDERS, GRAPH, Contender
 from vae_fast.benchmarks.entrants import WHOLE, Entrant, enter, is_out_of_memory
 from vae_fast.benchmarks.results import OK, Results, Row
@@ -72,6 +72,8 @@ def measure(case, session: Session, contenders: dict[str, Contender] = CONTENDER
         if not is_out_of_memory(error):
             raise
         return [_row(case, session, status="skipped: it ran out of memory")]
+    finally:
+        peers.switch(case.project, False)
 
 
 def summary(name: str, rows: list[Row]) -> str:
@@ -105,7 +107,7 @@ def _obstacle(case, device, named):
         return f"it takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
     if device.type == "cpu" and case.elements > CPU_ELEMENTS and not named:
         return f"it takes minutes on a CPU; --case {case.name} measures it"
-    return ""
+    return peers.obstacle(case.project)
 
 
 def _measure_entrants(case, session, entrants: list[Entrant]) -> list[Row]:

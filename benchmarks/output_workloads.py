@@ -50,6 +50,11 @@ def _class_workloads(name):
         for layout in CLASS_LAYOUTS:
             yield _reconstruction(name, dtype=dtype, layout=layout, main=layout != "32768 classes")
         yield _reconstruction(name, grads=0, dtype=dtype)
+        for weight in WEIGHTS:
+            yield _reconstruction(name, dtype=dtype, weight=weight, main=weight == "weight a sample")
+    for layout in ("chunks of images", *CLASS_LAYOUTS):
+        yield _reconstruction(name, layout=layout, weight="weight a sample", main=layout == "10 classes")
+        yield _reconstruction(name, "sample", layout=layout, weight="mask")
     for reduction in checks.REDUCTIONS:
         yield _reconstruction(name, reduction)
 

@@ -78,8 +78,8 @@ class Row:
 
     @property
     def precision(self) -> str:
-        """The dtypes of what the network gives and of the target, as in a case's name."""
-        return "+".join(dict.fromkeys((self.dtype, self.target_dtype)))
+        """The dtypes of what the network gives and of the target: one where both are equal, or the target indices."""
+        return "+".join(dict.fromkeys(name for name in (self.dtype, self.target_dtype) if "int" not in name))
 
     @property
     def on_threads(self) -> str:

@@ -9,19 +9,10 @@ from torch import Tensor, nn
 
 from vae_fast import VAE
 from vae_fast.app import compare
+from vae_fast.benchmarks import peers
 
 LEARNING_RATE = 1e-3
 WARM_UP = 3  # steps before a capture: optimiser state, workspaces and cuDNN's plans must exist
-
-
-@dataclass(frozen=True)
-class Step:
-    """A model, and the batch that it is trained on."""
-
-    shape: tuple[int, ...]
-    model: Callable[[], VAE]
-    why: str
-    quick: bool = False
 
 
 def _mlp() -> VAE:
@@ -41,19 +32,6 @@ def _conv() -> VAE:
     return VAE(encoder=encoder, decoder=decoder, latent_dim=latents)
 
 
-STEPS = {
-    "step_mlp": Step((128, 784), _mlp, "the MLP VAE of pytorch/examples: bound by launches", quick=True),
-    "step_conv": Step((256, 3, 64, 64), _conv, "a convolutional VAE: the network outweighs the loss"),
-}
-
-
-def build_model(op: str, device: torch.device) -> VAE:
-    """The step's model, always with the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return STEPS[op].model().to(device)
-
-
 def eager_loss(model: VAE, x: Tensor) -> Tensor:
     """As users write it, with noise drawn for the step."""
     return compare.eager_loss(model, x, torch.randn(len(x), *model.latent_shape, device=x.device))
@@ -63,7 +41,12 @@ def fused_loss(model: VAE, x: Tensor) -> Tensor:
     return model.loss(x).total
 
 
-def training_step(model: VAE, loss: Callable, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], Tensor]:
+def noiseless_loss(model: VAE, x: Tensor) -> Tensor:
+    """As users write it, at z = mu."""
+    return compare.eager_loss(model, x, x.new_zeros(len(x), *model.latent_shape))
+
+
+def training_step(model: nn.Module, loss: Callable, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], Tensor]:
     def step(x: Tensor) -> Tensor:
         optimizer.zero_grad()
         value = loss(model, x)
@@ -74,7 +57,7 @@ def training_step(model: VAE, loss: Callable, optimizer: torch.optim.Optimizer) 
     return step
 
 
-def adam(model: VAE, captured: bool) -> torch.optim.Optimizer:
+def adam(model: nn.Module, captured: bool) -> torch.optim.Optimizer:
     """Adam as users make it; `capturable` keeps its step count on the device, as a graph needs."""
     return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, capturable=captured)
 
@@ -110,6 +93,55 @@ def quieten(model: VAE) -> VAE:
     return model
 
 
+def _images(shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
+    """Numbers in [0, 1]."""
+    return torch.rand(shape, device=device, generator=torch.Generator(device).manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model, the batch that it is trained on, and its loss as users compute it and with vae_fast.
+
+    draw: (shape, device, seed) -> a batch. quieten: the model, which it changes so that a step does not depend on the
+    noise it draws; exact: the loss of such a model. project: whose step it is, patched for `fused`; None for ours.
+    """
+
+    shape: tuple[int, ...]
+    model: Callable[[], nn.Module]
+    why: str
+    quick: bool = False
+    draw: Callable[..., Tensor] = _images
+    eager: Callable[[nn.Module, Tensor], Tensor] = eager_loss
+    fused: Callable[[nn.Module, Tensor], Tensor] = fused_loss
+    quieten: Callable[[nn.Module], nn.Module] = quieten
+    exact: Callable[[nn.Module, Tensor], Tensor] = noiseless_loss
+    project: str | None = None
+
+
+def _of_project(project: str, shape, why: str, model, draw, loss, quieten) -> Step:
+    return Step(shape, model, why, False, draw, loss, loss, quieten, loss, project)
+
+
+STEPS = {
+    "step_mlp": Step((128, 784), _mlp, "the MLP VAE of pytorch/examples: bound by launches", quick=True),
+    "step_conv": Step((256, 3, 64, 64), _conv, "a convolutional VAE: the network outweighs the loss"),
+    "step_scvi": _of_project(
+        "scvi", (128, 2000), "scvi-tools' VAE on its synthetic data, zinb: its defaults, of 2000 genes",
+        peers.scvi_model, peers.scvi_batch, peers.scvi_loss, peers.quieten_scvi,
+    ),
+    "step_diffusers": _of_project(
+        "diffusers", (8, 3, 32, 32), "a small AutoencoderKL of diffusers: the network outweighs the loss",
+        peers.diffusers_model, _images, peers.diffusers_loss, peers.quieten_diffusers,
+    ),
+}  # fmt: skip
+
+
+def build_model(op: str, device: torch.device) -> nn.Module:
+    """The step's model, always with the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return STEPS[op].model().to(device)
+
+
 def draw_batch(case, device: torch.device, seed: int = 0) -> Tensor:
-    """Images in [0, 1]."""
-    return torch.rand(case.shape, device=device, generator=torch.Generator(device).manual_seed(seed))
+    return STEPS[case.op].draw(case.shape, device, seed)

@@ -36,7 +36,7 @@ def rows_of():
 @pytest.mark.parametrize("case", cases.CASES.values(), ids=lambda case: case.name + "-quick" * case.quick)
 def test_speed(case, contender, rows_of, benchmark):
     if not contender.runs(case, DEVICE):
-        pytest.skip("CUDA graphs are of whole steps, on a GPU")
+        pytest.skip("CUDA graphs are of whole steps, on a GPU; other projects' steps are neither captured nor compiled")
     rows = [row for row in rows_of(case) if row.contender in (contender.name, "")]
     faults = {row.status for row in rows if row.status != OK}
     if faults:

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vae_fast.kernels import reductions, tiling
+from vae_fast.kernels import reductions, targets, tiling
 from vae_fast.kernels.likelihoods import Issued
 
 # A logarithm and a division an element are done by each thread that has a part of its row: the fewer, the better.
@@ -32,14 +32,15 @@ ISSUED_PASSES = Issued(sum=42, gradient=56, both=58, each=42)
 ISSUED_ELEMENT = 90
 
 
-def forward(logits, target, ignore_index, reduction, wanted):
+def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     """The reduced nll of `target` and, where `wanted`, the gradient of the logits for an upstream gradient of 1.
 
-    logits: [B, ..., K], any strides; target: integers [B, ...]; ignore_index: of elements that are left out and whose
-    logits are not read, or None. Returns (loss, gradient or None). For N elements, reads NK logits and N indices and
-    writes NK of the gradient and one partial sum a program. More than MAX_CLASSES classes are read a second time for
-    the gradient, 3NK in all, and N more: the logits of the targets. Two launches; one for "none", and for "sample" of
-    one element a sample. "sample" of more writes and reads N losses besides.
+    logits: [B, ..., K], any strides; target: integers [B, ...]; ignore_index: of elements that are left out, or None;
+    weight: of each element's nll, expanded to the target's shape, bool or float, or None. Returns (loss, gradient or
+    None). For N elements, reads NK logits, N indices and weights, and writes NK of the gradient and one partial sum a
+    program. Logits of elements that are ignored, or of weight 0, are not read. More than MAX_CLASSES classes are read a
+    second time for the gradient, 3NK in all, and N more: the logits of the targets. Two launches; one for "none", and
+    for "sample" of one element a sample. "sample" of more writes and reads N losses besides.
     """
     dtype = tiling.accumulator(logits.dtype)
     loss = None
@@ -48,7 +49,7 @@ def forward(logits, target, ignore_index, reduction, wanted):
     elif reduction == "sample":
         loss = torch.empty(target.shape, dtype=dtype, device=target.device)
     grad = torch.empty_like(logits) if wanted else None
-    partials = _launch(logits, target, loss, None, grad, ignore_index, reduction)
+    partials = _launch(logits, target, weight, loss, None, grad, ignore_index, reduction)
     if reduction == "none":
         return loss, grad
     if reduction == "sample":
@@ -58,14 +59,14 @@ def forward(logits, target, ignore_index, reduction, wanted):
     return out, grad
 
 
-def backward(grad_loss, logits, target, ignore_index, reduction):
+def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
     """The gradient of the logits, recomputed, in one launch: reads NK logits, 2NK beyond MAX_CLASSES, and writes NK.
 
     grad_loss: of the loss's shape, any strides. The rest as in `forward`.
     """
     grad = torch.empty_like(logits)
     upstream = tiling.expand_upstream(grad_loss, target, reduction)
-    _launch(logits, target, None, upstream, grad, ignore_index, reduction)
+    _launch(logits, target, weight, None, upstream, grad, ignore_index, reduction)
     return grad
 
 
@@ -77,11 +78,11 @@ def _sum_samples(losses):
     return reductions.sum_partials(losses, out, outer=batch, count=count, strides=(count, 1), divisor=1)
 
 
-def _launch(logits, target, loss, upstream, grad, ignore_index, reduction):
+def _launch(logits, target, weight, loss, upstream, grad, ignore_index, reduction):
     """Launch the kernel; returns the partial sums, one a program, where neither `loss` nor `upstream` is given."""
-    classes = logits.shape[-1]
+    classes, weight = logits.shape[-1], targets.readable(weight)
     first, first_grad = (None if t is None else t.select(-1, 0) for t in (logits, grad))  # of each element
-    view, operands = tiling.view([first, first_grad, target, loss, upstream], by_sample=False)
+    view, operands = tiling.view([first, first_grad, target, weight, loss, upstream], by_sample=False)
     wide = view.wide or tiling.view([t for t in (logits, grad) if t is not None], by_sample=False)[0].wide
     inner = classes == 1 or logits.stride(-1) == 1
     aligned = classes % 16 == 0 if inner else view.columns % 16 == 0 and operands[0][1][1:] == (1,)
@@ -94,7 +95,7 @@ def _launch(logits, target, loss, upstream, grad, ignore_index, reduction):
     with tiling.on_device(logits):
         _categorical[(programs,)](
             _operand(logits, operands[0]), None if grad is None else _operand(grad, operands[1]),
-            target, loss, upstream, partials, strides, target.numel(), view.columns, view.shape, classes,
+            target, weight, loss, upstream, partials, strides, target.numel(), view.columns, view.shape, classes,
             0 if ignore_index is None else ignore_index, reductions.divisor(reduction, target.shape),
             IGNORES=ignore_index is not None, PASSES=columns < classes, MASKED=classes % columns != 0,
             FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns, WIDE=wide, num_warps=warps,
@@ -127,7 +128,8 @@ def tile(count, classes, inner, aligned, double):
 
 @triton.jit
 def _categorical(
-    logits, grad, target, loss, upstream, partials, strides, count, inner_count, shape, classes, ignore_index, divisor,
+    logits, grad, target, weight, loss, upstream, partials, strides, count, inner_count, shape, classes, ignore_index,
+    divisor,
     IGNORES: tl.constexpr, PASSES: tl.constexpr, MASKED: tl.constexpr, FLAT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -144,6 +146,10 @@ def _categorical(
     valid = (index >= 0) & (index < classes)
     if IGNORES:
         active = active & (index != ignore_index)
+    if weight is not None:
+        weights = tl.load(weight + tiling.offset(row, column, shape, strides[1]), mask=element < count, other=0)
+        weights = tiling.upcast(weights)
+        active = active & (weights != 0)
     index = tl.where(valid, index, -1)
     if not WIDE:
         index = index.to(tl.int32)
@@ -169,17 +175,21 @@ def _categorical(
     if upstream is None:
         # As log1p(rest), with the rounding error of 1 + rest put back, where the target is the largest: e_own is 1.
         nll = tl.log(total) + (rest - (total - e_own)) * inverse - below
+        if weight is not None:
+            nll = nll * weights.to(nll.dtype)
         nll = tl.where(active, tl.where(valid, nll, float("nan")), 0.0)
         if loss is not None:
-            tl.store(loss + tiling.offset(row, column, shape, strides[1]), nll, mask=element < count)
+            tl.store(loss + tiling.offset(row, column, shape, strides[2]), nll, mask=element < count)
         else:
             tl.store(partials + tl.program_id(0), tl.sum(nll, 0))
 
     if grad is not None:
         scale = inverse * (1.0 / tl.full((1,), divisor, rest.dtype))
         if upstream is not None:
-            g = tl.load(upstream + tiling.offset(row, column, shape, strides[2]), mask=active, other=0)
+            g = tl.load(upstream + tiling.offset(row, column, shape, strides[3]), mask=active, other=0)
             scale = tiling.upcast(g).to(rest.dtype) * scale
+        if weight is not None:
+            scale = scale * weights.to(scale.dtype)
         scale = tl.where(active, tl.where(valid, scale, float("nan")), 0.0)
         out = grad[0] + _offset(row, column, shape, grad[1])
         if PASSES:

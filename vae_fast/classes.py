@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vae_fast import checks, validation
+from vae_fast import checks, targets, validation
 
 DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -59,16 +59,25 @@ def check(target, logits):
         )
 
 
-def only(options):
-    """Raise where an option of other likelihoods was given."""
-    given = [name for name, value in {**options, "binarize": options["binarize"] or None}.items() if value is not None]
-    if given:
-        raise ValueError(f"{given[0]} was given for a categorical likelihood, which takes none")
+def weight(target, logits, likelihood, validate, *, weight, binarize, **others):
+    """The weight expanded to the target's shape, or None. Raises for any other option of a target: it takes none.
+
+    validate: look for values out of the domain, too.
+    """
+    for name, value in {**others, "binarize": binarize or None}.items():
+        if value is not None:
+            raise ValueError(f"{name} was given for a categorical likelihood, which takes none")
+    weight = targets.weight(weight, target)
+    if validate:
+        _validate(target, logits, likelihood, weight)
+    return weight
 
 
-def validate(target, logits, likelihood):
-    """Raise ValueError for the first index that is neither a class nor ignored; waits for the device."""
+def _validate(target, logits, likelihood, weight):
+    """Raise ValueError for the first index that is no class and is not left out; waits for the device."""
     bad = (target < 0) | (target >= logits.shape[-1])
+    if weight is not None:
+        bad &= weight != 0
     if ignore_index(likelihood) is not None:
         bad &= target != ignore_index(likelihood)
     validation.refuse("target", target, bad, f"class indices in [0, {logits.shape[-1]})")

@@ -185,7 +185,7 @@ def reconstruction_loss(
             scvi-tools' parametrisation (Lopez et al. 2018), with every constant. For classes "categorical" (logits;
             Bishop 2006, equation 4.108) or `Categorical(ignore_index)`, which leaves elements out: they count as
             elements of nll 0, which "mean" divides by as by any, where torch's cross_entropy divides by the others
-            alone. It takes neither target_scale nor weight nor binarize.
+            alone. It takes neither target_scale nor binarize.
         reduction: "batchmean": nats per sample; "sum"; "mean" over all elements; "sample": [B]; "none": elementwise.
         target_scale: a finite number >= 0 that the target is multiplied by after its conversion to the arithmetic's
             dtype. None is 1/255 for a uint8 target, pixels, under a likelihood of values in [0, 1] or of real values,
@@ -231,10 +231,8 @@ def reconstruction_loss(
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip
     if row.domain == "classes":
-        classes.only(options)
-        if validate:
-            classes.validate(target, params[0], likelihood)
-        return categorical.reconstruct(*params, target, _categorical(likelihood, reduction, target))
+        weight = classes.weight(target, params[0], likelihood, validate, **options)
+        return categorical.reconstruct(*params, target, weight, _categorical(likelihood, reduction, target))
     params, target, weight, seed, scale, chosen = _prepared(params, target, row, validate, **options)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
@@ -287,11 +285,9 @@ def elbo_loss(
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip
     if row.domain == "classes":
-        classes.only(options)
-        if validate:
-            classes.validate(target, params[0], likelihood)
+        weight = classes.weight(target, params[0], likelihood, validate, **options)
         spec = _categorical(likelihood, "batchmean", target)
-        return ELBO(*categorical.negative_elbo(*params, target, kl, beta_tensor, number, spec))
+        return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
     params, target, weight, seed, scale, chosen = _prepared(params, target, row, validate, **options)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))

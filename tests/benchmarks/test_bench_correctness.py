@@ -22,7 +22,8 @@ LOSES_DIGITS = ("continuous_bernoulli", "discretized_logistic")
 
 
 def small(op, precision=cases.FLOAT32):
-    return cases.Case(op, SHAPES.get(op, (37, 3, 5)), *precision, "small", latents=11)
+    target = torch.int64 if op == "categorical" else precision.target
+    return cases.Case(op, SHAPES.get(op, (37, 3, 5)), precision.dtype, target, "small", latents=11)
 
 
 def check(case, contender, function=None):
@@ -110,7 +111,7 @@ def test_right_steps_pass(contender):
 class WrongStep(Contender):
     """Forgets the KL."""
 
-    def step(self, model, example):
+    def step(self, op, model, example):
         return steps.training_step(model, lambda model, x: model.loss(x).reconstruction, steps.adam(model, False))
 
 
@@ -120,7 +121,7 @@ def test_a_wrong_step_is_found():
 
 
 class IdleStep(Contender):
-    def step(self, model, example):
+    def step(self, op, model, example):
         return lambda x: steps.fused_loss(model, x).detach()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 import pytest
 import torch
@@ -138,6 +139,18 @@ def test_a_size_that_takes_minutes_on_a_cpu_wants_to_be_named(session, monkeypat
     (row,) = measure.measure(CASE, session, TWO)
     assert row.status == f"skipped: it takes minutes on a CPU; --case {CASE.name} measures it"
     assert measure.measure(CASE, session, TWO, named=True)[0].time
+
+
+@pytest.mark.parametrize(
+    ("op", "module", "package"), [("step_scvi", "scvi", "scvi-tools"), ("step_diffusers", "diffusers", "diffusers")]
+)
+def test_a_step_of_a_project_that_is_missing_is_skipped_with_a_line(session, monkeypatch, op, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    (case,) = cases.select([op])
+    (row,) = measure.measure(case, session, TWO)
+    assert row.status.startswith(f"skipped: {package} is not installed: pip install {package}==")
+    assert (row.contender, row.time) == ("", None)
+    assert measure.summary(case.name, [row]) == f"{case.name}: case {row.status}"
 
 
 def test_what_cannot_be_counted_leaves_a_note(session, monkeypatch):

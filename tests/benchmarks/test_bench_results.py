@@ -101,3 +101,5 @@ def test_names_of_rows():
     assert (row.precision, row.on_threads) == ("bfloat16+float32", ", 2 threads")
     row = Row("a", "a", "1", 1, "float32", "float32", "step", "eager", False)
     assert (row.precision, row.on_threads) == ("float32", "")
+    row.target_dtype = "int64"
+    assert row.precision == "float32"

@@ -22,7 +22,7 @@ def named(name):
 
 def test_every_likelihood_with_a_formula_is_a_case():
     assert {name for name in LIKELIHOODS if name in FORMULAS} <= set(OPS)
-    assert {"bernoulli", "mse", "gaussian"} <= set(OPS)
+    assert {"bernoulli", "mse", "gaussian", "categorical"} <= set(OPS)
 
 
 def test_sizes_go_from_overhead_to_2_gb_in_every_precision():
@@ -62,7 +62,7 @@ def test_quick_keeps_a_case_that_was_named():
 
 def test_an_unknown_case_is_an_error_that_names_the_choices():
     with pytest.raises(
-        ValueError, match=r"case is 'klx': expected one of 'sample_kl', .*'step_conv', or one of theirs"
+        ValueError, match=r"case is 'klx': expected one of 'sample_kl', .*'step_conv', .*, or one of theirs"
     ):
         cases.select(["kl", "klx"])
 
@@ -76,6 +76,7 @@ def test_an_unknown_case_is_an_error_that_names_the_choices():
         ("bernoulli/128x784/float32", None, 3 * 128 * 784 * 4),
         ("bernoulli/128x784/bfloat16+float32", None, 128 * 784 * (2 + 4 + 2)),
         ("gaussian/128x784/bfloat16", None, 5 * 128 * 784 * 2),
+        ("categorical/4096x256/float32+int64", None, 2 * 4096 * 256 * 4 + 4096 * 8),
         ("loss/128x784/float32", None, 3 * 128 * 784 * 4 + 8 * 128 * 20 * 4),
         ("step_mlp/128x784/float32", None, None),
     ],
@@ -93,9 +94,12 @@ def test_inputs_are_what_the_case_says(op):
     assert not torch.equal(inputs.leaves[0], others.leaves[0])
     assert torch.equal(inputs.leaves[0], draw_inputs(case, CPU).leaves[0])
     if inputs.target is not None:
-        assert inputs.target.shape == case.shape
+        assert inputs.target.shape == (case.shape[:-1] if op == "categorical" else case.shape)
+        assert inputs.target.dtype == case.target_dtype
     if op in LIKELIHOODS and LIKELIHOODS[op].domain == "[0, 1]":
         assert 0 <= inputs.target.min() <= inputs.target.max() <= 1
+    if op == "categorical":
+        assert 0 <= inputs.target.min() < inputs.target.max() < case.shape[-1]
 
 
 def test_contenders():
@@ -113,6 +117,8 @@ def test_contenders():
         ("step_mlp/128x784/float32", CPU, False, {"eager", "compile", "compile max-autotune", "vae_fast"}),
         ("step_mlp/128x784/float32", GPU, False, set(CONTENDERS)),
         ("step_mlp/128x784/float32", GPU, True, {"eager", "vae_fast"}),
+        ("step_scvi/128x2000/float32", CPU, False, {"eager", "vae_fast"}),
+        ("step_diffusers/8x3x32x32/float32", GPU, False, {"eager", "vae_fast"}),
     ],
 )
 def test_who_runs_where(name, device, quick, expected):

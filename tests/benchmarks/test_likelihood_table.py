@@ -7,12 +7,13 @@ from tests.benchmarks.bench_rows import FAKE_CPU, fake_rows
 from vae_fast.benchmarks import likelihood_table
 from vae_fast.benchmarks.formulas import OPS
 from vae_fast.benchmarks.results import Results
+from vae_fast.kernels import categorical
 from vae_fast.likelihoods import LIKELIHOODS
 
 
 @pytest.fixture
-def only_mse(monkeypatch):
-    monkeypatch.setattr(likelihood_table, "LIKELIHOODS", {"mse": LIKELIHOODS["mse"]})
+def few(monkeypatch):
+    monkeypatch.setattr(likelihood_table, "LIKELIHOODS", {name: LIKELIHOODS[name] for name in ("mse", "categorical")})
 
 
 @pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name in OPS])
@@ -31,18 +32,24 @@ def test_an_error_is_seen(monkeypatch):
 
 
 @pytest.mark.interpreter_only
-def test_what_is_measured_in_the_interpreter(only_mse):
-    measured = likelihood_table._measure_here()["mse"]
-    assert len(measured["errors"]) == 4
-    assert all(len(pair) == 2 for pair in measured["errors"])
-    assert 1 < measured["moved"] < 1.01  # the partial sums
+def test_what_is_measured_in_the_interpreter(few):
+    found = likelihood_table._measure_here()
+    assert list(found) == ["mse", "categorical"]
+    for measured in found.values():
+        assert len(measured["errors"]) == 4
+        assert all(len(pair) == 2 for pair in measured["errors"])
+        assert 1 < measured["moved"] < 1.01  # the partial sums
 
 
 def test_the_table(monkeypatch, tmp_path):
     monkeypatch.setattr(
         likelihood_table,
         "measured",
-        lambda: {"mse": {"errors": [[1e-7, 2e-7]] * 4, "moved": 1.0004}, "l1": {"errors": [[0, 0]] * 4, "moved": 1}},
+        lambda: {
+            "mse": {"errors": [[1e-7, 2e-7]] * 4, "moved": 1.0004},
+            "l1": {"errors": [[0, 0]] * 4, "moved": 1},
+            "categorical": {"errors": [[0, 0]] * 4, "moved": 1},
+        },
     )
     rows = fake_rows(FAKE_CPU, ops=("mse", "l1"), threads=(1,))
     for row in rows:
@@ -55,4 +62,5 @@ def test_the_table(monkeypatch, tmp_path):
     assert lines[2].startswith("| mse | 1e-07 | 2e-07 |")
     assert lines[2].endswith("| 1.000 | 12 | 1.50 to 1.50 |")
     assert lines[3].endswith("| eager is wrong |")
+    assert lines[4].endswith(f"| 1.000 | {categorical.ISSUED.both} |  |")
     assert "1.50" not in likelihood_table.table()

@@ -63,6 +63,24 @@ def test_output(loss):
     refuses(TypeError, f"output is a tuple of 2: {wanted}", loss, (zeros(4, 6), zeros(4, 6)), target)
 
 
+@pytest.mark.parametrize("likelihood", KINDS, ids=repr)
+def test_weight(likelihood):
+    """It is one of each element, not of each class."""
+
+    def elbo(output, target, likelihood, **options):
+        return elbo_loss(output, target, zeros(4), likelihood=likelihood, **options).total
+
+    arguments = zeros(4, 3, 6), indices(4, 3), likelihood
+    for call in (reconstruction_loss, elbo):
+        wanted = "target has [4, 3]: expected [4], one a sample, or 2 dimensions, each 1 or the target's"
+        for shape in ((), (3,), (4, 6), (4, 3, 6), (4, 3, 1)):
+            refuses(ValueError, f"weight has shape {list(shape)}, {wanted}", call, *arguments, weight=zeros(*shape))
+        message = "weight is int64: expected bool, float32, bfloat16, float16 or float64"
+        refuses(TypeError, message, call, *arguments, weight=indices(4, 3))
+        for shape in ((4,), (4, 3), (4, 1), (1, 3), (1, 1)):
+            assert call(*arguments, weight=zeros(*shape)) == 0
+
+
 def test_integer_targets_are_for_classes_alone():
     """A float target of the output's shape is what every other likelihood takes."""
     with pytest.raises(ValueError, match=r"target has shape \[4\], output has \[4, 6\]"):

@@ -72,8 +72,10 @@ def test_classes():
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             reconstruction_loss(logits, target, likelihood, validate=True)
-    with pytest.raises(ValueError, match="^weight was given for a categorical likelihood, which takes none$"):
-        reconstruction_loss(logits, target.clamp(0, 2), "categorical", weight=torch.ones(2))
+    mask = torch.tensor([[True, False], [True, False]])
+    assert reconstruction_loss(logits, target, "categorical", weight=mask, validate=True).isfinite()
+    with pytest.raises(ValueError, match="^target_scale was given for a categorical likelihood, which takes none$"):
+        reconstruction_loss(logits, target.clamp(0, 2), "categorical", target_scale=1.0)
     with pytest.raises(ValueError, match="^binarize was given for a categorical likelihood, which takes none$"):
         elbo_loss(logits, target.clamp(0, 2), torch.zeros(2), likelihood="categorical", binarize=True)
 

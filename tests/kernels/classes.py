@@ -7,7 +7,7 @@ from tests.kernels.latents import drawer, like_output
 from tests.support.tolerance import assert_close, assert_loss_close
 from tests.support.ulp import to_numpy
 from vae_fast import Categorical, reconstruction_loss
-from vae_fast.reference import likelihoods, reductions
+from vae_fast.reference import likelihoods, reductions, targets
 
 LAYOUTS = {  # of [2, 3, 5, K] and the like
     "contiguous": lambda draw, k: draw(2, 3, 5, k),
@@ -34,12 +34,31 @@ def case(shape, count, backend, dtype=torch.float32, target_dtype=torch.int64, s
     return logits.requires_grad_(), classes(shape, count, backend.device, target_dtype)
 
 
-def check(logits, target, reduction, ignore_index=None, upstream=None):
+WEIGHTS = {  # (dtype, the shape beside a target's)
+    "per sample": (torch.float32, lambda shape: shape[:1]),
+    "elementwise": (torch.float64, lambda shape: shape),
+    "a mask": (torch.bool, lambda shape: shape),
+    "shared by samples": (torch.bfloat16, lambda shape: (1, *shape[1:])),
+    "of the last dimension": (torch.float16, lambda shape: (*(1 for _ in shape[1:]), shape[-1])),
+}
+
+
+def weight_of(kind, target):
+    """Numbers in [0, 1] that every dtype holds, some of them 0."""
+    dtype, shape = WEIGHTS[kind]
+    values = torch.randint(0, 4, shape(target.shape), generator=torch.Generator().manual_seed(2)) / 4
+    return values.to(target.device, dtype)
+
+
+def check(logits, target, reduction, ignore_index=None, upstream=None, weight=None):
     """The loss, and its gradient for a random upstream gradient, against the reference."""
     likelihood = "categorical" if ignore_index is None else Categorical(ignore_index)
-    loss = reconstruction_loss(logits, target, likelihood, reduction=reduction)
+    loss = reconstruction_loss(logits, target, likelihood, reduction=reduction, weight=weight)
     a, index = to_numpy(logits), target.cpu().numpy()
     nll, (derivative,) = likelihoods.categorical(a, index, ignore_index)
+    if weight is not None:
+        full = targets.weighted(np.ones(nll.shape), to_numpy(weight))
+        nll, derivative = targets.weighted(nll, full), targets.weighted(derivative, full[..., None])
     below = _below(a)
     expected, terms = (reductions.reduce(value, reduction) for value in (nll, nll))
     if reduction == "none":

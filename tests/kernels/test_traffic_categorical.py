@@ -122,15 +122,34 @@ def test_float16_recomputes():
     )  # one number, for each
 
 
+@pytest.mark.parametrize("kind", ["a mask", "per sample"])
+def test_a_weight_is_read_once_an_element_in_its_own_dtype(kind):
+    logits, target = case((6, 5), 10, CPU)
+    weight = torch.ones(30 if kind == "a mask" else 6).view(target.shape if kind == "a mask" else -1)
+    weight = weight.bool() if kind == "a mask" else weight
+    read = "load", 30 * weight.element_size()
+    table, loss = bytes_moved(lambda: reconstruction_loss(logits, target, "categorical", weight=weight))
+    partials = 4 * programs(logits, target)
+    assert table == kernel(logits, target, weight=read, partials=("store", partials)) | second_stage(partials, 4)
+    assert grads_of(loss, logits) == scaling(logits)
+    loss = reconstruction_loss(logits, target, "categorical", reduction="none", weight=weight)
+    expected = kernel(logits, target, weight=read, upstream=("load", size(loss)))
+    assert grads_of(loss, logits, torch.ones_like(loss)) == expected
+
+
 @pytest.mark.parametrize("count", [10, LONG])
 def test_logits_that_are_left_out_are_not_read(count):
     logits, target = case((4,), count, CPU)
-    target[1:] = -100
-    likelihood = Categorical(ignore_index=-100)
-    table, _ = bytes_moved(lambda: reconstruction_loss(logits, target, likelihood))
+    weight = torch.tensor([1.0, 0.0, 0.0, 0.0])
     reads = 1 if count == 10 else 2
-    assert table["_categorical", "logits[0]", "load"] == reads * 4 * count + 4 * (reads - 1)
-    assert table["_categorical", "grad[0]", "store"] == size(logits)
+    ignored = torch.where(weight == 0, -100, target)
+    for call in (
+        lambda: reconstruction_loss(logits, ignored, Categorical(ignore_index=-100)),
+        lambda: reconstruction_loss(logits, target, "categorical", weight=weight),
+    ):
+        table, _ = bytes_moved(call)
+        assert table["_categorical", "logits[0]", "load"] == reads * 4 * count + 4 * (reads - 1)
+        assert table["_categorical", "grad[0]", "store"] == size(logits)
 
 
 def test_elbo_loss_moves_what_the_reconstruction_does():

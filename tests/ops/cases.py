@@ -147,13 +147,15 @@ def _classes(logits):
     return (torch.arange(count, device=logits.device) * 7 % (logits.shape[-1] + 1) - 1).view(logits.shape[:-1])
 
 
-def _categorical(reduction, likelihood):
+def _categorical(reduction, likelihood, name="", make=lambda target: {}):
+    """`make` as in `_extras`."""
+
     def call(logits):
         target = _classes(logits)
         target = target.clamp(0) if likelihood == "categorical" else target
-        return reconstruction_loss(logits, target, likelihood, reduction=reduction)
+        return reconstruction_loss(logits, target, likelihood, reduction=reduction, **make(target))
 
-    return Case(f"reconstruction-categorical-{reduction}", call, ((2, 3, 4),))
+    return Case(f"reconstruction-categorical-{name}{reduction}", call, ((2, 3, 4),))
 
 
 def _categorical_elbo(kl, logits):
@@ -215,6 +217,8 @@ CASES = [
     Case("elbo-bernoulli-extras", _elbo_of_bytes, (SHAPE[:1], SHAPE)),
     *(_categorical(reduction, Categorical(ignore_index=-1)) for reduction in REDUCTIONS[:-1]),
     _categorical("batchmean", "categorical"),
+    *(_categorical(reduction, "categorical", "mask-", _by_mask) for reduction in REDUCTIONS),
+    _categorical("mean", Categorical(ignore_index=-1), "weight-", _by_sample),
     Case("elbo-categorical-per_sample", _categorical_elbo, (SHAPE[:1], (2, 3, 4))),
     *(_elbo("per_sample", likelihood, SHAPE[:1]) for likelihood in PARAMETERS),
     _elbo("averaged", "bernoulli", (), beta=0.125),  # exact in float32, to which the interpreter rounds it
@@ -227,6 +231,7 @@ MAIN = [c for c in CASES if c.name in {
     "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample", "elbo-gaussian-per_sample",
     "elbo-mse-beta_tensor", "reconstruction-mask-batchmean", "reconstruction-binarize-sample", "elbo-bernoulli-extras",
     "reconstruction-categorical-batchmean", "reconstruction-categorical-sample",
+    "reconstruction-categorical-mask-batchmean",
     "elbo-categorical-per_sample",
 }]  # fmt: skip
 

@@ -91,10 +91,13 @@ def elbo_backward(layout, backend, total=True, reconstruction=True, kl=True, **o
     return (*upstream, *elbo_forward(layout, backend, **options))
 
 
-def categorical_forward(layout, backend, reduction="batchmean", ignore_index=None, **options):
+def categorical_forward(layout, backend, reduction="batchmean", ignore_index=None, weighted=False, **options):
     logits = tensor(layout, device=backend.device, **options)
     target = torch.arange(SHAPE[:-1].numel(), device=backend.device).view(SHAPE[:-1]) % SHAPE[-1]
-    return (logits, target, ignore_index, reduction, reduction not in ("none", "sample"), backend.name)
+    weight = (
+        tensor("contiguous", seed=8, device=backend.device)[:, :1, 0, :1].expand(target.shape) if weighted else None
+    )
+    return (logits, target, weight, ignore_index, reduction, reduction not in ("none", "sample"), backend.name)
 
 
 def categorical_backward(layout, backend, **options):
@@ -147,6 +150,8 @@ CALLS = [
     ("categorical_forward", categorical_forward, {"reduction": "none"}),
     ("categorical_backward", categorical_backward, {"ignore_index": 1}),
     ("categorical_backward", categorical_backward, {"reduction": "sample"}),
+    ("categorical_forward", categorical_forward, {"weighted": True}),
+    ("categorical_backward", categorical_backward, {"weighted": True, "reduction": "none"}),
     ("reconstruction_scale_", reconstruction_scale_, {}),
     ("elbo_forward", elbo_forward, {}),
     ("elbo_forward", elbo_forward, {"likelihood": "gaussian", "kl_shape": (), "beta_tensor": True}),

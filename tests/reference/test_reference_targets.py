@@ -43,6 +43,22 @@ def test_a_weight_multiplies_each_nll_and_its_gradient(reduction, shape, rng, nu
     np.testing.assert_allclose(grad, expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize("reduction", ["none", "sample", "batchmean"])
+def test_a_weight_of_classes_is_one_for_each_target(reduction, shape, rng, numerical_gradient):
+    logits, target, weight = rng.normal(size=(3, 2, 4)), rng.integers(0, 4, (3, 2)), rng.uniform(size=shape)
+    weight[0] = 0.0
+
+    def loss(x):
+        return reconstruction.forward((x,), target, likelihoods.categorical, reduction, weight=weight)
+
+    upstream = rng.normal(size=loss(logits).shape)
+    expected = numerical_gradient(lambda x: np.sum(upstream * loss(x)), logits)
+    logits[0] = np.nan if shape[0] == 3 else logits[0]
+    (grad,) = reconstruction.backward(upstream, (logits,), target, likelihoods.categorical, reduction, weight=weight)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_a_weight_of_0_hides_anything():
     values = np.array([[1.0, np.nan, np.inf, -np.inf]])
     assert targets.weighted(values, [[2.0, 0.0, 0.0, 0.0]]).tolist() == [[2.0, 0.0, 0.0, 0.0]]

@@ -73,6 +73,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "gaussian": lambda output, x: F.gaussian_nll_loss(
         output[0], x, output[1].exp(), full=True, eps=0.0, reduction="sum"
     ),
+    "categorical": lambda output, x: F.cross_entropy(output.flatten(0, -2), x.flatten(), reduction="sum"),
 }
 
 

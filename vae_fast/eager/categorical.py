@@ -6,14 +6,14 @@ from vae_fast.eager import reductions
 from vae_fast.eager.blocks import blocks
 
 
-def forward(logits, target, ignore_index, reduction, wanted):
+def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     """As `vae_fast.kernels.categorical.forward`."""
     dtype = reductions.accumulator(logits.dtype)
     loss = torch.empty_like(target, dtype=dtype) if reduction == "none" else None
     grad = torch.empty_like(logits) if wanted else None
     count, sums = reductions.divisor(reduction, target.shape), []
-    for x, t, out, losses in blocks((logits, target, grad, loss)):
-        nll = _nll(x.to(dtype), t, ignore_index, out, 1 / max(count, 1))
+    for x, t, w, out, losses in blocks((logits, target, weight, grad, loss)):
+        nll = _nll(x.to(dtype), t, w, ignore_index, out, 1 / max(count, 1))
         if losses is None:
             sums.append(reductions.partial(nll, reduction))
         else:
@@ -21,34 +21,40 @@ def forward(logits, target, ignore_index, reduction, wanted):
     return (reductions.finish(sums, reduction, target.shape) if loss is None else loss), grad
 
 
-def backward(grad_loss, logits, target, ignore_index, reduction):
+def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
     """As `vae_fast.kernels.categorical.backward`."""
     grad = torch.empty_like(logits)
     upstream = reductions.spread(grad_loss, target, reduction)
     dtype = reductions.accumulator(logits.dtype)
-    for x, t, out, g in blocks((logits, target, grad, upstream)):
-        _nll(x.to(dtype), t, ignore_index, out, g.to(dtype).unsqueeze(-1))
+    for x, t, w, out, g in blocks((logits, target, weight, grad, upstream)):
+        _nll(x.to(dtype), t, w, ignore_index, out, g.to(dtype).unsqueeze(-1))
     return grad
 
 
-def _nll(x, target, ignore_index, out, scale):
+def _nll(x, target, weight, ignore_index, out, scale):
     """The nll of each element; writes its gradient times `scale`, a number or [B, ..., 1], to `out` if there is one.
 
     `rest` is the sum of the exponentials of all classes but the target's: see the kernel.
     """
     index = target.unsqueeze(-1).long()
     invalid = (index < 0) | (index >= x.shape[-1])
-    ignored = None if ignore_index is None else index == ignore_index
-    if ignored is not None:
-        x = x.masked_fill(ignored, 0)  # so that nothing of them is NaN
+    left_out = None if ignore_index is None else index == ignore_index
+    if weight is not None:
+        weight = weight.unsqueeze(-1)
+        left_out = weight == 0 if left_out is None else left_out | (weight == 0)
+        weight = weight.to(x.dtype)
+        scale = weight * scale
+    if left_out is not None:
+        x = x.masked_fill(left_out, 0)  # so that nothing of them is NaN
     index = index.masked_fill(invalid, 0)
     top = x.amax(-1, keepdim=True)
     below = x.gather(-1, index) - top
     e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None).exp_()
     rest = e.scatter_(-1, index, 0).sum(-1, keepdim=True)
     nll = (rest + torch.expm1(below)).log1p_().sub_(below).masked_fill_(invalid, torch.nan)
+    nll = nll if weight is None else nll.mul_(weight)
     if out is not None:
         factor = below.exp_().add_(rest).reciprocal_().mul(scale).masked_fill_(invalid, torch.nan)
-        factor = factor if ignored is None else factor.masked_fill_(ignored, 0)
+        factor = factor if left_out is None else factor.masked_fill_(left_out, 0)
         torch.mul(e.scatter_(-1, index, -rest), factor, out=out)
-    return (nll if ignored is None else nll.masked_fill_(ignored, 0)).squeeze(-1)
+    return (nll if left_out is None else nll.masked_fill_(left_out, 0)).squeeze(-1)

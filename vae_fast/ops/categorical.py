@@ -25,26 +25,27 @@ class Spec(NamedTuple):
     backend: str
 
 
-def reconstruct(logits, target, spec):
-    """The reduced nll of `target` [B, ...], of integers, under logits [B, ..., K]."""
+def reconstruct(logits, target, weight, spec):
+    """The reduced nll of `target` [B, ...], of integers, under logits [B, ..., K]; weight: of its shape, or None."""
     function = autograd.select(_Ordinary, _Transformable, logits)
     if function is None:
-        return _forward(logits, target, *spec[:2], False, spec.backend)[0]
-    return function.apply(spec, target, logits)
+        return _forward(logits, target, weight, *spec[:2], False, spec.backend)[0]
+    return function.apply(spec, target, weight, logits)
 
 
-def negative_elbo(logits, target, kl, beta_tensor, beta, spec):
+def negative_elbo(logits, target, weight, kl, beta_tensor, beta, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample, composed of the op and PyTorch's: kl is [B] or 0-d."""
-    nll = reconstruct(logits, target, spec._replace(reduction="batchmean"))
+    nll = reconstruct(logits, target, weight, spec._replace(reduction="batchmean"))
     return compose(nll, kl, beta_tensor, beta)
 
 
-def _forward_impl(logits, target, ignore_index, reduction, wanted, backend):
-    loss, grad = room(backend, "categorical", target).forward(logits, target, ignore_index, reduction, wanted)
+def _forward_impl(logits, target, weight, ignore_index, reduction, wanted, backend):
+    forward = room(backend, "categorical", target).forward
+    loss, grad = forward(logits, target, ignore_index, reduction, wanted, weight)
     return [loss] if grad is None else [loss, grad]
 
 
-def _forward_fake(logits, target, ignore_index, reduction, wanted, backend):
+def _forward_fake(logits, target, weight, ignore_index, reduction, wanted, backend):
     dtype = accumulator(logits.dtype)
     if reduction == "none":
         loss = torch.empty_like(target, dtype=dtype)
@@ -53,15 +54,15 @@ def _forward_fake(logits, target, ignore_index, reduction, wanted, backend):
     return [loss, torch.empty_like(logits)] if wanted else [loss]
 
 
-def _backward_impl(grad_loss, logits, target, ignore_index, reduction, backend):
-    return [room(backend, "categorical", target).backward(grad_loss, logits, target, ignore_index, reduction)]
+def _backward_impl(grad_loss, logits, target, weight, ignore_index, reduction, backend):
+    return [room(backend, "categorical", target).backward(grad_loss, logits, target, ignore_index, reduction, weight)]
 
 
-def _backward_fake(grad_loss, logits, target, ignore_index, reduction, backend):
+def _backward_fake(grad_loss, logits, target, weight, ignore_index, reduction, backend):
     return [torch.empty_like(logits)]
 
 
-_SPEC = "Tensor logits, Tensor target, int? ignore_index, str reduction"
+_SPEC = "Tensor logits, Tensor target, Tensor? weight, int? ignore_index, str reduction"
 _forward, _forward_direct = define(
     f"categorical_forward({_SPEC}, bool wanted, str backend) -> Tensor[]", _forward_impl, _forward_fake
 )
@@ -73,22 +74,22 @@ _backward, _backward_direct = define(
 def _recompute(ctx, grad_loss, call):
     spec = ctx.spec
 
-    def backward(grad_loss, target, logits):
-        return call(grad_loss, logits, target, *spec)
+    def backward(grad_loss, target, weight, logits):
+        return call(grad_loss, logits, target, weight, *spec)
 
-    return None, None, *autograd.once(backward, grad_loss, *ctx.saved_tensors)
+    return None, None, None, *autograd.once(backward, grad_loss, *ctx.saved_tensors)
 
 
 class _Ordinary(Function):
     """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else."""
 
     @staticmethod
-    def forward(ctx, spec, target, logits):
+    def forward(ctx, spec, target, weight, logits):
         scalar = spec.reduction not in ("none", "sample")
         (wanted,) = made_in_forward([logits], [scalar])
-        loss, *ctx.grads = _forward_direct(logits, target, *spec[:2], wanted, spec.backend)
+        loss, *ctx.grads = _forward_direct(logits, target, weight, *spec[:2], wanted, spec.backend)
         ctx.spec = spec
-        ctx.save_for_backward(target, logits)
+        ctx.save_for_backward(target, weight, logits)
         return loss
 
     @staticmethod
@@ -97,7 +98,7 @@ class _Ordinary(Function):
         if not grads or torch.is_grad_enabled():
             return _recompute(ctx, grad_loss, _backward_direct)
         _scale(grads, grad_loss, ctx.spec.backend)
-        return None, None, *grads
+        return None, None, None, *grads
 
 
 class _Transformable(Function):
@@ -106,13 +107,13 @@ class _Transformable(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(spec, target, logits):
-        return _forward(logits, target, *spec[:2], False, spec.backend)[0]
+    def forward(spec, target, weight, logits):
+        return _forward(logits, target, weight, *spec[:2], False, spec.backend)[0]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.spec, target, logits = inputs
-        ctx.save_for_backward(target, logits)
+        ctx.spec, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, grad_loss):

@@ -23,8 +23,13 @@ def backward(grad_loss, params, target, likelihood, reduction, *, weight=None, s
     """Gradients of `forward` in each of params, from the gradient of its result."""
     nll, derivatives = likelihood(*params, _read(target, seed, scale))
     grad = expand(grad_loss, nll.shape, reduction)
-    grads = (grad.reshape(grad.shape + (1,) * (d.ndim - grad.ndim)) * d for d in derivatives)
-    return tuple(weighted(g, weight) for g in grads)
+    weight = weighted(np.ones(nll.shape), weight)
+    return tuple(weighted(_beside(grad, d) * d, _beside(weight, d)) for d in derivatives)
+
+
+def _beside(values, derivative):
+    """Values of each element, with a dimension for the classes where the derivative has one."""
+    return values.reshape(values.shape + (1,) * (derivative.ndim - values.ndim))
 
 
 def _read(target, seed, scale):
