@@ -144,6 +144,11 @@ def tiles(joint, over_samples=False, heavy=False):
     return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns), heavy)
 
 
+def expanded(tensors, shape):
+    """The tensors, some None, seen in one shape without a copy."""
+    return [t if t is None or t.shape == shape else t.expand(shape) for t in tensors]
+
+
 def expand_upstream(grad, like, reduction):
     """The upstream gradient of a loss of `like`, seen in its shape without a copy."""
     if reduction == "sample":
