@@ -53,8 +53,6 @@ def _shared_workloads():
             yield _reconstruction("gaussian", dtype=dtype, layout=layout, shared="a number a feature")
         for reduction in ("sample", "none"):
             yield _reconstruction("gaussian", reduction, dtype=dtype, shared="a number a feature")
-    yield _elbo("gaussian", shared="one number", main=True)
-    yield _elbo("gaussian", shared="a number a feature", main=True)
 
 
 def _class_workloads(name):
@@ -138,6 +136,8 @@ def elbo_workloads():
         yield from (_elbo(name, dtype=dtype, main=True) for dtype in COMMON)
         yield _elbo(name, averaged=True, used=None)
         yield _elbo(name, beta_tensor=True, used=None)
+    for shared in ("one number", "a number a feature"):
+        yield _elbo("gaussian", shared=shared, main=True)
 
 
 def _elbo(

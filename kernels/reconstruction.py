@@ -114,7 +114,7 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, sums, 
             *operands, seed, scale, partials, *upstreams.arguments(scalars), (view.rows, view.columns), view.shape,
             reductions.divisor(reduction, target.shape),
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
-            SPREADS=("none", *(tiling.shared(p, view.rows) for p in operands.parameters[1:])),
+            SPREADS=("none", *(shared.spread(view, tiles, p) for p in operands.parameters[1:])),
             GROUPS=tuple(0 if made is None else made.group for made in sums),
             WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
             QUADS=operands.positions[1:2] == (1,) and view.shape[0] % 4 == 0,
@@ -165,7 +165,7 @@ def _tile(
     inside = None
     if EDGE:
         inside = (row < size[0]) & (column < size[1])
-    values = tiling.load_each(parameters, row, column, size, shape, inside, SPREADS, EDGE)
+    values = tiling.load_each(parameters, row, column, first_column, size, shape, inside, SPREADS, EDGE)
     x = targets.read(
         target, target_scale, seed, positions, row, column, first_column, shape, inside, values[0],
         SCALED, QUADS, COLUMNS, WIDE,

@@ -1,8 +1,8 @@
 """The gradient of a shared parameter, each number of which is that of many elements: the sum over these.
 
 It is made where the elements' derivatives are: a program writes partial sums of what its tile holds to a workspace, and
-one more launch adds those in a fixed order. A number is shared by neighbouring columns, a run, in every row; one
-number for all is shared by one run, of all columns.
+one more launch adds those in a fixed order. Every row shares a number with every other; in a row neighbouring columns
+share one, and are a run: a single column of a feature, H x W of a channel, all of them where there is one number.
 """
 
 from typing import NamedTuple
@@ -17,12 +17,12 @@ from vae_fast.kernels import reductions, tiling
 ISSUED = {
     "one number": 1,
     "columns": 6,
-    "dimensions": 15,  # instead, where a column has several indices: a division finds the number, above all to read it
+    "dimensions": 12,  # instead, where a column has several indices: divisions, for all tensors and in more lanes
 }
 
 
 class Sums(NamedTuple):
-    """`partials` holds, for each rows of tiles and each `group` of columns, a sum; `run` neighbours are of one run."""
+    """`partials` has a sum for the rows of a tile and each `group` of columns; `run` neighbours there are one run's."""
 
     grad: torch.Tensor
     partials: torch.Tensor
@@ -35,20 +35,29 @@ def plan(view, grads, operands, heavy):
 
     The operands given are of the gradients expanded; those returned have the partial sums of what is shared. Where a
     run has few columns to add a tile has many rows, so that a partial sum is one of `LATENT_ROWS` elements or more, as
-    long as there are as many samples.
+    long as there are as many samples; otherwise a tile lies within a run if samples enough can fill it.
     """
-    runs = [_run(view, *pair) for pair in zip(grads, operands, strict=True)]
-    few = any(run and _group(view, run) < tiling.LATENT_ROWS for run in runs)
-    tiles = tiling.tiles(view, over_samples=few, heavy=heavy)
+    whole = view.rows * view.columns
+    made = [grad is not None and grad.numel() < whole for grad in grads]
+    runs = [_run(view, operand) if shared else 0 for operand, shared in zip(operands, made, strict=True)]
+    group = min((_group(view, run) for run in runs if run), default=tiling.MAX_COLUMNS)
+    within = group if group * view.rows >= tiling.ROW_TILE else tiling.MAX_COLUMNS
+    tiles = tiling.tiles(view, over_samples=group < tiling.LATENT_ROWS, heavy=heavy, within=within)
     sums = [_sums(view, tiles, grad, run) if run else None for grad, run in zip(grads, runs, strict=True)]
-    outs = (o if made is None else (made.partials, o[1]) for o, made in zip(operands, sums, strict=True))
+    outs = (o if s is None else (s.partials, o[1]) for o, s in zip(operands, sums, strict=True))
     return tiles, tuple(outs), sums
 
 
-def _run(view, grad, operand):
-    """The columns of a run; 0 where every element has its own number, or no gradient is made."""
-    if grad is None or grad.numel() == view.rows * view.columns:
-        return 0
+def spread(view, tiles, operand):
+    """How a parameter's numbers spread over a tile, as `tiling.load_each` takes it."""
+    kind = tiling.spread(operand)
+    if kind == "latent" and _run(view, operand) % tiles.columns == 0:
+        return "tile"
+    return "none" if kind == "latent" and view.rows == 1 else kind
+
+
+def _run(view, operand):
+    """How many neighbouring columns have one number."""
     length = 1
     for size, stride in zip(view.shape, operand[1][1:], strict=True):
         if stride:
@@ -59,7 +68,7 @@ def _run(view, grad, operand):
 
 def _group(view, run):
     """The most columns to add, a power of two: a run must be whole groups, but for one of all columns."""
-    return tiling.power_of_2(run) if run == view.columns else run & -run
+    return tiling.FLAT_TILE if run == view.columns else run & -run
 
 
 def _sums(view, tiles, grad, run):

@@ -44,6 +44,8 @@ LAYOUTS = {
     "the middle of three dimensions": ((3, 5, 7), (5, 1), contiguous),
     "channels of 16 x 16": ((5, 3, 16, 16), (3, 1, 1), contiguous),
     "channels of 8 x 8, full tiles": ((32, 4, 8, 8), (4, 1, 1), contiguous),
+    "channels of 33 x 32": ((4, 2, 33, 32), (2, 1, 1), contiguous),  # 32 columns of a run are a group
+    "channels of 32 x 96": ((3, 2, 32, 96), (2, 1, 1), contiguous),  # whole tiles within a run, and rows that are none
     "channels of 7 x 7": ((5, 3, 7, 7), (3, 1, 1), contiguous),
     "channels of one long image": ((1, 2, 80, 80), (2, 1, 1), contiguous),
     "channels, channels_last": ((5, 3, 8, 9), (3, 1, 1), channels_last),
