@@ -5,9 +5,10 @@ from vae_fast.kernels import (
     latent_backward,
     latent_forward,
     likelihoods,
-    reconstruction,
+    shared,
     targets,
     tiling,
+    upstreams,
 )
 
 
@@ -60,7 +61,7 @@ def _latent(kernel, arguments, drawn, eps, kl, prior, more):
 def _reconstruct(arguments):
     number = likelihoods.ISSUED.get(arguments["LIKELIHOOD"].__name__, likelihoods.Issued(0, 0, 0, 0))
     summed, each = arguments["partials"] is not None, arguments["loss"] is not None
-    more = _sum(targets.ISSUED, _target(arguments))
+    more = _sum(targets.ISSUED, _target(arguments)) + _sum(shared.ISSUED, _shared(arguments))
     if summed and arguments["weight"] is not None:
         more += max(number.each - number.sum, 0)  # a logarithm for each element
     if all(grad is None for grad in arguments["grads"]):
@@ -80,6 +81,14 @@ def _target(arguments):
     }
 
 
+def _shared(arguments):
+    """The gradients of shared parameters, of each kind."""
+    made = [spread for spread, group in zip(arguments["SPREADS"], arguments["GROUPS"], strict=True) if group]
+    whole = made.count("sum")
+    kind = "dimensions" if len(arguments["shape"]) > 1 else "columns"
+    return {"one number": whole, kind: len(made) - whole}
+
+
 def _categorical(arguments):
     number = categorical.ISSUED_PASSES if arguments["PASSES"] else categorical.ISSUED
     of_row = max(arguments["COLUMNS"] // 32, 16 // arguments["logits"][0].element_size())  # that a thread has
@@ -92,7 +101,7 @@ def _categorical(arguments):
 
 
 def _scale(arguments):
-    return reconstruction.ISSUED_SCALE * len(arguments["grads"])
+    return upstreams.ISSUED_SCALE * len(arguments["grads"])
 
 
 LIMITS = {

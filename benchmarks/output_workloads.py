@@ -27,7 +27,9 @@ def reconstruction_workloads():
         yield _reconstruction(name, dtype=torch.float64)
         yield _reconstruction(name, layout="784 columns", main=name in CORE)
         if len(row.parameters) > 1:
-            yield _reconstruction(name, shared=True)
+            for shared in ("one number", "a number a feature"):
+                yield _reconstruction(name, shared=shared)
+    yield from _shared_workloads()
     for name in CORE:
         yield _reconstruction(name, dtype=torch.float16)
         yield _reconstruction(name, dtype=torch.bfloat16, target=torch.float32)
@@ -38,6 +40,19 @@ def reconstruction_workloads():
                 yield _reconstruction(name, "sample", dtype=dtype, layout=layout)
         for reduction in checks.REDUCTIONS:
             yield _reconstruction(name, reduction)
+
+
+def _shared_workloads():
+    """Where a parameter's numbers are shared by whole tiles, by rows, by some neighbours, and by both."""
+    for dtype in COMMON:
+        for shared in SHARED:
+            main = shared == "a number a channel"
+            yield _reconstruction("gaussian", dtype=dtype, layout="chunks of images", shared=shared, main=main)
+            yield _reconstruction("gaussian", dtype=dtype, layout="chunks of channels_last", shared=shared)
+        for layout in ("chunks", "long rows", "784 columns"):
+            yield _reconstruction("gaussian", dtype=dtype, layout=layout, shared="a number a feature")
+        for reduction in ("sample", "none"):
+            yield _reconstruction("gaussian", reduction, dtype=dtype, shared="a number a feature")
 
 
 def _class_workloads(name):
@@ -85,19 +100,25 @@ WEIGHTS = {  # name -> (dtype, its shape for a target's)
 }
 
 
+SHARED = {  # name -> the shape of the parameters beyond the first, for the first's
+    "one number": lambda shape: (),
+    "a number a feature": lambda shape: shape[-1:],
+    "a number a channel": lambda shape: (shape[1], *(1 for _ in shape[2:])),
+}
+
+
 def _reconstruction(
     likelihood, reduction="batchmean", *, grads=None, dtype=torch.float32, target=None, layout=ORDINARY, main=False,
-    scale=None, weight="", binarize=False, shared=False,
+    scale=None, weight="", binarize=False, shared="",
 ):  # fmt: skip
     """grads: how many of the parameters, the first ones, require a gradient; None for all. weight: in WEIGHTS.
 
-    shared: the parameters beyond the first are one number each.
+    shared: what the parameters beyond the first are, in SHARED.
     """
     count = len(LIKELIHOODS[likelihood].parameters)
 
     def make():
-        leaves, constants = _outputs(likelihood, layout, dtype, target, grads, weight)
-        leaves[1:] = (leaf(torch.ones((), dtype=dtype)) for _ in leaves[1:]) if shared else leaves[1:]
+        leaves, constants = _outputs(likelihood, layout, dtype, target, grads, weight, shared)
         return leaves, [*constants, *([torch.tensor([SEED])] if binarize else [])]
 
     def function(*tensors):
@@ -109,7 +130,7 @@ def _reconstruction(
         return vae_fast.reconstruction_loss(_output(tensors[:-1]), tensors[-1], likelihood, **given)
 
     words = (target and f"{name_of(target)} target", None if grads is None else f"{grads} of {count} gradients")
-    words = (*words, scale and "target_scale", weight, binarize and "binarize", shared and "shared parameters")
+    words = (*words, scale and "target_scale", weight, binarize and "binarize", shared)
     options = joined_words((likelihood, reduction, *words))
     return Workload("reconstruction_loss", options, name_of(dtype), layout, make, function, main=main)
 
@@ -120,11 +141,15 @@ def elbo_workloads():
         yield from (_elbo(name, dtype=dtype, main=True) for dtype in COMMON)
         yield _elbo(name, averaged=True, used=None)
         yield _elbo(name, beta_tensor=True, used=None)
+    for shared in ("one number", "a number a feature"):
+        yield _elbo("gaussian", shared=shared, main=True)
 
 
-def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False, weight="", used=0, main=False):
+def _elbo(
+    likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False, weight="", shared="", used=0, main=False
+):
     def make():
-        leaves, constants = _outputs(likelihood, ORDINARY, dtype, None, None, weight)
+        leaves, constants = _outputs(likelihood, ORDINARY, dtype, None, None, weight, shared)
         kl = torch.ones(() if averaged else len(constants[0])).requires_grad_()
         return [kl, *leaves], [*constants, *([torch.tensor(0.5)] if beta_tensor else [])]
 
@@ -133,17 +158,19 @@ def _elbo(likelihood, *, dtype=torch.float32, averaged=False, beta_tensor=False,
         given = {"beta": tensors.pop() if beta_tensor else 0.5, "weight": tensors.pop() if weight else None}
         return vae_fast.elbo_loss(_output(tensors[:-1]), tensors[-1], kl, likelihood=likelihood, **given)
 
-    words = (likelihood, "averaged kl" if averaged else "", "beta tensor" if beta_tensor else "", weight)
+    words = (likelihood, "averaged kl" if averaged else "", "beta tensor" if beta_tensor else "", weight, shared)
     options = ", ".join(filter(None, (*words, "every output used" if used is None else "")))
     return Workload("elbo_loss", options, name_of(dtype), ORDINARY, make, function, used, main)
 
 
-def _outputs(likelihood, layout, dtype, target_dtype, grads, weight=""):
+def _outputs(likelihood, layout, dtype, target_dtype, grads, weight, shared):
     """(The parameters, the target and the weight, if any). A target of classes lacks their dimension, the last."""
     row = LIKELIHOODS[likelihood]
     *params, target = {**LAYOUTS, **CLASS_LAYOUTS}[layout](dtype, len(row.parameters) + 1)
     if row.domain == "classes":
         params, target, target_dtype = [target], target[..., 0], target_dtype or torch.int64
+    if shared:
+        params[1:] = (torch.ones(SHARED[shared](target.shape), dtype=dtype) for _ in params[1:])
     leaves = [leaf(p) if grads is None or k < grads else p for k, p in enumerate(params)]
     weights = []
     if weight:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from vae_fast.kernels import reconstruction, reductions, targets, tiling
-from vae_fast.kernels.reconstruction import Upstream
+from vae_fast.kernels.upstreams import Upstream
 
 
 def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=targets.PLAIN):
@@ -52,8 +52,8 @@ def _total(
     COLUMNS: tl.constexpr, KL_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, 1)
-    nll = reductions.add_partials(partials, row, 1, count, (0, 1), 1, COLUMNS) / divisor
-    divergence = reductions.add_partials(kl, row, 1, kl_count, (0, kl_stride), 1, KL_COLUMNS) / kl_count
+    nll = reductions.add_partials(partials, row, 1, count, (0, 1), 1, 1, COLUMNS) / divisor
+    divergence = reductions.add_partials(kl, row, 1, kl_count, (0, kl_stride), 1, 1, KL_COLUMNS) / kl_count
     if beta_tensor is not None:
         total = nll + divergence * tl.load(beta_tensor)
     else:

@@ -6,26 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from vae_fast.kernels import likelihoods, reductions, targets, tiling
+from vae_fast.kernels import likelihoods, reductions, shared, targets, tiling, upstreams
 from vae_fast.kernels.elementary import log1p
-
-SCALE_PROGRAMS = 1024  # where the upstream gradient is 1 they read it and return; fewer would not fill a large GPU
-
-
-class Upstream(NamedTuple):
-    """Upstream gradients of scalar losses, on the device, and where the gradient of the kl goes.
-
-    The reconstruction's is total + reconstruction; each kl's is (total * beta + kl) / kl_count. beta is `beta_tensor`,
-    or the number where that is None.
-    """
-
-    total: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
-    kl: torch.Tensor | None = None
-    beta_tensor: torch.Tensor | None = None
-    kl_grad: torch.Tensor | None = None
-    kl_count: int = 1
-    beta: float = 1.0
+from vae_fast.kernels.upstreams import scale_  # noqa: F401 (one of the entry points)
 
 
 class FirstStage(NamedTuple):
@@ -41,13 +24,15 @@ class FirstStage(NamedTuple):
 def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """The reduced nll of `target` and the gradients of the parameters that are `wanted`, for an upstream gradient of 1.
 
-    params: tensors of one shape [B, ...] and dtype, any strides; target: of that shape, of any real dtype; likelihood:
-    a name in `likelihoods`; wanted: one bool a parameter. extras: (weight, seed, scale): the weight of each element's
+    params: tensors of one dtype, any strides: the first [B, ...], each other of its shape, or shared: one number, or
+    one for each index of one dimension but the batch; target: of the first's shape, of any real dtype; likelihood: a
+    name in `likelihoods`; wanted: one bool a parameter. extras: (weight, seed, scale): the weight of each element's
     nll, expanded to the shape, bool or float, or None; the seed, int64 [1], of a target sampled from grey values, or
-    None; what the target is multiplied by. Returns (loss, gradients with None where not wanted). Reads (p + 1)N
-    elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a program; a weight moves its own
-    size, again for each tile of samples where it is shared by samples. Two launches; one for "none", and for "sample"
-    up to MAX_COLUMNS elements a sample.
+    None; what the target is multiplied by. Returns (loss, gradients with None where not wanted), each of its
+    parameter's shape. Reads (p + 1)N elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a
+    program; a weight or a shared parameter moves its own size, again for each tile of samples where it is shared by
+    samples, and the gradient of one the partial sums of `shared`. Two launches; one for "none", and for "sample" up to
+    MAX_COLUMNS elements a sample; one more for each gradient of a shared parameter.
     """
     stage = first_stage(params, target, likelihood, reduction, wanted, extras)
     if stage.loss is not None:
@@ -65,51 +50,29 @@ def first_stage(params, target, likelihood, reduction, wanted, extras=targets.PL
     """The elementwise loss or the partial sums, and the wanted gradients, in one launch."""
     loss = torch.empty_like(params[0], dtype=tiling.accumulator(params[0].dtype)) if reduction == "none" else None
     grads = _empty_grads(params, wanted)
-    view, tiles, operands = _plan(params, target, loss, None, grads, likelihood, reduction, extras)
+    view, tiles, operands, sums = _plan(params, target, loss, None, grads, likelihood, reduction, extras)
     rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
     partials = None if reduction == "none" else reductions.workspace(params[0], rows * count)
-    _launch(params, target, likelihood, reduction, view, tiles, operands, partials, None, extras)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, sums, partials, None, extras)
     return FirstStage(loss, partials, rows, count, grads)
 
 
 def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """Gradients of the wanted parameters, recomputed: reads (p + 1)N elements, writes N each, in one launch.
 
-    grad_loss: of the loss's shape, any strides; or, for a scalar loss, an `Upstream`. The rest as in `forward`.
+    grad_loss: of the loss's shape, any strides; or, for a scalar loss, an
+    `upstreams.Upstream`. The rest as in `forward`, also
+    what shared parameters take.
     """
     grads = _empty_grads(params, wanted)
     scalars, elementwise = None, None
     if reduction in ("none", "sample"):
         elementwise = tiling.expand_upstream(grad_loss, target, reduction)
     else:
-        scalars = _as_upstream(grad_loss)
-    view, tiles, operands = _plan(params, target, None, elementwise, grads, likelihood, reduction, extras)
-    _launch(params, target, likelihood, reduction, view, tiles, operands, None, scalars, extras)
+        scalars = upstreams.of(grad_loss)
+    view, tiles, operands, sums = _plan(params, target, None, elementwise, grads, likelihood, reduction, extras)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, sums, None, scalars, extras)
     return grads
-
-
-def scale_(grads, grad_loss):
-    """Multiply the gradients made in forward by the upstream gradient, in place, and write the kl's, in one launch.
-
-    Where the upstream gradient is 1 no gradient is touched: the comparison is made on the device, because on the host
-    it would cost a synchronisation and break graph capture. Otherwise moves 2N elements for each of `grads`.
-    """
-    size = grads[0].numel()
-    programs = min(tiling.ceil_div(size, tiling.FLAT_TILE), SCALE_PROGRAMS)
-    with tiling.on_device(grads[0]):
-        _scale[(programs,)](
-            tuple(grads), *_arguments(_as_upstream(grad_loss)), size, programs,
-            TILE=tiling.FLAT_TILE, WIDE=size > tiling.MAX_INT32_EXTENT - programs * tiling.FLAT_TILE, num_warps=8,
-        )  # fmt: skip
-
-
-def _as_upstream(grad_loss):
-    return grad_loss if isinstance(grad_loss, Upstream) else Upstream(reconstruction=grad_loss)
-
-
-def _arguments(upstream):
-    """An `Upstream`, or None, as kernel arguments: beta apart, because a number in a tuple is float32 to Triton."""
-    return (None, 1.0) if upstream is None else (tuple(upstream[:-1]), upstream.beta)
 
 
 def _empty_grads(params, wanted):
@@ -129,31 +92,36 @@ class Operands(NamedTuple):
 
 
 def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
-    """The joint view, its tiles, and the operands."""
+    """The joint view, its tiles, the operands, and the `shared.Sums` of each gradient."""
     weight, seed, _ = extras
     position = None if seed is None else tiling.dense_like(params[0])
-    tensors = [position, *params, targets.readable(target), targets.readable(weight), loss, upstream, *grads]
-    view, (position, *operands) = tiling.view(tensors, by_sample=reduction == "sample")
+    read = targets.readable(target), targets.readable(weight)
+    inputs, outs = (tiling.expanded(tensors, target.shape) for tensors in (params, grads))
+    view, (position, *operands) = tiling.view(
+        [position, *inputs, *read, loss, upstream, *outs], by_sample=reduction == "sample"
+    )
     p = len(params)
     positions = () if position is None else position[1]
-    operands = Operands(tuple(operands[:p]), *operands[p : p + 4], tuple(operands[p + 4 :]), positions)
-    return view, tiling.tiles(view, heavy=likelihood in likelihoods.HEAVY), operands
+    tiles, outs, sums = shared.plan(view, grads, operands[p + 4 :], heavy=likelihood in likelihoods.HEAVY)
+    return view, tiles, Operands(tuple(operands[:p]), *operands[p : p + 4], outs, positions), sums
 
 
-def _launch(params, target, likelihood, reduction, view, tiles, operands, partials, scalars, extras):
+def _launch(params, target, likelihood, reduction, view, tiles, operands, sums, partials, scalars, extras):
     halvings = 2 if params[0].element_size() >= 4 else 3  # elements of one 16-byte access: 4 or 8
     _, seed, scale = extras
     with tiling.on_device(target):
         _reconstruct[(tiles.programs,)](
-            *operands, seed, scale, partials, *_arguments(scalars), (view.rows, view.columns), view.shape,
+            *operands, seed, scale, partials, *upstreams.arguments(scalars), (view.rows, view.columns), view.shape,
             reductions.divisor(reduction, target.shape),
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
-            SPREADS=("none", *(tiling.shared(p, view.rows) for p in operands.parameters[1:])),
+            SPREADS=("none", *(shared.spread(view, tiles, p) for p in operands.parameters[1:])),
+            GROUPS=tuple(0 if made is None else made.group for made in sums),
             WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
             QUADS=operands.positions[1:2] == (1,) and view.shape[0] % 4 == 0,
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps(view),
         )  # fmt: skip
+    shared.finish(sums)
 
 
 # Triton's launcher has a local `params`: a kernel argument of that name cannot be launched. Triton 3.6 can index a
@@ -163,8 +131,8 @@ def _reconstruct(
     parameters, target, weight, loss, upstream, grads, positions, seed, target_scale: "fp64",
     partials, scalars, beta: "fp64", size, shape, divisor,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
-    SPREADS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
+    SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr,
+    HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
     # A mask on an odd size would narrow every access: full blocks go without one.
@@ -172,13 +140,15 @@ def _reconstruct(
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, False,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, QUADS, HALVINGS,
+            ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, WEIGHT, SCALED, QUADS, HALVINGS, ROWS, COLUMNS, WIDE, True,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, QUADS, HALVINGS,
+            ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
 
@@ -187,15 +157,15 @@ def _tile(
     parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
     partials, scalars, beta, size, shape, divisor, first_row, first_column,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
-    SPREADS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr, HALVINGS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
+    SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr,
+    HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
     inside = None
     if EDGE:
         inside = (row < size[0]) & (column < size[1])
-    values = tiling.load_each(parameters, row, column, size, shape, inside, SPREADS, EDGE)
+    values = tiling.load_each(parameters, row, column, first_column, size, shape, inside, SPREADS, EDGE)
     x = targets.read(
         target, target_scale, seed, positions, row, column, first_column, shape, inside, values[0],
         SCALED, QUADS, COLUMNS, WIDE,
@@ -220,14 +190,16 @@ def _tile(
     if upstream is not None:
         scale = tiling.load_spread(upstream, row, column, size, shape, REDUCTION, EDGE)
     if SCALARS:
-        scale = scalar_upstream(scalars, beta).to(x.dtype)
+        scale = upstreams.scalar_upstream(scalars, beta).to(x.dtype)
     scale = scale / tl.full((1, 1), divisor, x.dtype)
     for k in tl.static_range(len(parameters)):
         if grads[k] is not None:
             grad = derivatives[k] * scale
             if weights is not None:
                 grad = targets.weighted(grad, weights)
-            tiling.store(grads[k], row, column, shape, inside, grad)
+            shared.store(
+                grads[k], row, column, size, shape, inside, grad, first_row, first_column, GROUPS, k, ROWS, COLUMNS
+            )
 
 
 @triton.jit
@@ -250,48 +222,3 @@ def sum_nll(base, excess, weights, inside, HALVINGS: tl.constexpr):
             left, right = tl.split(tl.reshape(base, (base.shape[0], base.shape[1] // 2, 2)))
             base = left + right
         return tl.sum(base + log1p(e), 1)
-
-
-@triton.jit
-def scalar_upstream(scalars, beta):
-    """The reconstruction's upstream gradient (see `Upstream`); the first program writes the kl's gradient."""
-    total, reconstruction, kl, beta_tensor, kl_grad, kl_count = scalars
-    g = 0.0
-    if total is not None:
-        g = tl.load(total)
-    if kl_grad is not None:  # noqa: SIM102 (one condition is for the compiler, the other for the GPU)
-        if tl.program_id(0) == 0:
-            weight = beta
-            if beta_tensor is not None:
-                weight = tl.load(beta_tensor)
-            kl_g = g * weight
-            if kl is not None:
-                kl_g = kl_g + tl.load(kl)
-            tl.store(kl_grad, kl_g / kl_count)
-    if reconstruction is not None:
-        g = g + tl.load(reconstruction)
-    return g
-
-
-# Instructions per element on sm_90 (make audit), for each tensor scaled.
-ISSUED_SCALE = 4.5
-
-
-@triton.jit
-def _scale(grads, scalars, beta: "fp64", size, programs, TILE: tl.constexpr, WIDE: tl.constexpr):
-    g = scalar_upstream(scalars, beta)
-    if g != 1.0:
-        start = tl.program_id(0)
-        if WIDE:
-            start = start.to(tl.int64)
-        start = start * TILE
-        while start < size:
-            at = start + tl.arange(0, TILE)
-            for k in tl.static_range(len(grads)):
-                if start + TILE <= size:
-                    value = tiling.upcast(tl.load(grads[k] + at))
-                    tl.store(grads[k] + at, (value * g).to(grads[k].dtype.element_ty))
-                else:
-                    value = tiling.upcast(tl.load(grads[k] + at, mask=at < size, other=0))
-                    tl.store(grads[k] + at, (value * g).to(grads[k].dtype.element_ty), mask=at < size)
-            start += programs * TILE

@@ -25,15 +25,16 @@ def workspace(like, size):
     return torch.empty(size, dtype=tiling.accumulator(like.dtype), device=like.device)
 
 
-def sum_partials(partials, out, *, outer, count, strides, divisor):
-    """out[o] = sum over k < count of partials[o * strides[0] + k * strides[1]] / divisor, in one launch.
+def sum_partials(partials, out, *, outer, count, strides, divisor, run=1):
+    """out[o] = the sum over k < count of partials[o * strides[0] + k * strides[1]] / divisor, in one launch.
 
-    `out` is dense in the order of o. Moves the partial sums and `out`.
+    Where `run` neighbours belong together the k-th is the (k % run)-th of those at k // run. `out` is dense in the
+    order of o. Moves the partial sums and `out`.
     """
     rows, columns, warps = sum_tile(outer, count)
     with tiling.on_device(partials):
         _sum_partials[(tiling.ceil_div(outer, rows),)](
-            partials, out, outer, count, strides, divisor, ROWS=rows, COLUMNS=columns, num_warps=warps
+            partials, out, outer, count, strides, run, divisor, ROWS=rows, COLUMNS=columns, num_warps=warps
         )
     return out
 
@@ -46,20 +47,20 @@ def sum_tile(outer, count):
 
 
 @triton.jit
-def _sum_partials(partials, out, outer, count, strides, divisor, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _sum_partials(partials, out, outer, count, strides, run, divisor, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    total = add_partials(partials, row, outer, count, strides, ROWS, COLUMNS)
+    total = add_partials(partials, row, outer, count, strides, run, ROWS, COLUMNS)
     tl.store(out + row, total / divisor, mask=row < outer)
 
 
 @triton.jit
-def add_partials(partials, row, outer, count, strides, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def add_partials(partials, row, outer, count, strides, run, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The sum of each row's `count` partial sums, as float32 (float64 stays): [ROWS]."""
     sums = tiling.upcast(tl.zeros((ROWS, COLUMNS), partials.dtype.element_ty))
     start = 0
     while start < count:
         column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
-        at = row[:, None] * strides[0] + column[None, :] * strides[1]
+        at = row[:, None] * strides[0] + (column // run * strides[1] + column % run)[None, :]
         inside = (row < outer)[:, None] & (column < count)[None, :]
         sums += tiling.upcast(tl.load(partials + at, mask=inside, other=0))
         start += COLUMNS

@@ -125,11 +125,11 @@ def _is_wide(shape, strides):
     return max(math.prod(shape), reach) > MAX_INT32_EXTENT
 
 
-def tiles(joint, over_samples=False, heavy=False):
+def tiles(joint, over_samples=False, heavy=False, within=MAX_COLUMNS):
     """The tile of a program and how many there are.
 
     over_samples: for sums along dimension 0. heavy: at most half the elements, for a formula that takes the registers
-    of 8 warps.
+    of 8 warps. within: the most columns of a tile that has rows.
     """
     most = MAX_COLUMNS // 2 if heavy else MAX_COLUMNS
     if over_samples:
@@ -139,9 +139,14 @@ def tiles(joint, over_samples=False, heavy=False):
         rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE // 2 if heavy else FLAT_TILE)
     else:
         columns = power_of_2(joint.columns)
-        columns = columns if columns <= most else ROW_TILE
+        columns = min(columns if columns <= most else ROW_TILE, within)
         rows = min(max(ROW_TILE // columns, 1), power_of_2(joint.rows))
     return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns), heavy)
+
+
+def expanded(tensors, shape):
+    """The tensors, some None, seen in one shape without a copy."""
+    return [t if t is None or t.shape == shape else t.expand(shape) for t in tensors]
 
 
 def expand_upstream(grad, like, reduction):
@@ -159,12 +164,6 @@ def spread(operand):
     if any(columns):
         return "none" if row else "latent"
     return "sample" if row else "sum"
-
-
-def shared(operand, rows):
-    """`spread` of an operand with one number for several elements, "none" for any other."""
-    kind = spread(operand)
-    return "none" if kind == "latent" and rows == 1 else kind
 
 
 def dense_like(tensor):
@@ -229,21 +228,27 @@ def load_spread(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE
 
 
 @triton.jit
-def load_each(operands, row, column, size, shape, inside, SPREADS: tl.constexpr, EDGE: tl.constexpr):
-    """A tuple of the operands' values; those that are shared are loaded once, and broadcast where they are used."""
+def load_each(operands, row, column, first_column, size, shape, inside, SPREADS: tl.constexpr, EDGE: tl.constexpr):
+    """A tuple of the operands' values; those that are shared are loaded once, and broadcast where they are used.
+
+    SPREADS: as `load_spread` takes it, or "tile" for an operand of which the tile has one number.
+    """
     values = ()
     for k in tl.static_range(len(operands)):
-        values = values + (_load_one(operands[k], row, column, size, shape, inside, SPREADS, k, EDGE),)
+        values = values + (_load_one(operands[k], row, column, first_column, size, shape, inside, SPREADS, k, EDGE),)
     return values
 
 
 @triton.jit
 def _load_one(
-    operand, row, column, size, shape, inside, SPREADS: tl.constexpr, K: tl.constexpr, EDGE: tl.constexpr
+    operand, row, column, first_column, size, shape, inside, SPREADS: tl.constexpr, K: tl.constexpr, EDGE: tl.constexpr
 ):  # fmt: skip
     SPREAD: tl.constexpr = SPREADS[K]  # Triton 3.6 passes an element of a tuple on as no constexpr
     if SPREAD == "none":
         return load(operand, row, column, shape, inside)
+    elif SPREAD == "tile":
+        first = tl.zeros((1, 1), tl.int32)
+        return load(operand, first, first + first_column, shape, None)
     else:
         return load_spread(operand, row, column, size, shape, SPREAD, EDGE)
 

@@ -167,9 +167,11 @@ def reconstruction_loss(
 
     Args:
         output: the likelihood's parameters: one tensor [B, ...], or a tuple of several, of which the first is [B, ...]
-            and each other expands to it, such as one learned scale (0-d) or one a feature [G]. float32, bfloat16,
-            float16 or float64, of one dtype, any strides. The gradient of a parameter that expands is made for every
-            element and then summed, which moves 2N elements more. "categorical": logits [B, ..., K], the classes last.
+            and each other expands to it. float32, bfloat16, float16 or float64, of one dtype, any strides. The gradient
+            of one number, such as a learned scale (0-d), or of one for each index of a dimension after the batch, a
+            feature [G] or a channel [C, 1, 1], is summed in the same pass, in a fixed order; that of any other
+            parameter that expands is made for every element and then summed, which moves 2N elements more.
+            "categorical": logits [B, ..., K], the classes last.
         target: of the output's shape, without broadcasting. Its dtype is its own: a float dtype, bool, uint8, int8,
             int16, int32 or int64, read as it is, without a float copy. It must not require a gradient.
             "categorical": class indices [B, ...], int64, int32, int16, int8 or uint8; the nll of one outside [0, K),

@@ -38,7 +38,7 @@ class Likelihood:
         first = params[0]
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         made = (torch.full((), value, dtype=dtype, device=first.device) for value in self.constants)
-        return params if not self.constants else (*params, *(t.expand(first.shape) for t in made))
+        return params if not self.constants else (*params, *made)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,11 @@ from vae_fast import checks
 
 
 def check(value, target, row):
-    """The likelihood's parameter tensors as a tuple, checked against the target."""
+    """The likelihood's parameter tensors as a tuple, checked against the target.
+
+    One beyond the first keeps its shape where the ops make its gradient as it is (see `_is_shared`), and is expanded to
+    the first's otherwise: autograd then sums a gradient of every element.
+    """
     names = row.parameters
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(values) != len(names) or (len(names) > 1 and isinstance(value, torch.Tensor)):
@@ -25,7 +29,13 @@ def check(value, target, row):
         checks.same_shape("target", target, first_name, first)
     checks.same_device("target", target, first_name, first)
     checks.no_grad("target", target)
-    return tuple(t if t.shape == first.shape else t.expand(first.shape) for t in values)
+    return tuple(t if t.shape == first.shape or _is_shared(t, first) else t.expand(first.shape) for t in values)
+
+
+def _is_shared(tensor, first):
+    """Whether it is one number for several elements, or one for each index of one dimension but the batch."""
+    wide = [dim - tensor.dim() for dim, size in enumerate(tensor.shape) if size != 1]
+    return tensor.numel() < first.numel() and (not wide or (len(wide) == 1 and wide[0] > -first.dim()))
 
 
 def _describe(value):

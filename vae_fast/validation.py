@@ -23,7 +23,7 @@ def check(params, target, scale, weight, row):
     several = len(row.parameters) > 1
     for name, tensor in zip(row.parameters, params, strict=True):
         rule = ">= 0" if row.domain == "counts" and name == "mean" else PARAMETERS.get(name, "finite")
-        _check(f"output's {name}" if several else "output", tensor.detach(), rule, weight)
+        _check(f"output's {name}" if several else "output", tensor.detach().expand(target.shape), rule, weight)
     scaled = target if target.is_floating_point() else target.double()
     name, scaled = ("target", scaled) if scale == 1 else (f"target * {scale:.4g}", scaled * scale)
     _check(name, scaled, TARGETS[row.domain], weight)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 pytest.importorskip("triton")
 
 from vae_fast.app import cli
-from vae_fast.kernels import latent_forward, likelihoods, reconstruction
+from vae_fast.kernels import latent_forward, likelihoods, upstreams
 from vae_fast.ops import backend
 
 compiled = pytest.mark.compiled_only
@@ -137,7 +137,7 @@ class TestCommand:
         assert "FAILED" not in result.output
 
     def test_with_failures(self, monkeypatch):
-        monkeypatch.setattr(reconstruction, "ISSUED_SCALE", 0.1)
+        monkeypatch.setattr(upstreams, "ISSUED_SCALE", 0.1)
         result = run("--main", "--target", "sm_90", "--kernel", "scale", "--jobs", "1")
         assert result.exit_code == 1
         assert (

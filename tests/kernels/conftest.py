@@ -18,6 +18,7 @@ if not HAS_TRITON:  # macOS, Windows: what remains is the eager backend against 
         "test_special.py",
         "test_traffic_latents.py",
         "test_traffic_reconstruction.py",
+        "test_traffic_shared.py",
     ]
 
 

@@ -37,6 +37,12 @@ def oracle(name, params, x):
     return nll, derivatives, terms, derivative_terms, exponent
 
 
+def _gaussian(mean, logvar, x):
+    slope = np.abs(mean - x) * np.exp(-logvar)
+    square = np.abs(mean - x) * slope
+    return (np.abs(logvar) + square + np.log(2 * np.pi)) / 2, (slope, (1 + square) / 2), np.abs(logvar)
+
+
 def _bernoulli_probs(p, x):
     with np.errstate(divide="ignore"):
         logs = -np.maximum(np.log(p), -100), -np.maximum(np.log1p(-p), -100)

@@ -52,6 +52,20 @@ def test_reconstruction(reduction, likelihood, backend):
         assert_same(first, second, backend)
 
 
+@pytest.mark.parametrize("shared", [(), (129,), (3, 1, 1)], ids=str)
+@pytest.mark.parametrize("reduction", ["sample", "batchmean"])
+def test_shared_parameters(reduction, shared, backend):
+    shape = (67, 3, 8, 8) if len(shared) == 3 else (67, 129)
+    mean, target = (drawer(backend.device, torch.float32, seed)(*shape) for seed in (0, 1))
+    logvar = drawer(backend.device, torch.float32, 2)(*shared)
+
+    def loss(mean, logvar):
+        return [reconstruction_loss((mean, logvar), target, "gaussian", reduction=reduction)]
+
+    for first, second in run_twice(loss, mean, logvar):
+        assert_same(first, second, backend)
+
+
 def test_elbo(backend):
     output, target = (drawer(backend.device, torch.float32, seed)(301, 100) for seed in (0, 1))
     kl = drawer(backend.device, torch.float32, 2)(301)

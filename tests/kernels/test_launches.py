@@ -99,6 +99,18 @@ def test_reconstruction_loss(dtype, likelihood, launched):
 
 
 @pytest.mark.interpreter_only
+@pytest.mark.parametrize("shared", [(), (784,)], ids=str)
+def test_the_gradient_of_a_shared_parameter_takes_one_launch_more(shared, launched):
+    mean, logvar, x = leaf(3, 784), leaf(*shared), torch.zeros(3, 784)
+    kernels, loss = launched(lambda: reconstruction_loss((mean, logvar), x, "gaussian"))
+    assert kernels == ["_reconstruct", "_sum_partials", "_sum_partials"]
+    assert launched(backward([loss], (mean, logvar)))[0] == ["_scale"]
+    kernels, loss = launched(lambda: reconstruction_loss((mean, logvar), x, "gaussian", reduction="sample"))
+    assert kernels == ["_reconstruct"]
+    assert launched(backward([loss], (mean, logvar)))[0] == ["_reconstruct", "_sum_partials"]
+
+
+@pytest.mark.interpreter_only
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_elbo_loss_takes_two_launches_and_one(dtype, likelihood, launched):

@@ -8,7 +8,7 @@ from tests.kernels.latents import drawer
 from tests.kernels.recording import bytes_moved
 from tests.support.environment import Backend
 from vae_fast import Categorical, elbo_loss, reconstruction_loss, use_backend
-from vae_fast.kernels import categorical, reconstruction, tiling
+from vae_fast.kernels import categorical, tiling, upstreams
 
 pytestmark = pytest.mark.interpreter_only
 
@@ -47,7 +47,7 @@ def second_stage(partials, out):
 
 
 def scaling(logits, scalar=4):
-    count = min(-(-logits.numel() // tiling.FLAT_TILE), reconstruction.SCALE_PROGRAMS)
+    count = min(-(-logits.numel() // tiling.FLAT_TILE), upstreams.SCALE_PROGRAMS)
     return {("_scale", "scalars[1]", "load"): scalar * count}
 
 

@@ -7,7 +7,7 @@ from tests.kernels.outputs import LIKELIHOODS, Case
 from tests.kernels.recording import bytes_moved
 from tests.support.environment import Backend
 from vae_fast import elbo_loss, reconstruction_loss, use_backend
-from vae_fast.kernels import reconstruction, tiling
+from vae_fast.kernels import tiling, upstreams
 
 pytestmark = pytest.mark.interpreter_only
 
@@ -76,7 +76,7 @@ def scaling(case, factor):
 
 
 def scaling_programs(case):
-    return min(-(-case.target.numel() // tiling.FLAT_TILE), reconstruction.SCALE_PROGRAMS)
+    return min(-(-case.target.numel() // tiling.FLAT_TILE), upstreams.SCALE_PROGRAMS)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

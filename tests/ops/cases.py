@@ -111,6 +111,21 @@ def _reconstruction(likelihood, reduction):
     return Case(f"reconstruction-{likelihood}-{reduction}", call, (SHAPE,) * PARAMETERS[likelihood])
 
 
+def _shared(name, shape, reduction, likelihood="gaussian", whole=SHAPE):
+    """A second parameter of a shape of its own."""
+
+    def call(mean, second):
+        target = values(*mean.shape, device=mean.device)
+        return reconstruction_loss((mean, second), target, likelihood, reduction=reduction)
+
+    return Case(f"reconstruction-{name}-{reduction}", call, (whole, shape))
+
+
+def _elbo_shared(kl, mean, logvar):
+    target = values(*mean.shape, device=mean.device)
+    return tuple(elbo_loss((mean, logvar), target, kl, likelihood="gaussian", beta=0.5))
+
+
 def _extras(name, likelihood, make, **options):
     """`make` gives the keywords that hold tensors, for a target."""
 
@@ -210,6 +225,12 @@ CASES = [
     _with_prior("gaussian_kl-prior", gaussian_kl),
     _with_prior("gaussian_kl-softplus-prior", gaussian_kl, scale="softplus"),
     *(_reconstruction(likelihood, reduction) for likelihood in PARAMETERS for reduction in REDUCTIONS),
+    *(_shared("one_number", (), reduction) for reduction in REDUCTIONS),
+    *(_shared("a_feature", SHAPE[1:], reduction, "laplace") for reduction in ("none", "sample", "batchmean")),
+    *(_shared("a_channel", (3, 1, 1), reduction, whole=(2, 3, 2, 2)) for reduction in ("sample", "mean")),
+    _shared("a_sample", (2, 1), "batchmean"),
+    Case("elbo-one_number", _elbo_shared, (SHAPE[:1], SHAPE, ())),
+    Case("elbo-a_feature", _elbo_shared, (SHAPE[:1], SHAPE, SHAPE[1:])),
     *(_extras(f"bytes-{likelihood}", likelihood, _of_bytes) for likelihood in PARAMETERS),
     *(_extras(f"weight-{likelihood}", likelihood, _by_sample) for likelihood in PARAMETERS),
     *(_extras(f"mask-{reduction}", "bernoulli", _by_mask, reduction=reduction) for reduction in REDUCTIONS),
@@ -231,7 +252,8 @@ MAIN = [c for c in CASES if c.name in {
     "reconstruction-bernoulli-batchmean", "reconstruction-gaussian-sample", "elbo-gaussian-per_sample",
     "elbo-mse-beta_tensor", "reconstruction-mask-batchmean", "reconstruction-binarize-sample", "elbo-bernoulli-extras",
     "reconstruction-categorical-batchmean", "reconstruction-categorical-sample",
-    "reconstruction-categorical-mask-batchmean",
+    "reconstruction-categorical-mask-batchmean", "reconstruction-one_number-batchmean",
+    "reconstruction-a_feature-sample", "elbo-one_number", "elbo-a_feature",
     "elbo-categorical-per_sample",
 }]  # fmt: skip
 

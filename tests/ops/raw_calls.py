@@ -59,11 +59,15 @@ def divergence(layout, backend, clamp=False, wanted=(True, True), **options):
     return (mu, logvar, low, high, "batchmean", list(wanted), backend.name)
 
 
-def reconstruction_forward(layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, **options):
-    """extras: bytes as the target, scaled and sampled, and a weight."""
+def reconstruction_forward(
+    layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, shared=None, **options
+):
+    """extras: bytes as the target, scaled and sampled, and a weight. shared: the shape of a second parameter."""
     count = 2 if likelihood == "gaussian" else 1
     wanted = reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
     params = [tensor(layout, seed=i, device=backend.device, **options) for i in range(count)]
+    if shared is not None:
+        params[1] = tensor("contiguous", seed=1, device=backend.device, shape=shared, **options)
     target = tensor("contiguous", seed=9, device=backend.device)
     weight, seed, scale = None, None, 1.0
     if extras:
@@ -106,8 +110,8 @@ def categorical_backward(layout, backend, **options):
     return (torch.ones_like(loss), *arguments, name)
 
 
-def reconstruction_scale_(layout, backend):
-    grads = [tensor("contiguous", device=backend.device), tensor("contiguous", seed=1, device=backend.device)]
+def reconstruction_scale_(layout, backend, shared=SHAPE):
+    grads = [tensor("contiguous", seed=i, device=backend.device, shape=s) for i, s in enumerate((SHAPE, shared))]
     return (grads, torch.full((), 3.0, device=backend.device), backend.name)
 
 
@@ -145,6 +149,10 @@ CALLS = [
     ("reconstruction_forward", reconstruction_forward, {"extras": True}),
     ("reconstruction_backward", reconstruction_backward, {"extras": True}),
     ("reconstruction_backward", reconstruction_backward, {"extras": True, "likelihood": "mse", "reduction": "none"}),
+    ("reconstruction_forward", reconstruction_forward, {"likelihood": "gaussian", "shared": ()}),
+    ("reconstruction_forward", reconstruction_forward, {"likelihood": "gaussian", "shared": (4, 1, 1)}),
+    ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", "shared": (), "reduction": "none"}),
+    ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", "shared": SHAPE[-1:]}),
     ("categorical_forward", categorical_forward, {}),
     ("categorical_forward", categorical_forward, {"reduction": "sample", "ignore_index": 1, "dtype": torch.bfloat16}),
     ("categorical_forward", categorical_forward, {"reduction": "none"}),
@@ -153,12 +161,15 @@ CALLS = [
     ("categorical_forward", categorical_forward, {"weighted": True}),
     ("categorical_backward", categorical_backward, {"weighted": True, "reduction": "none"}),
     ("reconstruction_scale_", reconstruction_scale_, {}),
+    ("reconstruction_scale_", reconstruction_scale_, {"shared": ()}),
     ("elbo_forward", elbo_forward, {}),
     ("elbo_forward", elbo_forward, {"likelihood": "gaussian", "kl_shape": (), "beta_tensor": True}),
     ("elbo_backward", elbo_backward, {}),
     ("elbo_backward", elbo_backward, {"likelihood": "gaussian", "beta_tensor": True, "reconstruction": False}),
     ("elbo_forward", elbo_forward, {"extras": True}),
     ("elbo_backward", elbo_backward, {"extras": True}),
+    ("elbo_forward", elbo_forward, {"likelihood": "gaussian", "shared": ()}),
+    ("elbo_backward", elbo_backward, {"likelihood": "gaussian", "shared": (4, 1, 1)}),
     ("elbo_scale_", elbo_scale_, {}),
     ("elbo_scale_", elbo_scale_, {"beta_tensor": True}),
 ]  # fmt: skip

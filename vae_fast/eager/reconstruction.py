@@ -6,28 +6,29 @@ import torch
 
 from vae_fast.eager import likelihoods, reductions, targets
 from vae_fast.eager.blocks import blocks
+from vae_fast.eager.gradients import Gradients
 
 
 def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """As `vae_fast.kernels.reconstruction.forward`."""
     if reduction in ("none", "sample"):
         return _elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
-    row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), _empty_grads(params, wanted)
+    row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     count, sums = reductions.divisor(reduction, target.shape), []
-    for *inputs, weight, _, outs in _blocks(params, target, grads, dtype, extras):
+    for *inputs, weight, _, outs in _blocks(params, target, grads.dense, dtype, extras):
         total, derivatives = _total(row, *inputs, weight, _buffers(outs, dtype), any(wanted))
         sums.append(total)
-        _write(outs, derivatives, 1 / max(count, 1), weight)
-    return reductions.finish(sums, reduction, target.shape), grads
+        grads.add(outs, derivatives, 1 / max(count, 1), weight)
+    return reductions.finish(sums, reduction, target.shape), grads.finish()
 
 
 def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """As `vae_fast.kernels.reconstruction.backward`, for a scalar loss with its own gradient alone."""
-    row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), _empty_grads(params, wanted)
+    row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     upstream = reductions.spread(grad_loss, target, reduction)
-    for *inputs, weight, g, outs in _blocks(params, target, grads, dtype, extras, upstream):
-        _write(outs, row.derivatives(*inputs, _buffers(outs, dtype)), g, weight)
-    return grads
+    for *inputs, weight, g, outs in _blocks(params, target, grads.dense, dtype, extras, upstream):
+        grads.add(outs, row.derivatives(*inputs, _buffers(outs, dtype)), g, weight)
+    return grads.finish()
 
 
 def scale_(grads, grad_loss):
@@ -42,7 +43,7 @@ def _elementwise(params, target, likelihood, reduction, extras):
     dtype = reductions.accumulator(params[0].dtype)
     weight, seed, scale = extras
     target, scale = _sampled(params, target, seed, scale)
-    values = [p.to(dtype) for p in params]
+    values = [p.to(dtype).expand(target.shape) for p in params]
     nll = functools.reduce(torch.Tensor.add_, _row(likelihood).terms(values, targets.read(target, scale, dtype)))
     nll = targets.weighted(nll, weight)
     if reduction == "none":
@@ -64,31 +65,17 @@ def _total(row, params, target, weight, buffers, differentiate):
     return total, row.derivatives(params, target, buffers) if differentiate else (None,) * len(params)
 
 
-def _empty_grads(params, wanted):
-    return tuple(torch.empty_like(p) if want else None for p, want in zip(params, wanted, strict=True))
-
-
 def _buffers(grads, dtype):
     """The gradients that can hold intermediate results."""
     return [grad if grad is not None and grad.dtype == dtype else None for grad in grads]
-
-
-def _write(grads, derivatives, scale, weight):
-    """grads = derivatives * scale, weighted, where wanted; a derivative may be in its gradient already."""
-    for grad, derivative in zip(grads, derivatives, strict=True):
-        if grad is None:
-            continue
-        if weight is not None:
-            grad.copy_(targets.weighted(derivative * scale, weight))
-        elif derivative is not grad or not isinstance(scale, float) or scale != 1:
-            torch.mul(derivative, scale, out=grad)
 
 
 def _blocks(params, target, grads, dtype, extras, upstream=None):
     """(params, target, weight, upstream gradient, grads), block by block: the first two, and the fourth, in `dtype`."""
     weight, seed, scale = extras
     target, scale = _sampled(params, target, seed, scale)
-    for x, w, g, *tensors in blocks((target, weight, upstream, *params, *grads)):
+    whole = (p.expand(target.shape) for p in params)
+    for x, w, g, *tensors in blocks((target, weight, upstream, *whole, *grads)):
         values, outs = [t.to(dtype) for t in tensors[: len(params)]], tensors[len(params) :]
         yield values, targets.read(x, scale, dtype), w, None if g is None else g.to(dtype), outs
 

@@ -170,7 +170,7 @@ def _log_prob(likelihood, x, params, reduction, *, link=None, at_least=None):
         return None
     counts = x if x.is_floating_point() else x.to(torch.promote_types(dtype, torch.float32))
     params = [p.to(dtype) for p in params]
-    output = tuple((p if link is None else link(p)).expand(shape) for p in params)
-    nll = reconstruction_loss(output, counts.expand(shape), likelihood, reduction=reduction)
+    first, *others = params if link is None else map(link, params)
+    nll = reconstruction_loss((first.expand(shape), *others), counts.expand(shape), likelihood, reduction=reduction)
     made = result_dtype(params[0])
     return nll.neg().to(made if at_least is None else torch.promote_types(made, at_least))

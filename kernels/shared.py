@@ -1,0 +1,105 @@
+"""The gradient of a shared parameter, each number of which is that of many elements: the sum over these.
+
+It is made where the elements' derivatives are: a program writes partial sums of what its tile holds to a workspace, and
+one more launch adds those in a fixed order. Every row shares a number with every other; in a row neighbouring columns
+share one, and are a run: a single column of a feature, H x W of a channel, all of them where there is one number.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from vae_fast.kernels import reductions, tiling
+
+# Instructions per element on sm_90 (make audit) that a shared parameter's gradient adds.
+ISSUED = {
+    "one number": 1,
+    "columns": 6,
+    "dimensions": 12,  # instead, where a column has several indices: divisions, for all tensors and in more lanes
+}
+
+
+class Sums(NamedTuple):
+    """`partials` has a sum for the rows of a tile and each `group` of columns; `run` neighbours there are one run's."""
+
+    grad: torch.Tensor
+    partials: torch.Tensor
+    group: int
+    run: int
+
+
+def plan(view, grads, operands, heavy):
+    """(tiles, operands, the `Sums` of each) of a launch that makes these gradients, of which some may be None.
+
+    The operands given are of the gradients expanded; those returned have the partial sums of what is shared. Where a
+    run has few columns to add a tile has many rows, so that a partial sum is one of `LATENT_ROWS` elements or more, as
+    long as there are as many samples; otherwise a tile lies within a run if samples enough can fill it.
+    """
+    whole = view.rows * view.columns
+    made = [grad is not None and grad.numel() < whole for grad in grads]
+    runs = [_run(view, operand) if shared else 0 for operand, shared in zip(operands, made, strict=True)]
+    group = min((_group(view, run) for run in runs if run), default=tiling.MAX_COLUMNS)
+    within = group if group * view.rows >= tiling.ROW_TILE else tiling.MAX_COLUMNS
+    tiles = tiling.tiles(view, over_samples=group < tiling.LATENT_ROWS, heavy=heavy, within=within)
+    sums = [_sums(view, tiles, grad, run) if run else None for grad, run in zip(grads, runs, strict=True)]
+    outs = (o if s is None else (s.partials, o[1]) for o, s in zip(operands, sums, strict=True))
+    return tiles, tuple(outs), sums
+
+
+def spread(view, tiles, operand):
+    """How a parameter's numbers spread over a tile, as `tiling.load_each` takes it."""
+    kind = tiling.spread(operand)
+    if kind == "latent" and _run(view, operand) % tiles.columns == 0:
+        return "tile"
+    return "none" if kind == "latent" and view.rows == 1 else kind
+
+
+def _run(view, operand):
+    """How many neighbouring columns have one number."""
+    length = 1
+    for size, stride in zip(view.shape, operand[1][1:], strict=True):
+        if stride:
+            break
+        length *= size
+    return length
+
+
+def _group(view, run):
+    """The most columns to add, a power of two: a run must be whole groups, but for one of all columns."""
+    return tiling.FLAT_TILE if run == view.columns else run & -run
+
+
+def _sums(view, tiles, grad, run):
+    group = min(_group(view, run), tiles.columns)
+    count = tiles.row_blocks * tiling.ceil_div(view.columns, group)
+    return Sums(grad, reductions.workspace(grad, count), group, 1 if run == view.columns else run // group)
+
+
+def finish(sums):
+    """Add the partial sums of each gradient, in a launch of its own."""
+    for grad, partials, _, run in filter(None, sums):
+        numbers, count = grad.numel(), partials.numel() // grad.numel()
+        strides = (run, numbers * run)
+        reductions.sum_partials(partials, grad, outer=numbers, count=count, strides=strides, run=run, divisor=1)
+
+
+@triton.jit
+def store(
+    operand, row, column, size, shape, inside, value, first_row, first_column,
+    GROUPS: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Store the gradient of parameter K: every element's, where GROUPS[K] is 0, or else the sums of a tile."""
+    GROUP: tl.constexpr = GROUPS[K]  # Triton 3.6 passes an element of a tuple on as no constexpr
+    if GROUP == 0:
+        tiling.store(operand, row, column, shape, inside, value)
+    else:
+        value = tl.broadcast_to(value, (ROWS, COLUMNS))
+        if inside is not None:
+            value = tl.where(inside, value, 0.0)
+        if GROUP > 1:
+            value = tl.sum(tl.reshape(value, (ROWS, COLUMNS // GROUP, GROUP)), 2)
+        group = first_column // GROUP + tl.arange(0, COLUMNS // GROUP)
+        groups = tl.cdiv(size[1], GROUP)
+        tl.store(operand[0] + (first_row // ROWS) * groups + group, tl.sum(value, 0), mask=group < groups)

@@ -1,0 +1,46 @@
+"""The gradients of a likelihood's parameters, made block by block of the batch."""
+
+import functools
+
+import torch
+
+from vae_fast.eager import targets
+
+
+class Gradients:
+    """Those `wanted`: `dense` holds one of every element; of a shared parameter the sum of each block is kept."""
+
+    def __init__(self, params, wanted):
+        self._params, shape = params, params[0].shape
+        made = zip(params, wanted, strict=True)
+        self.dense = tuple(torch.empty_like(p) if want and p.shape == shape else None for p, want in made)
+        self._sums = tuple([] if want and p.shape != shape else None for p, want in zip(params, wanted, strict=True))
+
+    def add(self, outs, derivatives, scale, weight):
+        """A block's: its derivatives * scale, weighted. One may be in `outs`, the block of `dense`, already."""
+        for out, sums, param, derivative in zip(outs, self._sums, self._params, derivatives, strict=True):
+            if out is not None:
+                _write(out, derivative, scale, weight)
+            elif sums is not None:
+                sums.append(_sum(derivative, scale, weight, param))
+
+    def finish(self):
+        """One a parameter, in its shape and dtype; None where not wanted."""
+        return tuple(
+            dense if sums is None else torch.empty_like(param).copy_(functools.reduce(torch.add, sums))
+            for dense, sums, param in zip(self.dense, self._sums, self._params, strict=True)
+        )
+
+
+def _write(out, derivative, scale, weight):
+    if weight is not None:
+        out.copy_(targets.weighted(derivative * scale, weight))
+    elif derivative is not out or not isinstance(scale, float) or scale != 1:
+        torch.mul(derivative, scale, out=out)
+
+
+def _sum(derivative, scale, weight, param):
+    """Over the elements that share a number of `param`, in the derivative's dtype."""
+    if isinstance(scale, float):
+        return targets.weighted(derivative, weight).sum_to_size(param.shape) * scale
+    return targets.weighted(derivative * scale, weight).sum_to_size(param.shape)
