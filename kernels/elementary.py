@@ -106,10 +106,11 @@ def log1p_unit(x):
 @triton.jit
 def log_ratio(a, b):
     """log(a / b) for a, b > 0. Where they are close their difference is exact, and no digit of it is lost."""
-    d = (a - b) / b
+    inverse = 1.0 / b
+    d = (a - b) * inverse
     close = tl.abs(d) < 0.5
     u = 1.0 + d
-    return tl.log(tl.where(close, u, a / b)) + tl.where(close, (d - (u - 1.0)) / u, 0.0)
+    return tl.log(tl.where(close, u, a * inverse)) + tl.where(close, (d - (u - 1.0)) * reciprocal(u), 0.0)
 
 
 @triton.jit
