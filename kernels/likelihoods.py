@@ -29,7 +29,7 @@ HEAVY = ("negative_binomial", "zero_inflated_negative_binomial")
 ISSUED = {
     "bernoulli": Issued(sum=21, gradient=17, both=31, each=32),
     "mse": Issued(sum=8, gradient=8, both=12, each=7),
-    "gaussian": Issued(sum=14, gradient=15, both=22, each=12),
+    "gaussian": Issued(sum=15, gradient=15, both=22, each=12),
     "bernoulli_probs": Issued(sum=78, gradient=17, both=90, each=76),
     "continuous_bernoulli": Issued(sum=58, gradient=38, both=82, each=57),
     "l1": Issued(sum=8, gradient=10, both=15, each=7),
