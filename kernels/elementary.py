@@ -6,6 +6,8 @@ Each takes float32 or float64 and is good to 1e-6 relative in float32 (the error
 import triton
 import triton.language as tl
 
+LOG_2 = tl.constexpr(8.26295829e-08)  # over 2^23: of an exponent in its place among the bits of a float32
+
 
 @triton.jit
 def expm1_minus_x(x, exp_x):
@@ -20,35 +22,112 @@ def expm1(x, exp_x):
 
 
 @triton.jit
+def exp(x):
+    """exp(x), and 0 where that is not normal: `tl.exp` spends three instructions of five on those."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return tl.exp2(x * 1.44269504088896340736)
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x for a normal x > 0 (error 3e-7): two instructions, where a division takes up to eight. Not exact at 2."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def one_minus_exp(x, exp_minus_x):
+    """1 - exp(-x) for x >= 0, given exp(-x)."""
+    if x.dtype == tl.float64:
+        return -expm1(-x, exp_minus_x)
+    else:
+        # over x, minimax below 1/2 (error 8e-8)
+        p = 0.00677103549 * x - 0.0410012752
+        p = p * x + 0.166548148
+        p = p * x - 0.49999249
+        p = p * x + 0.99999994
+        return tl.where(x < 0.5, x * p, 1.0 - exp_minus_x)
+
+
+@triton.jit
+def log_of_normal(x):
+    """log x for a positive x that is normal and finite: half the instructions of `tl.log` in float32.
+
+    Of 0, of infinity and of NaN it makes some finite number.
+    """
+    if x.dtype == tl.float64:
+        return tl.log(x)
+    else:
+        exponent, z = split_exponent(x)
+        # log(1 + z) - z over z^2, minimax (error 2e-7 of log(1 + z))
+        p = -0.152668878 * z + 0.169905499
+        p = p * z - 0.164407969
+        p = p * z + 0.198181704
+        p = p * z - 0.250063241
+        p = p * z + 0.333367348
+        p = p * z - 0.499999613
+        return exponent * LOG_2 + (z + z * z * p)
+
+
+@triton.jit
+def split_exponent(x):
+    """(k 2^23, z) where float32 x, positive and normal, is 2^k (1 + z), and z in [-1/3, 1/3)."""
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F2AAAAB) & -0x800000
+    return exponent.to(tl.float32), (bits - exponent).to(tl.float32, bitcast=True) - 1.0
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for x > -1: the rounding error of 1 + x is put back to first order (after Goldberg 1991)."""
     u = 1.0 + x
-    return tl.log(u) + (x - (u - 1.0)) / u
+    return log_of_normal(u) + (x - (u - 1.0)) * reciprocal(u)
+
+
+@triton.jit
+def log1p_unit(x):
+    """log(1 + x) for x in [0, 1], by a polynomial alone."""
+    if x.dtype == tl.float64:
+        return log1p(x)
+    else:
+        # over x, minimax (error 2e-7)
+        p = -0.00853922125 * x + 0.0440896861
+        p = p * x - 0.107681803
+        p = p * x + 0.17745249
+        p = p * x - 0.244954661
+        p = p * x + 0.332754821
+        p = p * x - 0.499974042
+        p = p * x + 0.999999821
+        return x * p
 
 
 @triton.jit
 def log_ratio(a, b):
     """log(a / b) for a, b > 0. Where they are close their difference is exact, and no digit of it is lost."""
-    d = (a - b) / b
+    inverse = 1.0 / b
+    d = (a - b) * inverse
     close = tl.abs(d) < 0.5
     u = 1.0 + d
-    return tl.log(tl.where(close, u, a / b)) + tl.where(close, (d - (u - 1.0)) / u, 0.0)
+    return tl.log(tl.where(close, u, a * inverse)) + tl.where(close, (d - (u - 1.0)) * reciprocal(u), 0.0)
 
 
 @triton.jit
 def tanh(x):
     """The hyperbolic tangent."""
-    y = -2.0 * tl.abs(x)
-    e = expm1(y, tl.exp(y))
-    t = -e / (2.0 + e)
+    y = 2.0 * tl.abs(x)
+    e = exp(-y)
+    t = one_minus_exp(y, e) * reciprocal(1.0 + e)
     return tl.where(x < 0, -t, t)
 
 
 @triton.jit
 def sech2(x):
     """1 - tanh(x)^2, the derivative of tanh, without that cancellation."""
-    e = tl.exp(-2.0 * tl.abs(x))
-    return 4.0 * e / ((1.0 + e) * (1.0 + e))
+    e = exp(-(2.0 * tl.abs(x)))
+    inverse = reciprocal(1.0 + e)
+    return 4.0 * e * inverse * inverse
 
 
 @triton.jit

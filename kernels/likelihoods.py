@@ -27,20 +27,20 @@ class Issued(NamedTuple):
 HEAVY = ("negative_binomial", "zero_inflated_negative_binomial")
 
 ISSUED = {
-    "bernoulli": Issued(sum=28, gradient=20, both=37, each=44),
+    "bernoulli": Issued(sum=21, gradient=17, both=31, each=32),
     "mse": Issued(sum=8, gradient=8, both=12, each=7),
-    "gaussian": Issued(sum=18, gradient=18, both=25, each=16),
+    "gaussian": Issued(sum=15, gradient=15, both=22, each=12),
     "bernoulli_probs": Issued(sum=78, gradient=17, both=90, each=76),
-    "continuous_bernoulli": Issued(sum=61, gradient=41, both=88, each=60),
+    "continuous_bernoulli": Issued(sum=58, gradient=38, both=82, each=57),
     "l1": Issued(sum=8, gradient=10, both=15, each=7),
-    "log_cosh": Issued(sum=51, gradient=39, both=67, each=78),
+    "log_cosh": Issued(sum=43, gradient=32, both=58, each=58),
     "huber": Issued(sum=13, gradient=12, both=21, each=11),
-    "student_t": Issued(sum=60, gradient=29, both=78, each=58),
-    "laplace": Issued(sum=17, gradient=20, both=30, each=15),
-    "discretized_logistic": Issued(sum=104, gradient=90, both=145, each=128),
-    "poisson": Issued(sum=51, gradient=11, both=54, each=50),
-    "negative_binomial": Issued(sum=175, gradient=131, both=212, each=170),
-    "zero_inflated_negative_binomial": Issued(sum=254, gradient=274, both=315, each=279),
+    "student_t": Issued(sum=39, gradient=26, both=55, each=37),
+    "laplace": Issued(sum=14, gradient=18, both=28, each=12),
+    "discretized_logistic": Issued(sum=83, gradient=69, both=120, each=97),
+    "poisson": Issued(sum=49, gradient=11, both=53, each=48),
+    "negative_binomial": Issued(sum=121, gradient=85, both=155, each=116),
+    "zero_inflated_negative_binomial": Issued(sum=170, gradient=192, both=220, each=181),
 }
 
 
@@ -48,8 +48,8 @@ ISSUED = {
 def bernoulli(params, target):
     """Bernoulli nll of `target` given logits, stable for any finite logit (Kingma & Welling 2014, appendix C.1)."""
     logit = params[0]
-    e = tl.exp(-tl.abs(logit))
-    sigmoid = tl.where(logit >= 0, 1.0, e) / (1.0 + e)
+    e = elementary.exp(-tl.abs(logit))
+    sigmoid = tl.where(logit >= 0, 1.0, e) / (1.0 + e)  # exactly 1/2 at 0, which `reciprocal` misses
     return tl.maximum(logit, 0.0) - logit * target, (e,), (sigmoid - target,)
 
 
@@ -64,7 +64,7 @@ def mse(params, target):
 def gaussian(params, target):
     """Gaussian nll given mean and log-variance (Kingma & Welling 2014, appendix C.2)."""
     error = params[0] - target
-    scaled = error * tl.exp(-params[1])
+    scaled = error * elementary.exp(-params[1])
     excess = error * scaled
     # log(2 pi) / 2 is written in place: a variable would hold it in float32.
     return 0.5 * (params[1] + excess) + 0.91893853320467274178, (), (scaled, 0.5 - 0.5 * excess)
@@ -88,7 +88,7 @@ def continuous_bernoulli(params, target):
     """
     a = params[0]
     b = tl.abs(a)
-    e = tl.exp(-b)
+    e = elementary.exp(-b)
     c = tl.where(b < 1.0, 1.0, b)  # stands where the closed form is right
     rest = tl.where(b < 1.0, 1.0, 1.0 - e)  # 1 - exp(-b)
     square = b * b
@@ -120,8 +120,8 @@ def log_cosh(params, target):
     """log cosh(error): |error| - log 2 + log1p(exp(-2 |error|)), and log1p(cosh - 1) near 0, where that cancels."""
     error = params[0] - target
     size = tl.abs(error)
-    e = tl.exp(-size)
-    rest = -elementary.expm1(-size, e)  # 1 - e
+    e = elementary.exp(-size)
+    rest = elementary.one_minus_exp(size, e)
     near = size < 1.0
     excess = tl.where(near, 0.5 * rest * rest / e, e * e)
     slope = rest * (1.0 + e) / (1.0 + e * e)
@@ -142,7 +142,7 @@ def huber(params, target):
 def student_t(params, target):
     """Student's t nll given mean and log scale; then df and the logarithm of the constant, without derivatives."""
     error, df = params[0] - target, params[2]
-    inverse = tl.exp(-params[1])
+    inverse = elementary.exp(-params[1])
     scaled = error * inverse
     square = scaled * scaled
     share = (df + 1.0) / (df + square)
@@ -154,7 +154,7 @@ def student_t(params, target):
 def laplace(params, target):
     """Laplace nll given mean and log scale."""
     error = params[0] - target
-    inverse = tl.exp(-params[1])
+    inverse = elementary.exp(-params[1])
     scaled = tl.abs(error) * inverse
     return scaled + params[1] + 0.69314718055994530942, (), (_sign(error) * inverse, 1.0 - scaled)
 
@@ -165,17 +165,17 @@ def discretized_logistic(params, target):
 
     sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)) loses nothing in the tails.
     """
-    centred, inverse = target - params[0], tl.exp(-params[1])
+    centred, inverse = target - params[0], elementary.exp(-params[1])
     upper, lower = (centred + 0.00196078431372549020) * inverse, (centred - 0.00196078431372549020) * inverse
     width = inverse * 0.00392156862745098039
     first, last = target < 0.00196078431372549020, target > 0.99803921568627450980
-    e_upper, e_lower = tl.exp(-tl.abs(upper)), tl.exp(-tl.abs(lower))
-    below = tl.where(upper >= 0, e_upper, 1.0) / (1.0 + e_upper)  # sigmoid(-upper)
-    above = tl.where(lower >= 0, 1.0, e_lower) / (1.0 + e_lower)  # sigmoid(lower)
+    e_upper, e_lower = elementary.exp(-tl.abs(upper)), elementary.exp(-tl.abs(lower))
+    below = tl.where(upper >= 0, e_upper, 1.0) * elementary.reciprocal(1.0 + e_upper)  # sigmoid(-upper)
+    above = tl.where(lower >= 0, 1.0, e_lower) * elementary.reciprocal(1.0 + e_lower)  # sigmoid(lower)
     e_upper, e_lower = tl.where(last, 0.0, e_upper), tl.where(first, 0.0, e_lower)
     below, above = tl.where(last, 0.0, below), tl.where(first, 0.0, above)
-    e_width = tl.exp(-width)
-    inside = -elementary.expm1(-width, e_width)  # 1 - exp(-width)
+    e_width = elementary.exp(-width)
+    inside = elementary.one_minus_exp(width, e_width)
     inner = (target >= 0.00196078431372549020) & (target <= 0.99803921568627450980)
     base = tl.where(last, 0.0, tl.maximum(-upper, 0.0)) + tl.where(first, 0.0, tl.maximum(lower, 0.0))
     base = base - tl.where(inner, tl.log(inside), 0.0)
@@ -187,7 +187,7 @@ def discretized_logistic(params, target):
 @triton.jit
 def poisson(params, target):
     """Poisson nll given the log of the rate."""
-    rate = tl.exp(params[0])
+    rate = tl.exp(params[0])  # may be less than any normal number
     return rate - target * params[0] + special.lgamma_1p(target), (), (rate - target,)
 
 
@@ -208,29 +208,24 @@ def zero_inflated_negative_binomial(params, target):
     pi = params[2]
     zero = target < 1e-8  # as scvi-tools
     nll, derivatives = _negative_binomial((params[0], params[1]), tl.where(zero, 0.0, target))
-    a, b = tl.exp(-tl.abs(pi)), tl.exp(-tl.abs(pi + nll))
-    # sigmoid(-pi) = other / (1 + a), sigmoid(-pi - nll) = share / (1 + b); a zero is missed with the probability
-    # missed / (1 + a): not inflated, nor a zero of the negative binomial.
-    other, share = tl.where(pi >= 0, a, 1.0), tl.where(pi + nll >= 0, b, 1.0)
-    missed = -elementary.expm1(-nll, tl.exp(-nll)) * other
-    # One division for 1 / (1 + a), 1 / (1 + b) and 1 / likelihood, whose bound holds wherever that is used.
-    likelihood = tl.maximum(1.0 + a - missed, 0.5)
-    inverse = 1.0 / ((1.0 + a) * (1.0 + b) * likelihood)
-    over_b = (1.0 + a) * likelihood * inverse
-    over_a = (1.0 + b) * likelihood * inverse
-    # A likely zero's nll is log1p(missed / likelihood). A rare one's, softplus(-pi) - softplus(-pi - nll), has log((1 +
-    # a) / (1 + b)), which is log1p of one in [0, 1] less, perhaps, log 2.
-    likely, less = missed <= likelihood, a < b
-    rare_base = tl.minimum(-pi, nll)
-    rare_base = tl.where(less, rare_base - 0.69314718055994530942, rare_base)
-    rare = tl.where(less, 1.0 + 2.0 * a - b, a - b) * over_b
-    zero_base = tl.where(likely, 0.0, rare_base)
-    zero_excess = tl.where(likely, missed * (1.0 + a) * (1.0 + b) * inverse, rare)
+    a, b = elementary.exp(-tl.abs(pi)), elementary.exp(-tl.abs(pi + nll))
+    over_a, over_b = elementary.reciprocal(1.0 + a), elementary.reciprocal(1.0 + b)
+    # sigmoid(pi) = share / (1 + a) for a count; sigmoid(-pi) = share / (1 + a) for a zero, which is missed with the
+    # probability missed / (1 + a): not inflated, nor a zero of the negative binomial.
+    share = tl.where((pi >= 0) ^ zero, 1.0, a)
+    missed = elementary.one_minus_exp(nll, elementary.exp(-nll)) * share
+    likelihood = 1.0 + a - missed
+    # A likely zero's nll is log1p(missed / likelihood). A rare one's, where pi < 0, is softplus(-pi) - softplus(-pi -
+    # nll), which has log((1 + a) / (1 + b)): log1p of one in [0, 3] less log 2.
+    likely = missed <= likelihood
+    zero_base = tl.where(likely, 0.0, tl.minimum(-pi, nll) - 0.69314718055994530942)
+    rare = (1.0 + 2.0 * a - b) * over_b
+    zero_excess = tl.where(likely, missed * elementary.reciprocal(likelihood), rare)
     base = tl.where(zero, zero_base, nll + tl.maximum(pi, 0.0))
+    behind = pi + nll >= 0
+    weight = tl.where(zero, tl.where(behind, b, 1.0) * over_b, 1.0)
     # A zero's derivative in pi is the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
-    weight = tl.where(zero, share * over_b, 1.0)
-    dpi_zero = -missed * over_a * tl.where(pi + nll >= 0, 1.0, b) * over_b
-    dpi = tl.where(zero, dpi_zero, tl.where(pi >= 0, 1.0, a) * over_a)
+    dpi = tl.where(zero, -missed * (tl.where(behind, 1.0, b) * over_b), share) * over_a
     return base, (tl.where(zero, zero_excess, a),), (weight * derivatives[0], weight * derivatives[1], dpi)
 
 
@@ -243,40 +238,38 @@ def _negative_binomial(params, x):
         theta log(y / (theta + mean)) + x log(y mean / ((theta + mean) (1 + x))) - log((1 + x) y / theta) / 2
         + R(y) - R(theta) - R(1 + x) + R(1),
 
-    where no term grows with theta. Below theta = 1, lgamma is brought to Y = 1 + y and T = 1 + theta, where R is known:
-    with f = Y theta / (y T) the three logarithms are those of f y / (theta + mean), Y mean / ((theta + mean) (1 + x))
-    and (1 + x) y / (theta f).
+    where no term grows with theta. Below theta = 1, lgamma is brought to Y = 1 + y and T = 1 + theta, where R is known.
+    The logarithms are then those of theta Y / ((theta + mean) T), which is taken theta + 1 times, of
+    Y mean / ((theta + mean) (1 + x)), and of (1 + x) (Y / T) (y / (theta + mean))^2.
     """
     mean = params[0] + 1e-8
-    theta = tl.where(params[1] > 1e18, 1e18, params[1])  # the Poisson limit, and products below stay finite
-    y = theta + x
-    small = theta < 1.0
-    upper, lower = tl.where(small, y + 1.0, y), tl.where(small, theta + 1.0, theta)  # Y and T
-    inverse = 1.0 / (theta + mean)
-    u = (x - mean) * inverse  # y / (theta + mean) - 1
-    x_inverse = 1.0 / (mean * (1.0 + x))
-    over_product = 1.0 / (theta * y)
-    over_both = 1.0 / (upper * lower)
-    over_upper, over_lower = lower * over_both, upper * over_both
-    change = y * (y * over_product)  # y / theta
-    # f, and exactly 1 where there is no shift
-    f = tl.where(small, upper * over_lower * (theta * (theta * over_product)), 1.0)
-    f = tl.where(x == 0, 1.0, f)
-    log_ratio = special.log_of_normal(y * inverse * f) + 0.0 * u  # NaN stays NaN
-    series = (tl.abs(u) < 0.4) & (f == 1.0)
-    v = tl.where(series, special.log1p_minus_x(tl.minimum(u, 0.4)), log_ratio - u)
-    log_ratio = tl.where(series, u + v, log_ratio)
+    # The Poisson limit, and products below stay finite.
+    theta = tl.minimum(params[1], 1e18, propagate_nan=tl.PropagateNan.ALL)
+    y, total = theta + x, theta + mean
+    plain = (theta >= 1.0) | (x == 0)
+    shift = tl.where(plain, 0.0, tl.full(theta.shape, 1.0, theta.dtype))
+    upper, lower = y + shift, theta + shift  # Y and T
+    over_upper, over_lower = elementary.reciprocal(upper), elementary.reciprocal(lower)
+    product = total * (1.0 + x)
+    over_product = elementary.reciprocal(product)
+    over_product = over_product + over_product * (1.0 - product * over_product)  # Newton's step: exact but for rounding
+    inverse, over_x = (1.0 + x) * over_product, total * over_product
+    u = (x - mean) * inverse
+    ratio = y * inverse  # 1 + u
+    growth = upper * over_lower  # Y / T
+    log_ratio, v = special.log_and_rest(tl.where(plain, ratio, theta * inverse * growth), u, plain)
     counts = (
-        x * special.log_of_normal(upper * inverse * (mean * (mean * x_inverse)))
-        - 0.5 * special.log_of_normal((1.0 + x) * change / f)
+        shift * log_ratio
+        + x * elementary.log_of_normal(mean * upper * over_product)
+        - 0.5 * elementary.log_of_normal((1.0 + x) * growth * tl.where(plain, 1.0, ratio * ratio))
         + (special.stirling_remainder(over_upper) - special.stirling_remainder(over_lower))
-        - (special.stirling_remainder(mean * x_inverse) - 0.08106146679532725822)
+        - (special.stirling_remainder(over_x) - 0.08106146679532725822)
     )
     slope = (
-        tl.where(small, x * over_product + 0.5 * (over_lower - over_upper), 0.5 * x * over_product)
+        x * (0.5 * over_lower * over_upper + shift * elementary.reciprocal(theta * y))
         + special.stirling_remainder_derivative(over_upper)
         - special.stirling_remainder_derivative(over_lower)
     )
     # At x = 0 all of that is 0; fused multiplications and additions would leave a rounding error of it.
-    nll = -(theta * log_ratio + tl.where(x == 0, 0.0, counts))
-    return nll, (-theta * u * ((1.0 + x) * x_inverse), -(v + tl.where(x == 0, 0.0, slope)))
+    nll = -(theta * log_ratio + tl.where(x == 0, 0.0, counts)) + 0.0 * u  # NaN stays NaN
+    return nll, (-theta * u * elementary.reciprocal(mean), -(v + tl.where(x == 0, 0.0, slope)))

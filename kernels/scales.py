@@ -8,14 +8,14 @@ Neither then takes the logarithm of an exponential, or divides by a standard dev
 import triton
 import triton.language as tl
 
-from vae_fast.kernels.elementary import log1p, sech2, tanh
+from vae_fast.kernels.elementary import exp, log1p_unit, log_of_normal, reciprocal, sech2, tanh
 
 
 @triton.jit
 def mean(mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
     """The mean that the first tensor gives."""
     if SCALE == "soft_clamp":
-        return BOUND * tanh(mu / BOUND)
+        return BOUND * tanh(mu * (1.0 / BOUND))
     else:
         return mu
 
@@ -24,7 +24,7 @@ def mean(mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
 def mean_gradient(gradient, mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
     """The gradient in the first tensor, of one in the mean."""
     if SCALE == "soft_clamp":
-        return gradient * sech2(mu / BOUND)
+        return gradient * sech2(mu * (1.0 / BOUND))
     else:
         return gradient
 
@@ -33,21 +33,30 @@ def mean_gradient(gradient, mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
 def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr):
     """(log-variance, standard deviation) that the second tensor gives."""
     if SCALE == "logvar":
-        return x, tl.exp(0.5 * x)
+        return x, exp(0.5 * x)
     elif SCALE == "logstd":
-        return 2.0 * x, tl.exp(x)
+        return 2.0 * x, exp(x)
     elif SCALE == "std":
         return 2.0 * tl.log(x), x
     elif SCALE == "softplus":
-        std = tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x))) + EPSILON
-        return 2.0 * tl.log(std), std
+        std = tl.maximum(x, 0.0) + log1p_unit(exp(-tl.abs(x))) + EPSILON
+        return 2.0 * _log(std, EPSILON), std
     else:
-        logstd = BOUND * tanh(x / BOUND)
-        std = tl.exp(logstd)
+        logstd = BOUND * tanh(x * (1.0 / BOUND))
+        std = exp(logstd)
         if EPSILON > 0:
             std = std + EPSILON
-            logstd = tl.log(std)
+            logstd = _log(std, EPSILON)
         return 2.0 * logstd, std
+
+
+@triton.jit
+def _log(std, EPSILON: tl.constexpr):
+    """log std, of one that is EPSILON or more: the short logarithm takes no numbers that are not normal."""
+    if EPSILON > 1e-37:
+        return log_of_normal(std)
+    else:
+        return tl.log(std)
 
 
 @triton.jit
@@ -56,12 +65,12 @@ def deviation_gradient(gradient, x, SCALE: tl.constexpr, BOUND: tl.constexpr, EP
     if SCALE == "logstd":
         return 2.0 * gradient
     elif SCALE == "softplus":
-        e = tl.exp(-tl.abs(x))
-        return gradient * tl.where(x >= 0, 1.0, e) / (1.0 + e)
+        e = exp(-tl.abs(x))
+        return gradient * (tl.where(x >= 0, 1.0, e) * reciprocal(1.0 + e))
     elif SCALE == "soft_clamp":
-        gradient = gradient * sech2(x / BOUND)
+        gradient = gradient * sech2(x * (1.0 / BOUND))
         if EPSILON > 0:
-            return gradient * tl.exp(BOUND * tanh(x / BOUND))
+            return gradient * exp(BOUND * tanh(x * (1.0 / BOUND)))
         else:
             return 2.0 * gradient
     else:
