@@ -47,12 +47,13 @@ def run_wide(observe):
     with observe("reconstruction_loss, categorical, batchmean, more than 2^31 logits: forward"):
         categorical.forward(meta(), meta()[:, 0].long(), None, "batchmean", True)
     for name, row in [(name, row) for name, row in LIKELIHOODS.items() if row.domain != "classes"]:
-        params = [meta() for _ in row.parameters]
-        wanted = [True for _ in params]
+        leaves = tuple(meta() for _ in row.parameters)
+        params = row.with_constants(leaves)
+        wanted = [k < len(leaves) for k, _ in enumerate(params)]
         with observe(f"reconstruction_loss, {name}, batchmean, more than 2^31 elements: forward"):
             reconstruction.forward(params, meta(), name, "batchmean", wanted)
         with observe(f"reconstruction_loss, {name}, batchmean, more than 2^31 elements: backward"):
-            reconstruction.scale_(params, scalar)
+            reconstruction.scale_(leaves, scalar)
 
 
 def latent_workloads():

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from vae_fast import checks, classes, likelihoods, outputs, scales, seeds, targets, validation
-from vae_fast.ops import backend, categorical, elbo, gaussian, reconstruction, small
+from vae_fast import checks, classes, latents, likelihoods, outputs
+from vae_fast.ops import backend, categorical, elbo, reconstruction, small
 
 DEFAULTS = ("logvar", "closed_form")  # scale and kl
 
@@ -79,7 +79,7 @@ def sample_kl(
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
     noise = seed, generator, eps
-    return tuple(_latent(mu, logvar, mu, 0, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
+    return tuple(latents.compute(mu, logvar, mu, 0, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
 
 
 def sample_kl_packed(
@@ -114,7 +114,7 @@ def sample_kl_packed(
     checks.choice("kl", kl, checks.KLS)
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
     noise = seed, generator, eps
-    return tuple(_latent(moments, None, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
+    return tuple(latents.compute(moments, None, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
 
 
 def reparameterize(
@@ -127,7 +127,7 @@ def reparameterize(
     """
     checks.posterior(mu, logvar)
     noise = seed, generator, eps
-    return _latent(mu, logvar, mu, 0, None, logvar_clamp, scale, "closed_form", num_samples, None, noise)[0]
+    return latents.compute(mu, logvar, mu, 0, None, logvar_clamp, scale, "closed_form", num_samples, None, noise)[0]
 
 
 def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
@@ -147,7 +147,7 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
             return made[1]
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
-    return _latent(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
+    return latents.compute(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
 
 
 def reconstruction_loss(
@@ -223,7 +223,7 @@ def reconstruction_loss(
     3.0
     """
     row = likelihoods.lookup(likelihood)
-    if not (binarize or validate) and target_scale is weight is seed is generator is None:
+    if binarize is validate is False and target_scale is weight is seed is generator is None:
         loss = small.reconstruct(output, target, row, reduction)
         if loss is not None:
             return loss
@@ -235,7 +235,7 @@ def reconstruction_loss(
     if row.domain == "classes":
         weight = classes.weight(target, params[0], likelihood, validate, **options)
         return categorical.reconstruct(*params, target, weight, _categorical(likelihood, reduction, target))
-    params, target, weight, seed, scale, chosen = _prepared(params, target, row, validate, **options)
+    params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
 
@@ -276,7 +276,7 @@ def elbo_loss(
     2.0
     """
     row = likelihoods.lookup(likelihood)
-    if not (binarize or validate) and target_scale is weight is seed is generator is None:
+    if binarize is validate is False and target_scale is weight is seed is generator is None:
         losses = small.elbo(output, target, kl, beta, row)
         if losses is not None:
             return ELBO(*losses)
@@ -290,35 +290,10 @@ def elbo_loss(
         weight = classes.weight(target, params[0], likelihood, validate, **options)
         spec = _categorical(likelihood, "batchmean", target)
         return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
-    params, target, weight, seed, scale, chosen = _prepared(params, target, row, validate, **options)
+    params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
 
 
-def _prepared(params, target, row, validate, target_scale, weight, seed, generator, binarize):
-    """(params, target, weight, seed, scale, backend), as the reconstruction's ops take them."""
-    chosen = backend.choose(target)
-    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
-    if validate:
-        validation.check(params, target, scale, weight, row)
-    target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
-    return row.with_constants(params), target, weight, seed, scale, chosen
-
-
 def _categorical(likelihood, reduction, target):
     return categorical.Spec(classes.ignore_index(likelihood), reduction, backend.choose(target))
-
-
-def _latent(posterior, logvar, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, source):
-    """Call the latent op. `posterior` is mu, or moments if logvar is None; `source` is None if nothing is sampled."""
-    prior = checks.prior(prior, mu.shape, mu)
-    clamp = checks.clamp(logvar_clamp)
-    found = scales.lookup(scale)
-    checks.scale(found, scale, logvar_clamp)
-    if num_samples is not None:
-        checks.count("num_samples", num_samples)
-        num_samples = int(num_samples)
-    chosen = backend.choose(mu)
-    seed, eps = (None, None) if source is None else seeds.noise(mu, num_samples, *source, chosen)
-    spec = gaussian.Spec(reduction, *clamp, *found, kl, num_samples, dim, chosen)
-    return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)

@@ -2,7 +2,8 @@
 
 import torch
 
-from vae_fast import checks
+from vae_fast import checks, targets, validation
+from vae_fast.ops import backend
 
 
 def check(value, target, row):
@@ -42,3 +43,13 @@ def _describe(value):
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return "one tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def prepare(params, target, row, validate, target_scale, weight, seed, generator, binarize):
+    """(params, target, weight, seed, scale, backend), as the reconstruction's ops take them."""
+    chosen = backend.choose(target)
+    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
+    if validate:
+        validation.check(params, target, scale, weight, row)
+    target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
+    return row.with_constants(params), target, weight, seed, scale, chosen
