@@ -55,7 +55,7 @@ def latent(mu, logvar, reduction, sampled):
         return None
     if not _takes(mu, logvar, BLOCK) or mu.stride() != logvar.stride():
         return None
-    return _Latent.apply(mu, logvar, torch.empty_like(mu).normal_() if sampled else None, reduction, 0)
+    return _Latent.apply(mu, logvar, sampled, reduction, 0)
 
 
 def packed(moments, dim, reduction):
@@ -66,7 +66,7 @@ def packed(moments, dim, reduction):
         return None
     if not 0 < dim < moments.dim() or moments.shape[dim] % 2:
         return None
-    return _Latent.apply(moments, None, torch.empty_like(moments.chunk(2, dim)[0]).normal_(), reduction, dim)
+    return _Latent.apply(moments, None, True, reduction, dim)
 
 
 def _takes(a, b, most):
@@ -90,17 +90,18 @@ class _Latent(Function):
     """
 
     @staticmethod
-    def forward(ctx, posterior, logvar, eps, reduction, dim):
+    def forward(ctx, posterior, logvar, sampled, reduction, dim):
         ctx.reduction, ctx.dim, ctx.grads = reduction, dim, None
         mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
+        eps = torch.empty_like(mu).normal_() if sampled else None
         made = gaussian.forward_block(gaussian.NONE, True, mu, v, None, None, eps, *gaussian.NOWHERE)
         z, noisy, difference, terms = made
         unit = 1 / reductions.divisor(reduction, mu.shape)
         kl = terms if reduction == "none" else reductions.partial(terms, reduction)
         kl.mul_(HALF if unit == 1 else unit / 2)
-        if eps is None and reduction in SCALARS and any(ctx.needs_input_grad[:2]):
+        if not sampled and reduction in SCALARS and any(ctx.needs_input_grad[:2]):
             ctx.grads = mu.clone() if unit == 1 else mu * unit, difference * (unit / 2)
-        ctx.save_for_backward(posterior, logvar, noisy, difference)
+        ctx.save_for_backward(posterior, mu, noisy, difference)
         ctx.set_materialize_grads(False)
         return z, kl
 
@@ -115,15 +116,14 @@ class _Latent(Function):
         return *grads, None, None, None
 
 
-def _gradients(reduction, dim, grad_z, grad_kl, posterior, logvar, noisy, difference):
+def _gradients(reduction, dim, grad_z, grad_kl, posterior, mu, noisy, difference):
     if grad_z is None and grad_kl is None:
         return None, None
     packed = torch.empty_like(posterior) if dim else None
-    mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
     outs = packed.chunk(2, dim) if dim else gaussian.NONE
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     d_mu, d_logvar = gaussian.backward_block(
-        gaussian.NONE, mu, v, None, None, grad_z, g, noisy, difference, *outs, None, None
+        gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *outs, None, None
     )
     if dim:
         return packed, None
