@@ -33,7 +33,7 @@ class Effort(NamedTuple):
 
 
 FULL = Effort(1.0, 7, 200)
-QUICK = Effort(0.4, 7, 200)
+QUICK = Effort(0.3, 7, 200)
 WARM_UP = 3
 
 
