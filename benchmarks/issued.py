@@ -26,10 +26,9 @@ def issued_limit(launch, operands):
 
 
 def _forward(arguments):
-    _, _, prior, _, z, eps, _, *grads = arguments["operands"]
+    _, _, prior, _, z, eps, _ = arguments["operands"]
     kl = None if arguments["REDUCTION"] is None else arguments["KL"]
-    more = {"gradient": sum(grad is not None for grad in grads)}
-    return _latent(latent_forward, arguments, z is not None, eps, kl, prior is not None, more)
+    return _latent(latent_forward, arguments, z is not None, eps, kl, prior is not None, {})
 
 
 def _backward(arguments):

@@ -26,7 +26,6 @@ def forward(
     kl="closed_form",
     samples=None,
     reduction=None,
-    grads=NONE,
 ):
     """z = mu + exp(logvar / 2) * eps where seed or eps is given, and the KL to the prior where a reduction is.
 
@@ -36,7 +35,7 @@ def forward(
     Returns (z like mu or None, kl float32 or None). Moves 3L elements for sample + KL (eps and each tensor of a prior
     1L more), (2 + K) L for K samples, the kl and the 8-byte seed: without eps, noise is made in registers and never
     stored. One launch; one more for the partial sums of "latent" (K for a Monte Carlo kl of K samples), of the scalar
-    reductions, and of "sample" beyond MAX_COLUMNS latents. `grads`: see `divergence`.
+    reductions, and of "sample" beyond MAX_COLUMNS latents.
     """
     dtype, each = tiling.accumulator(mu.dtype), samples if kl == "monte_carlo" else None
     z = None if seed is None and eps is None else sampled_like(mu, samples)
@@ -44,7 +43,7 @@ def forward(
     view, (position, *operands) = tiling.view(
         [
             tiling.dense_like(mu), mu, logvar, *prior,
-            _first(z, samples), _first(eps, samples), _first(elementwise, each), *grads,
+            _first(z, samples), _first(eps, samples), _first(elementwise, each),
         ],
         by_sample=reduction in ("sample", "latent"),
     )  # fmt: skip
@@ -54,20 +53,10 @@ def forward(
         count = _partial_count(view, tiles, reduction)
         partials = reductions.workspace(mu, count if each is None else each * count)
     if samples is not None:
-        operands[4:7] = (_whole(*pair) for pair in zip((z, eps, elementwise), operands[4:7], strict=True))
+        operands[4:] = (_whole(*pair) for pair in zip((z, eps, elementwise), operands[4:], strict=True))
     steps = _steps(mu, samples, z, eps, elementwise, count)
-    extra = partials, reductions.divisor(reduction, mu.shape)
-    _launch(_forward, mu, view, tiles, position, operands, seed, extra, clamp, scale, kl, steps, reduction)
+    _launch(_forward, mu, view, tiles, position, operands, seed, partials, clamp, scale, kl, steps, reduction)
     return z, elementwise if partials is None else _finish(partials, mu, view, tiles, reduction, each)
-
-
-def divergence(mu, logvar, clamp, reduction, wanted):
-    """The KL to N(0, I) as a scalar, and the `wanted` gradients of mu and logvar, for an upstream gradient of 1.
-
-    Moves 4L elements for both gradients, two in and two out, and one partial sum a program. Two launches.
-    """
-    grads = tuple(torch.empty_like(t) if want else None for t, want in zip((mu, logvar), wanted, strict=True))
-    return forward(mu, logvar, clamp=clamp, reduction=reduction, grads=grads)[1], grads
 
 
 def backward(
@@ -109,7 +98,7 @@ def backward(
         whole = (grad_z, grad_kl if each is not None else upstream, eps)
         operands[4:7] = (_whole(*pair) for pair in zip(whole, operands[4:7], strict=True))
     steps = _steps(mu, samples, grad_z, eps, grad_kl if each is not None else None, 0)
-    extra, tiles = (reductions.divisor(reduction, mu.shape),), tiling.tiles(view)
+    divisor, tiles = reductions.divisor(reduction, mu.shape), tiling.tiles(view)
     _launch(
         _backward,
         mu,
@@ -118,7 +107,7 @@ def backward(
         position,
         operands,
         seed,
-        extra,
+        divisor,
         clamp,
         scale,
         kl,
@@ -161,7 +150,7 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, sca
     wide = view.wide or (bool(steps) and steps[0] * max(steps[1:]) > tiling.MAX_INT32_EXTENT)
     with tiling.on_device(mu):
         kernel[(tiles.programs,)](
-            tuple(operands), seed, *extra, (view.rows, view.columns), view.shape, position[1], steps,
+            tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1], steps,
             LOW=clamp[0], HIGH=clamp[1], SCALE=name, BOUND=bound, EPSILON=epsilon, KL=kl, REDUCTION=reduction,
             MANY=bool(steps), QUADS=view.shape[0] % 4 == 0 and position[1][1] == 1,
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, num_warps=warps,

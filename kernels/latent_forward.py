@@ -1,6 +1,6 @@
-"""The forward kernel of the latent op: the samples and the KL of a tile, and the gradient of a scalar KL by itself.
+"""The forward kernel of the latent op: the samples and the KL of a tile.
 
-What is not asked for (the sample, the KL, its gradient, a prior, a clamp, a scale, several samples) is compiled out.
+What is not asked for (the sample, the KL, a prior, a clamp, a scale, several samples) is compiled out.
 The maths of an element is in `scales` and `divergence`.
 """
 
@@ -20,7 +20,6 @@ ISSUED = {
     "prior": 16,
     "clamp": 3,
     "samples": 2,
-    "gradient": 6,
 }
 # What a scale adds for the posterior, and again for a prior: to the sample alone, and with either KL.
 ISSUED_SCALES = {
@@ -35,7 +34,7 @@ ISSUED_SCALES = {
 
 @triton.jit
 def _forward(
-    operands, seed, partials, divisor, size, shape, positions, samples,
+    operands, seed, partials, size, shape, positions, samples,
     LOW: tl.constexpr, HIGH: tl.constexpr, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr,
     KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, QUADS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
@@ -44,24 +43,24 @@ def _forward(
     # A mask on an odd size would narrow every access: full blocks go without one.
     if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
         _forward_tile(
-            operands, seed, partials, divisor, size, shape, positions, samples, row, column,
+            operands, seed, partials, size, shape, positions, samples, row, column,
             LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, QUADS, ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _forward_tile(
-            operands, seed, partials, divisor, size, shape, positions, samples, row, column,
+            operands, seed, partials, size, shape, positions, samples, row, column,
             LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, QUADS, ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _forward_tile(
-    operands, seed, partials, divisor, size, shape, positions, samples, first_row, first_column,
+    operands, seed, partials, size, shape, positions, samples, first_row, first_column,
     LOW: tl.constexpr, HIGH: tl.constexpr, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr,
     KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, QUADS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    mu, logvar, prior_mu, prior_logvar, z, eps, kl, d_mu, d_logvar = operands
+    mu, logvar, prior_mu, prior_logvar, z, eps, kl = operands
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
     inside = None
@@ -69,8 +68,8 @@ def _forward_tile(
         inside = (row < size[0]) & (column < size[1])
     DIRECT: tl.constexpr = SCALE == "std" or SCALE == "softplus" or EPSILON > 0
     m = scales.mean(tiling.load(mu, row, column, shape, inside), SCALE, BOUND)
-    raw = tiling.load(logvar, row, column, shape, inside)
-    v, std = scales.deviation(scales.clamped(raw, LOW, HIGH), SCALE, BOUND, EPSILON)
+    v = scales.clamped(tiling.load(logvar, row, column, shape, inside), LOW, HIGH)
+    v, std = scales.deviation(v, SCALE, BOUND, EPSILON)
     prior = ()
     if REDUCTION is not None:
         prior = latent.load_prior(prior_mu, prior_logvar, row, column, shape, inside, SCALE, BOUND, EPSILON)
@@ -91,13 +90,6 @@ def _forward_tile(
     if REDUCTION is not None and KL == "closed_form":
         terms = divergence.closed_form(m, v, std, prior, DIRECT)
         _reduce(terms, kl, partials, size, shape, first_row, first_column, inside, REDUCTION, ROWS, COLUMNS)
-    if d_mu is not None or d_logvar is not None:  # of a scalar KL to N(0, I), with scale "logvar"
-        kl_mean, kl_logvar = divergence.closed_form_gradient(m, v, std, prior, DIRECT)
-        if d_mu is not None:
-            tiling.store(d_mu, row, column, shape, inside, kl_mean / divisor)
-        if d_logvar is not None:
-            kl_logvar = scales.clamped_gradient(kl_logvar / divisor, raw, LOW, HIGH)
-            tiling.store(d_logvar, row, column, shape, inside, kl_logvar)
 
 
 @triton.jit

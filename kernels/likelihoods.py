@@ -165,7 +165,7 @@ def discretized_logistic(params, target):
 
     sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)) loses nothing in the tails.
     """
-    centred, inverse = target - params[0], elementary.exp(-params[1])
+    centred, inverse = target - params[0], tl.exp(-params[1])  # whose logarithm is taken, normal or not
     upper, lower = (centred + 0.00196078431372549020) * inverse, (centred - 0.00196078431372549020) * inverse
     width = inverse * 0.00392156862745098039
     first, last = target < 0.00196078431372549020, target > 0.99803921568627450980
@@ -242,17 +242,18 @@ def _negative_binomial(params, x):
     The logarithms are then those of theta Y / ((theta + mean) T), which is taken theta + 1 times, of
     Y mean / ((theta + mean) (1 + x)), and of (1 + x) (Y / T) (y / (theta + mean))^2.
     """
-    mean = params[0] + 1e-8
-    # The Poisson limit, and products below stay finite.
+    # So that products below stay normal: theta is then in the Poisson limit, and a mean beyond counts as 1e18.
+    mean = tl.minimum(params[0] + 1e-8, 1e18, propagate_nan=tl.PropagateNan.ALL)
     theta = tl.minimum(params[1], 1e18, propagate_nan=tl.PropagateNan.ALL)
     y, total = theta + x, theta + mean
     plain = (theta >= 1.0) | (x == 0)
     shift = tl.where(plain, 0.0, tl.full(theta.shape, 1.0, theta.dtype))
     upper, lower = y + shift, theta + shift  # Y and T
     over_upper, over_lower = elementary.reciprocal(upper), elementary.reciprocal(lower)
+    over_lower = over_lower + over_lower * (1.0 - lower * over_lower)  # Newton's step: exact but for rounding
     product = total * (1.0 + x)
     over_product = elementary.reciprocal(product)
-    over_product = over_product + over_product * (1.0 - product * over_product)  # Newton's step: exact but for rounding
+    over_product = over_product + over_product * (1.0 - product * over_product)  # again
     inverse, over_x = (1.0 + x) * over_product, total * over_product
     u = (x - mean) * inverse
     ratio = y * inverse  # 1 + u
@@ -271,5 +272,7 @@ def _negative_binomial(params, x):
         - special.stirling_remainder_derivative(over_lower)
     )
     # At x = 0 all of that is 0; fused multiplications and additions would leave a rounding error of it.
-    nll = -(theta * log_ratio + tl.where(x == 0, 0.0, counts)) + 0.0 * u  # NaN stays NaN
+    nll = -(theta * log_ratio + tl.where(x == 0, 0.0, counts)) + 0.0 * (
+        u + params[0]
+    )  # NaN stays NaN, and infinity not finite
     return nll, (-theta * u * elementary.reciprocal(mean), -(v + tl.where(x == 0, 0.0, slope)))

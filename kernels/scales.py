@@ -39,7 +39,7 @@ def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr
     elif SCALE == "std":
         return 2.0 * tl.log(x), x
     elif SCALE == "softplus":
-        std = tl.maximum(x, 0.0) + log1p_unit(exp(-tl.abs(x))) + EPSILON
+        std = tl.maximum(x, 0.0) + log1p_unit(_exp(-tl.abs(x), EPSILON)) + EPSILON
         return 2.0 * _log(std, EPSILON), std
     else:
         logstd = BOUND * tanh(x * (1.0 / BOUND))
@@ -48,6 +48,15 @@ def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr
             std = std + EPSILON
             logstd = _log(std, EPSILON)
         return 2.0 * logstd, std
+
+
+@triton.jit
+def _exp(x, EPSILON: tl.constexpr):
+    """exp x, which is no longer 0 where it is not normal if it is all of a standard deviation."""
+    if EPSILON > 1e-37:
+        return exp(x)
+    else:
+        return tl.exp(x)
 
 
 @triton.jit
@@ -65,7 +74,7 @@ def deviation_gradient(gradient, x, SCALE: tl.constexpr, BOUND: tl.constexpr, EP
     if SCALE == "logstd":
         return 2.0 * gradient
     elif SCALE == "softplus":
-        e = exp(-tl.abs(x))
+        e = _exp(-tl.abs(x), EPSILON)
         return gradient * (tl.where(x >= 0, 1.0, e) * reciprocal(1.0 + e))
     elif SCALE == "soft_clamp":
         gradient = gradient * sech2(x * (1.0 / BOUND))

@@ -7,8 +7,6 @@ import torch
 from vae_fast import checks, classes, latents, likelihoods, outputs
 from vae_fast.ops import backend, categorical, elbo, reconstruction, small
 
-DEFAULTS = ("logvar", "closed_form")  # scale and kl
-
 
 class ELBO(NamedTuple):
     """The negative ELBO and its parts, 0-d, in nats per sample: total = reconstruction + beta * kl."""
@@ -71,7 +69,7 @@ def sample_kl(
     >>> z.shape, kl
     (torch.Size([4, 2]), tensor([0., 0., 0., 0.]))
     """
-    if seed is generator is eps is num_samples is prior is logvar_clamp is None and (scale, kl) == DEFAULTS:
+    if seed is generator is eps is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
         made = small.latent(mu, logvar, reduction, True)
         if made is not None:
             return made
@@ -105,7 +103,7 @@ def sample_kl_packed(
     >>> z.shape, kl.shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
-    if seed is generator is eps is num_samples is prior is logvar_clamp is None and (scale, kl) == DEFAULTS:
+    if seed is generator is eps is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
         made = small.packed(moments, dim, reduction)
         if made is not None:
             return made
@@ -141,7 +139,7 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     >>> gaussian_kl(torch.zeros(4, 2), torch.ones(4, 2), scale="std").item()
     0.0
     """
-    if prior is logvar_clamp is None and scale == "logvar":
+    if prior is logvar_clamp is None and latents.are_default(scale):
         made = small.latent(mu, logvar, reduction, False)
         if made is not None:
             return made[1]

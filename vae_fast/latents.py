@@ -17,3 +17,7 @@ def compute(posterior, logvar, mu, dim, prior, logvar_clamp, scale, kl, num_samp
     seed, eps = (None, None) if source is None else seeds.noise(mu, num_samples, *source, chosen)
     spec = gaussian.Spec(reduction, *clamp, *found, kl, num_samples, dim, chosen)
     return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)
+
+
+def are_default(scale, kl="closed_form"):
+    return type(scale) is str and scale == "logvar" and type(kl) is str and kl == "closed_form"

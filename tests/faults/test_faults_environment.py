@@ -155,6 +155,25 @@ def test_fault_12_without_triton_cpu_tensors_work():
 
 
 @own_process
+def test_another_default_device_changes_nothing_for_cpu_tensors():
+    done = python("""
+        import torch
+
+        torch.set_default_device("meta")
+        import vae_fast
+        import vae_fast.functional
+
+        mu = torch.zeros(4, 3, device="cpu", requires_grad=True)
+        vae_fast.sample_kl(mu, mu + 1)[1].sum().backward()
+        vae_fast.gaussian_kl(mu, mu + 1, logvar_clamp=(-1, 2)).backward()
+        vae_fast.reconstruction_loss(mu, torch.ones(4, 3, device="cpu"), "log_cosh").backward()
+        assert mu.grad.device.type == "cpu" and mu.grad.isfinite().all()
+        print("works")
+    """)
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+@own_process
 def test_fault_12_without_triton_forcing_it_says_what_to_do():
     done = python_without_triton("""
         with vae_fast.use_backend("triton"):

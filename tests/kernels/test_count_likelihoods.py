@@ -199,6 +199,20 @@ def test_an_endless_theta_is_the_poisson_distribution(room, request):
     np.testing.assert_allclose(nll, poisson, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["negative_binomial", "zero_inflated_negative_binomial"])
+def test_in_the_kernels_a_mean_beyond_1e18_counts_as_that_and_infinity_is_not_finite(name, kernels_device):
+    theta, x = torch.tensor([1e-4, 0.5, 3.0, 1e6]), torch.tensor([1.0, 7.0, 0.0, 1e6])
+    others = (theta,) if name == "negative_binomial" else (theta, torch.full_like(theta, -1.0))
+
+    def nll(mean):
+        return run("kernels", name, (torch.full_like(theta, mean), *others), x, kernels_device)[0]
+
+    exact, _ = getattr(reference, name)(np.full(4, 1e18), *(t.double().numpy() for t in (*others, x)))
+    for mean in (1e18, 3e19, 1e30, 3e38):
+        np.testing.assert_allclose(nll(mean), exact, rtol=1e-5)
+    assert not np.isfinite(nll(float("inf"))).any()
+
+
 @pytest.mark.compiled_only
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize("name", NAMES)

@@ -120,6 +120,15 @@ def test_the_kl_of_a_small_log_variance_keeps_its_digits(with_prior, dtype, back
     check(p, None, kl, reduction="none")
 
 
+def test_an_infinite_bound_bounds_nothing(backend):
+    logvar = leaf(np.array([[-np.inf, -40.0, -1.0, 2.0, np.inf]]), backend, torch.float32)
+    zeros = torch.zeros_like(logvar).detach()
+    for clamp, allowed in (((-np.inf, np.inf), [1, 1, 1, 1, 1]), ((-30.0, np.inf), [0, 0, 1, 1, 1])):
+        kl = gaussian_kl(zeros, logvar, logvar_clamp=clamp, reduction="sum")
+        (slope,) = torch.autograd.grad(kl, logvar)
+        assert (slope != 0).int().tolist() == [allowed]
+
+
 @pytest.mark.parametrize("clamp", [None, (-2.0, 1.0)], ids=["free", "clamped"])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("bad", ["mu", "logvar", "eps", "prior mu", "prior logvar"])

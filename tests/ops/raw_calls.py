@@ -53,12 +53,6 @@ def latent_backward(layout, backend, *, grad_z=True, grad_kl=True, **options):
     return (*upstream, *arguments, options.get("prior", False) and grad_kl)
 
 
-def divergence(layout, backend, clamp=False, wanted=(True, True), **options):
-    mu, logvar = (tensor(layout, seed=seed, device=backend.device, **options) for seed in (0, 1))
-    low, high = (0.25, 0.75) if clamp else (None, None)
-    return (mu, logvar, low, high, "batchmean", list(wanted), backend.name)
-
-
 def reconstruction_forward(
     layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, shared=None, **options
 ):
@@ -131,8 +125,6 @@ CALLS = [
     ("gaussian_forward", latent_forward, {"reduction": "sum", "scale": ("std", 0.0, 0.0), "kl": "monte_carlo"}),
     ("gaussian_forward", latent_forward, {"reduction": "latent", "kl": "monte_carlo", "samples": 2}),
     ("gaussian_forward", latent_forward, {"reduction": "none", "kl": "monte_carlo", "samples": 2, "packed": True}),
-    ("gaussian_divergence", divergence, {}),
-    ("gaussian_divergence", divergence, {"clamp": True, "wanted": (False, True), "dtype": torch.bfloat16}),
     ("gaussian_backward", latent_backward, {}),
     ("gaussian_backward", latent_backward, {"kl": "monte_carlo", "samples": 2, "prior": True}),
     ("gaussian_backward", latent_backward, {"samples": 2, "grad_kl": False}),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,26 @@ def test_one_of_them_may_be_frozen(frozen):
     expected = tensors[0] if frozen else torch.expm1(tensors[1]) / 2
     torch.testing.assert_close(tensors[1 - frozen].grad, expected.detach())
     assert tensors[frozen].grad is None
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["small", "long"])
+def test_the_gradient_of_z_in_mu_can_be_differentiated_again(long):
+    """It is that of z: a penalty on a function of z alone needs nothing of ours."""
+    mu, logvar = pair()
+    z, _ = sample_kl(mu, logvar, generator=torch.default_generator if long else None)
+    (slope,) = torch.autograd.grad(z.square().sum(), mu, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(slope.sum(), mu)[0], torch.full_like(mu, 2.0))
+
+
+def test_bad_options_take_the_long_way_to_their_errors():
+    mu, logvar = pair()
+    for scale in (["logvar"], np.array("logvar")):
+        with pytest.raises(ValueError, match="scale is"):
+            gaussian_kl(mu, logvar, scale=scale)
+    with pytest.raises(ValueError, match="reduction is"):
+        sample_kl(mu, logvar, reduction="average")
+    with pytest.raises(ValueError, match="they must be equal"):
+        sample_kl(mu, logvar[:, :2])
 
 
 def test_without_gradients():

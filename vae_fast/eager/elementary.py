@@ -7,8 +7,8 @@ import torch
 LOG2_E = math.log2(math.e)  # torch.exp2 takes a third of torch.exp's time on some CPUs
 
 
-# As tensors, because PyTorch takes a microsecond to wrap a number; 0-d, they promote nothing.
-_LOG2_E, HALF_LOG2_E, ONE, HALF = torch.tensor((LOG2_E, LOG2_E / 2, 1.0, 0.5), dtype=torch.float64)
+# As tensors, because PyTorch takes a microsecond to wrap a number; 0-d, they promote no tensor that has dimensions.
+_LOG2_E, HALF_LOG2_E, ONE, HALF = torch.tensor((LOG2_E, LOG2_E / 2, 1.0, 0.5), dtype=torch.float64, device="cpu")
 
 
 def expm1_minus_x(x, expm1=None):

@@ -60,22 +60,6 @@ def forward_block(clamp, measured, mu, logvar, prior_mu, prior_logvar, eps, z, n
     return z, noisy, difference, terms
 
 
-def divergence(mu, logvar, clamp, reduction, wanted):
-    """As `vae_fast.kernels.gaussian.divergence`."""
-    unit, sums = 1 / max(reductions.divisor(reduction, mu.shape), 1), []
-    grads = _empty_where((mu, logvar), wanted)
-    for m, v, d_mu, d_logvar in blocks((mu, logvar, *grads)):
-        x = clamped(_widened(v), clamp)
-        difference, excess = _exponential(x, mu.dtype)
-        if d_logvar is not None:
-            torch.mul(clamped_gradient(difference, v, clamp), unit / 2, out=d_logvar)
-        if d_mu is not None:
-            torch.mul(m, unit, out=d_mu)
-        m = _widened(m)
-        sums.append(excess.addcmul_(m, m).sum())
-    return reductions.finish(sums, reduction, mu.shape).mul_(0.5), grads
-
-
 def backward(
     grad_z,
     grad_kl,

@@ -4,6 +4,7 @@ It computes in float64. Nothing is kept for backward, which makes the exponentia
 """
 
 import functools
+import math
 
 import torch
 
@@ -138,6 +139,10 @@ def clamped_gradient(gradient, logvar, clamp):
 
 @functools.cache
 def _outside(low, high, dtype):
-    """The first numbers outside [low, high]: PyTorch's own op, one pass instead of four, leaves its bounds out."""
-    bounds, infinity = torch.tensor((low, high), dtype=dtype), torch.tensor(float("inf"), dtype=dtype)
-    return torch.nextafter(bounds, torch.stack((-infinity, infinity))).tolist()
+    """The first numbers outside [low, high], because PyTorch's own op, one pass instead of four, leaves its bounds out.
+
+    Outside an infinite bound there is none: NaN, which nothing is beyond.
+    """
+    bounds = torch.tensor((low, high), dtype=dtype, device="cpu")
+    infinities = torch.tensor((-math.inf, math.inf), dtype=dtype, device="cpu")
+    return torch.nextafter(bounds, infinities).masked_fill_(bounds == infinities, math.nan).tolist()

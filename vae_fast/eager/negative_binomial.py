@@ -26,7 +26,7 @@ class _Parts(NamedTuple):
 
 def _parts(mean, theta, x):
     mean = mean + 1e-8  # as scvi-tools, whose logarithms it keeps finite at 0
-    theta = theta.masked_fill(theta > 1e18, 1e18)  # the Poisson limit, and products below stay finite
+    theta = theta.clamp(max=1e18)  # the Poisson limit, and products below stay finite
     small, y = theta < 1, theta + x
     upper, lower = y + small, theta + small
     inverse = 1 / (theta + mean)

@@ -33,7 +33,7 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=ta
 
 def scale_(grads, grad_loss):
     """Multiply the gradients made in forward by the upstream gradient, 0-d, in place."""
-    if grad_loss.device.type == "cpu" and grad_loss.item() == 1:  # elsewhere it would cost a synchronisation
+    if grad_loss.device.type == "cpu" and grad_loss == 1:  # elsewhere it would cost a synchronisation
         return
     for grad in grads:
         grad.mul_(grad_loss)

@@ -12,7 +12,6 @@ from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define, plain
-from vae_fast.ops.reconstruction import _scale, fake_grads, made_in_forward, place
 
 
 class Spec(NamedTuple):
@@ -33,17 +32,8 @@ class Spec(NamedTuple):
 def latent(mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
     """The tensors asked for: z where seed or eps is given, kl where a reduction is."""
     tensors = (mu, logvar, prior_mu, prior_logvar, seed, eps)
-    ordinary = _Divergence if _is_divergence(logvar, prior_mu, seed, eps, spec) else _Ordinary
-    function = autograd.select(ordinary, _Transformable, *tensors[:4])
+    function = autograd.select(_Ordinary, _Transformable, *tensors[:4])
     return _forward(*tensors, *spec) if function is None else function.apply(*tensors, spec)
-
-
-def _is_divergence(logvar, prior_mu, seed, eps, spec):
-    """Whether a scalar KL to N(0, I) is all that is asked for: its gradient can then be made in the forward pass."""
-    return (
-        seed is None and eps is None and prior_mu is None and logvar is not None
-        and spec.scale == "logvar" and spec.reduction in ("sum", "mean", "batchmean")
-    )  # fmt: skip
 
 
 def _halves(mu, logvar, dim):
@@ -133,23 +123,6 @@ _backward, _backward_direct = define(
 )
 
 
-def _divergence_impl(mu, logvar, low, high, reduction, wanted, backend):
-    kl, grads = room(backend, "gaussian", mu).divergence(mu, logvar, (low, high), reduction, wanted)
-    return [kl, *(g for g in grads if g is not None)]
-
-
-def _divergence_fake(mu, logvar, low, high, reduction, wanted, backend):
-    return [mu.new_empty((), dtype=accumulator(mu.dtype)), *fake_grads((mu, logvar), wanted)]
-
-
-_, _divergence_direct = define(
-    "gaussian_divergence(Tensor mu, Tensor logvar, float? low, float? high, str reduction, bool[] wanted, str backend)"
-    " -> Tensor[]",
-    _divergence_impl,
-    _divergence_fake,
-)
-
-
 def _forward_keeping(*inputs):
     """The tensors asked for, and what spares the backward pass work; kernels make it again sooner than they read it."""
     *tensors, spec = inputs
@@ -215,23 +188,3 @@ class _Transformable(Function):
     @staticmethod
     def backward(ctx, *grads):
         return _differentiate(ctx, grads, ctx.saved_tensors, _backward)
-
-
-class _Divergence(Function):
-    """The scalar KL of a plain call: like the reconstruction's, its gradient is kept for one backward."""
-
-    @staticmethod
-    def forward(ctx, mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
-        wanted = made_in_forward((mu, logvar), ctx.needs_input_grad[:2])
-        kl, *ctx.grads = _divergence_direct(mu, logvar, spec.low, spec.high, spec.reduction, wanted, spec.backend)
-        ctx.spec = spec
-        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed, eps)
-        return (kl,)
-
-    @staticmethod
-    def backward(ctx, grad_kl):
-        grads, ctx.grads = ctx.grads, None
-        if not grads or torch.is_grad_enabled():
-            return _differentiate(ctx, (grad_kl,), ctx.saved_tensors, _backward_direct)
-        _scale(grads, grad_kl, ctx.spec.backend)
-        return *place(grads, ctx.needs_input_grad[:2]), None, None, None, None, None

@@ -11,7 +11,7 @@ import torch
 from torch.autograd import Function
 
 from vae_fast.checks import LATENT_REDUCTIONS
-from vae_fast.eager import gaussian, likelihoods, reconstruction, reductions
+from vae_fast.eager import gaussian, likelihoods, reductions
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elbo import compose
 from vae_fast.eager.elementary import HALF
@@ -76,6 +76,7 @@ def _takes(a, b, most):
         and a.dtype is torch.float32 and b.dtype is torch.float32
         and a.is_cpu and b.is_cpu
         and a.layout is torch.strided and b.layout is torch.strided
+        and not a._is_zerotensor() and not b._is_zerotensor()
         and a.shape == b.shape and a.dim() > 0
         and 0 < a.numel() <= most
         and backend.is_eager_on_cpu()
@@ -91,40 +92,33 @@ class _Latent(Function):
 
     @staticmethod
     def forward(ctx, posterior, logvar, sampled, reduction, dim):
-        ctx.reduction, ctx.dim, ctx.grads = reduction, dim, None
+        ctx.reduction, ctx.dim = reduction, dim
         mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
         eps = torch.empty_like(mu).normal_() if sampled else None
         made = gaussian.forward_block(gaussian.NONE, True, mu, v, None, None, eps, *gaussian.NOWHERE)
         z, noisy, difference, terms = made
-        unit = 1 / reductions.divisor(reduction, mu.shape)
         kl = terms if reduction == "none" else reductions.partial(terms, reduction)
-        kl.mul_(HALF if unit == 1 else unit / 2)
-        if not sampled and reduction in SCALARS and any(ctx.needs_input_grad[:2]):
-            ctx.grads = mu.clone() if unit == 1 else mu * unit, difference * (unit / 2)
+        count = reductions.divisor(reduction, mu.shape)
         ctx.save_for_backward(posterior, mu, noisy, difference)
         ctx.set_materialize_grads(False)
-        return z, kl
+        return z, kl.mul_(HALF if count == 1 else 0.5 / count)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
-        grads, ctx.grads = ctx.grads, None
-        if grads is not None and grad_kl is not None and not torch.is_grad_enabled():
-            reconstruction.scale_(grads, grad_kl)
-        else:
-            gradients = functools.partial(_gradients, ctx.reduction, ctx.dim)
-            grads = autograd.once(gradients, grad_z, grad_kl, *ctx.saved_tensors)
-        return *grads, None, None, None
+        if grad_z is None and grad_kl is None:
+            return (None,) * 5
+        gradients = functools.partial(_gradients, ctx.reduction, ctx.dim)
+        d_mu, d_logvar = autograd.once(gradients, grad_z, grad_kl, *ctx.saved_tensors)
+        passed = grad_kl is None and not ctx.dim
+        return grad_z if passed else d_mu, d_logvar, None, None, None
 
 
 def _gradients(reduction, dim, grad_z, grad_kl, posterior, mu, noisy, difference):
-    if grad_z is None and grad_kl is None:
-        return None, None
+    """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None."""
     packed = torch.empty_like(posterior) if dim else None
     outs = packed.chunk(2, dim) if dim else gaussian.NONE
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
-    d_mu, d_logvar = gaussian.backward_block(
+    made = gaussian.backward_block(
         gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *outs, None, None
-    )
-    if dim:
-        return packed, None
-    return grad_z if d_mu is None else d_mu, d_logvar
+    )  # fmt: skip
+    return (packed, None) if dim else made
