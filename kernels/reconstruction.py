@@ -102,7 +102,8 @@ def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
     )
     p = len(params)
     positions = () if position is None else position[1]
-    tiles, outs, sums = shared.plan(view, grads, operands[p + 4 :], heavy=likelihood in likelihoods.HEAVY)
+    portion = likelihoods.portion(likelihood, params[0].dtype)
+    tiles, outs, sums = shared.plan(view, grads, operands[p + 4 :], portion)
     return view, tiles, Operands(tuple(operands[:p]), *operands[p : p + 4], outs, positions), sums
 
 

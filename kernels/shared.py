@@ -30,7 +30,7 @@ class Sums(NamedTuple):
     run: int
 
 
-def plan(view, grads, operands, heavy):
+def plan(view, grads, operands, portion):
     """(tiles, operands, the `Sums` of each) of a launch that makes these gradients, of which some may be None.
 
     The operands given are of the gradients expanded; those returned have the partial sums of what is shared. Where a
@@ -42,7 +42,7 @@ def plan(view, grads, operands, heavy):
     runs = [_run(view, operand) if shared else 0 for operand, shared in zip(operands, made, strict=True)]
     group = min((_group(view, run) for run in runs if run), default=tiling.MAX_COLUMNS)
     within = group if group * view.rows >= tiling.ROW_TILE else tiling.MAX_COLUMNS
-    tiles = tiling.tiles(view, over_samples=group < tiling.LATENT_ROWS, heavy=heavy, within=within)
+    tiles = tiling.tiles(view, over_samples=group < tiling.LATENT_ROWS, portion=portion, within=within)
     sums = [_sums(view, tiles, grad, run) if run else None for grad, run in zip(grads, runs, strict=True)]
     outs = (o if s is None else (s.partials, o[1]) for o, s in zip(operands, sums, strict=True))
     return tiles, tuple(outs), sums

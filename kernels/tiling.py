@@ -59,7 +59,7 @@ class Tiles(NamedTuple):
     columns: int
     row_blocks: int
     column_blocks: int
-    heavy: bool = False
+    portion: int = 1
 
     @property
     def programs(self):
@@ -73,9 +73,9 @@ class Tiles(NamedTuple):
         return "rows" if self.column_blocks == 1 else "both"
 
     def warps(self, view):
-        """A thread has half as many elements where each has an address of its own or a heavy formula: registers end."""
+        """A thread has fewer elements where each has an address of its own or a heavy formula: registers end."""
         apart = len(view.shape) > 1 or any(strides[1] > 1 for strides in view.strides)
-        elements = ELEMENTS_PER_THREAD // 2 if apart or self.heavy else ELEMENTS_PER_THREAD
+        elements = ELEMENTS_PER_THREAD // max(2 if apart else 1, self.portion)
         return max(self.rows * self.columns // (32 * elements), 1)
 
 
@@ -125,23 +125,23 @@ def _is_wide(shape, strides):
     return max(math.prod(shape), reach) > MAX_INT32_EXTENT
 
 
-def tiles(joint, over_samples=False, heavy=False, within=MAX_COLUMNS):
+def tiles(joint, over_samples=False, portion=1, within=MAX_COLUMNS):
     """The tile of a program and how many there are.
 
-    over_samples: for sums along dimension 0. heavy: at most half the elements, for a formula that takes the registers
-    of 8 warps. within: the most columns of a tile that has rows.
+    over_samples: for sums along dimension 0. portion: one in how many elements a tile and a thread have, where the
+    registers allow no more. within: the most columns of a tile that has rows.
     """
-    most = MAX_COLUMNS // 2 if heavy else MAX_COLUMNS
+    most = MAX_COLUMNS // portion
     if over_samples:
         columns = min(power_of_2(joint.columns), ROW_TILE // LATENT_ROWS)
         rows = LATENT_ROWS
     elif joint.rows == 1:
-        rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE // 2 if heavy else FLAT_TILE)
+        rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE // portion)
     else:
         columns = power_of_2(joint.columns)
         columns = min(columns if columns <= most else ROW_TILE, within)
         rows = min(max(ROW_TILE // columns, 1), power_of_2(joint.rows))
-    return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns), heavy)
+    return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns), portion)
 
 
 def expanded(tensors, shape):

@@ -67,8 +67,8 @@ def test_bfloat16_logits_and_bytes_are_within_what_their_5_bytes_leave_time_for(
 
 @compiled
 def test_where_no_tile_is_full_the_path_with_masks_is_counted(table):
-    (full,) = rows(table, "reconstruction_loss, mse, sample, float32, rows: forward")
-    (masked,) = rows(table, "reconstruction_loss, mse, sample, float32, 784 columns: forward")
+    (full,) = rows(table, "reconstruction_loss, bernoulli, sample, float32, rows: forward")
+    (masked,) = rows(table, "reconstruction_loss, bernoulli, sample, float32, 784 columns: forward")
     assert masked.issued > full.issued + 2
     assert masked.limit == full.limit * 1024 / 784
     (entry,) = [e for e in table.recorded() if e.call == masked.call]
@@ -85,7 +85,9 @@ class TestBadKernels:
         (row,) = rows(table, "reparameterize, float32, rows: forward")
         assert len(row.failures) == 1
         assert "_forward on sm_90: " in row.failures[0]
-        assert "issued instructions per element, over the budget of 32" in row.failures[0]
+        limit = latent_forward.ISSUED["tensors"] + latent_forward.ISSUED["sample"] + 20
+        assert limit < row.issued
+        assert f"issued instructions per element, over the budget of {limit:g}" in row.failures[0]
         (elsewhere,) = rows(table, "reparameterize, float32, rows: forward", target="gfx942")
         assert elsewhere.failures == ()
 
