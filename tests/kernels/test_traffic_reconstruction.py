@@ -7,7 +7,7 @@ from tests.kernels.outputs import LIKELIHOODS, Case
 from tests.kernels.recording import bytes_moved
 from tests.support.environment import Backend
 from vae_fast import elbo_loss, reconstruction_loss, use_backend
-from vae_fast.kernels import tiling, upstreams
+from vae_fast.kernels import likelihoods, tiling, upstreams
 
 pytestmark = pytest.mark.interpreter_only
 
@@ -58,7 +58,7 @@ def second_stage(partials, out):
 
 def programs(case):
     view, _ = tiling.view([*case.params, case.target], by_sample=False)
-    return tiling.tiles(view).programs
+    return tiling.tiles(view, portion=likelihoods.portion(case.likelihood, case.params[0].dtype)).programs
 
 
 def scalar(case):
