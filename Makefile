@@ -34,8 +34,10 @@ help:  ## list the targets
 demo: $(READY)  ## train a VAE on 1,797 real handwritten digits; writes runs/digits
 	$(PYTHON) -m vae_fast train
 
+# Two at a time, each printed when it is done: every one is a single thread.
 test:  ## every check below
-	@$(MAKE) --no-print-directory --keep-going $(CHECKS)
+	@echo "$(CHECKS): two at a time, each is printed when it is done"
+	@$(MAKE) --no-print-directory --keep-going -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) $(CHECKS)
 
 lint: $(READY)  ## style and format
 	@echo "== lint and format"
