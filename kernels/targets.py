@@ -15,7 +15,7 @@ ISSUED = {
     "integers": 4.5,  # each tensor: conversions
     "scale": 1,
     "binarize": 21,  # Philox, one counter for four elements, where the latents' noise has a logarithm and sines besides
-    "weight": 9,  # and a sum takes a logarithm for each element
+    "weight": 10,  # and a sum takes a logarithm for each element
     "weight of rows": 6,  # more, where the rows of a tile share it
 }
 

@@ -132,15 +132,16 @@ def tiles(joint, over_samples=False, portion=1, within=MAX_COLUMNS):
     registers allow no more. within: the most columns of a tile that has rows.
     """
     most = MAX_COLUMNS // portion
+    row_tile = ROW_TILE // max(portion // 2, 1)
     if over_samples:
-        columns = min(power_of_2(joint.columns), ROW_TILE // LATENT_ROWS)
+        columns = min(power_of_2(joint.columns), row_tile // LATENT_ROWS)
         rows = LATENT_ROWS
     elif joint.rows == 1:
         rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE // portion)
     else:
         columns = power_of_2(joint.columns)
-        columns = min(columns if columns <= most else ROW_TILE, within)
-        rows = min(max(ROW_TILE // columns, 1), power_of_2(joint.rows))
+        columns = min(columns if columns <= most else row_tile, within)
+        rows = min(max(row_tile // columns, 1), power_of_2(joint.rows))
     return Tiles(rows, columns, ceil_div(joint.rows, rows), ceil_div(joint.columns, columns), portion)
 
 
