@@ -52,6 +52,7 @@ def bound(report, bytes_per_element, card):
 
     bound(report, 12, H200) -> ("memory", {"issued": 0.4, "integer": 0.3, "special": 0.2})
     """
-    load = {pipe: getattr(report, pipe) / (limit * bytes_per_element) for pipe, limit in card.per_byte.items()}
+    moved = bytes_per_element or 1e-9  # a main path may move none: instructions bound it
+    load = {pipe: getattr(report, pipe) / (limit * moved) for pipe, limit in card.per_byte.items()}
     busiest = max(load, key=load.get)
     return (busiest if load[busiest] > 1 else "memory"), load
