@@ -100,7 +100,8 @@ def _categorical(arguments):
 
 
 def _scale(arguments):
-    return upstreams.ISSUED_SCALE * len(arguments["grads"])
+    number = upstreams.ISSUED_SCALE_WIDE if arguments["WIDE"] else upstreams.ISSUED_SCALE
+    return number * len(arguments["grads"])
 
 
 LIMITS = {

@@ -36,10 +36,11 @@ def scale_(grads, grad_loss):
     sizes = tuple(grad.numel() for grad in grads)
     size = max(sizes)
     programs = min(tiling.ceil_div(size, tiling.FLAT_TILE), SCALE_PROGRAMS)
+    wide = size > tiling.MAX_INT32_EXTENT - programs * tiling.FLAT_TILE
     with tiling.on_device(grads[0]):
         _scale[(programs,)](
             tuple(grads), *arguments(of(grad_loss)), size, sizes, programs,
-            TILE=tiling.FLAT_TILE, WIDE=size > tiling.MAX_INT32_EXTENT - programs * tiling.FLAT_TILE, num_warps=8,
+            TILE=tiling.FLAT_TILE, WIDE=wide, num_warps=16 if wide else 8,
         )  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def scalar_upstream(scalars, beta):
 
 # Instructions per element on sm_90 (make audit), for each tensor scaled.
 ISSUED_SCALE = 4.5
+ISSUED_SCALE_WIDE = 7  # beyond 2^31 elements a thread has half as many: 64-bit offsets take the registers
 
 
 @triton.jit
