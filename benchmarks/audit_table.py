@@ -120,8 +120,7 @@ def row(task, cards=()) -> Row:
     if limit is not None:  # the number is one of lanes: a tile that overhangs its rows has fewer elements
         limit *= lanes / elements
     width = WIDE_ACCESS if wide else 0
-    wide_bits = sum(i.bits for i in report.main if i.bits >= width)
-    moved = (wide_bits or sum(i.bits for i in report.main)) / 8 * report.threads / lanes  # masked lanes move none
+    moved = sum(i.bits for i in report.main if i.bits >= width) / 8 * report.threads / lanes  # masked lanes move none
     scalars = _scalars(report, operands, lanes, width, moved)
     budget = Budget(issued=limit if task.target == "sm_90" else None, bits=width, narrow=scalars)
     card = chosen_card(task.target, cards)

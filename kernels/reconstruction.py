@@ -60,9 +60,8 @@ def first_stage(params, target, likelihood, reduction, wanted, extras=targets.PL
 def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """Gradients of the wanted parameters, recomputed: reads (p + 1)N elements, writes N each, in one launch.
 
-    grad_loss: of the loss's shape, any strides; or, for a scalar loss, an
-    `upstreams.Upstream`. The rest as in `forward`, also
-    what shared parameters take.
+    grad_loss: of the loss's shape, any strides; or, for a scalar loss, an `upstreams.Upstream`. The rest as in
+    `forward`, also what shared parameters take.
     """
     grads = _empty_grads(params, wanted)
     scalars, elementwise = None, None

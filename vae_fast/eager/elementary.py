@@ -8,7 +8,9 @@ LOG2_E = math.log2(math.e)  # torch.exp2 takes a third of torch.exp's time on so
 
 
 # As tensors, because PyTorch takes a microsecond to wrap a number; 0-d, they promote no tensor that has dimensions.
-_LOG2_E, HALF_LOG2_E, ONE, HALF = torch.tensor((LOG2_E, LOG2_E / 2, 1.0, 0.5), dtype=torch.float64, device="cpu")
+_LOG2_E, HALF_LOG2_E, _ONE, HALF, MINUS_ONE = torch.tensor(
+    (LOG2_E, LOG2_E / 2, 1.0, 0.5, -1.0), dtype=torch.float64, device="cpu"
+)
 
 
 def expm1_minus_x(x, expm1=None):
@@ -18,7 +20,7 @@ def expm1_minus_x(x, expm1=None):
     """
     if x.dtype != torch.float64:
         wide = x.double()
-        difference = torch.mul(wide, _LOG2_E).exp2_().sub_(ONE)
+        difference = torch.mul(wide, _LOG2_E).exp2_().sub_(_ONE)
         expm1 = difference.to(x.dtype) if expm1 is None else expm1.copy_(difference)
         return expm1, difference.sub_(wide).to(x.dtype)
     expm1 = torch.expm1(x, out=expm1)

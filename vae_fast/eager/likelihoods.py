@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import negative_binomial as nb
-from vae_fast.eager.elementary import LOG2_E
+from vae_fast.eager.elementary import LOG2_E, MINUS_ONE
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
 LOG_SINHC = (
@@ -175,16 +175,13 @@ def _log_cosh_derivatives(params, target, outs):
     return (torch.sub(params[0], target, out=outs[0]).tanh_(),)
 
 
-_MINUS_ONE = torch.tensor(-1.0, dtype=torch.float64, device="cpu")
-
-
 def _log_cosh_total(params, target, outs):
     """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): float64 errs by 1e-16."""
     if target.dtype == torch.float64:
         return sum(term.sum() for term in _log_cosh_terms(params, target)), _log_cosh_derivatives(params, target, outs)
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs().double()
-    q = torch.add(_MINUS_ONE, size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
+    q = torch.add(MINUS_ONE, size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
     total = size.sum()
     slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
     return (total + _sum_of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)

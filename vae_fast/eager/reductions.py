@@ -25,7 +25,7 @@ def latent_like(values, dtype):
 def partial(values, reduction):
     """The sum of some samples' elementwise `values` [b, ...] that `finish` takes: new memory."""
     if reduction == "sample":
-        return values.clone() if values.dim() < 2 else (values.flatten(1) if values.dim() > 2 else values).sum(1)
+        return values.flatten(1).sum(1) if values.dim() > 1 else values.clone()
     return values.sum() if reduction != "latent" else torch.sum(values, 0, out=latent_like(values, values.dtype))
 
 
