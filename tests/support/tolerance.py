@@ -17,6 +17,7 @@ from tests.support.ulp import to_numpy, ulp
 
 RELATIVE = 1e-6
 RELATIVE_OF_EXPONENT = 6e-8
+ROUNDING = 0.1  # as a term: a rounding of 1 in float32
 NOISE = 2e-6
 FLOAT64 = 2.0**-29
 

@@ -5,15 +5,15 @@ Over whole tensors each pass would go to main memory, which takes 2 to 5 times a
 
 import torch
 
-BLOCK = 131072  # elements for each thread
+BLOCK = 262144  # elements for each thread
 
 
-def blocks(tensors):
+def blocks(tensors, size=BLOCK):
     """The tensors [B, ...] as a list of tuples of views of some samples each; None and 0-d ones go into each."""
     first = tensors[0]
-    if first.device.type != "cpu" or first.numel() <= BLOCK:
+    if first.device.type != "cpu" or first.numel() <= size:
         return [tensors]
-    samples = max(BLOCK * torch.get_num_threads() * first.shape[0] // first.numel(), 1)
+    samples = max(size * torch.get_num_threads() * first.shape[0] // first.numel(), 1)
     pieces = -(-first.shape[0] // samples)
     cuts = ((t,) * pieces if t is None or not t.dim() else t.split(samples) for t in tensors)
     return list(zip(*cuts, strict=True))

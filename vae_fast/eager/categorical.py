@@ -3,7 +3,10 @@
 import torch
 
 from vae_fast.eager import reductions
-from vae_fast.eager.blocks import blocks
+from vae_fast.eager.blocks import BLOCK, blocks
+from vae_fast.eager.elementary import exp
+
+SIZE = 4 * BLOCK  # most operations of a block are on its elements, few on its logits
 
 
 def forward(logits, target, ignore_index, reduction, wanted, weight=None):
@@ -12,7 +15,7 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     loss = torch.empty_like(target, dtype=dtype) if reduction == "none" else None
     grad = torch.empty_like(logits) if wanted else None
     count, sums = reductions.divisor(reduction, target.shape), []
-    for x, t, w, out, losses in blocks((logits, target, weight, grad, loss)):
+    for x, t, w, out, losses in blocks((logits, target, weight, grad, loss), SIZE):
         nll = _nll(x.to(dtype), t, w, ignore_index, out, 1 / max(count, 1))
         if losses is None:
             sums.append(reductions.partial(nll, reduction))
@@ -26,7 +29,7 @@ def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
     grad = torch.empty_like(logits)
     upstream = reductions.spread(grad_loss, target, reduction)
     dtype = reductions.accumulator(logits.dtype)
-    for x, t, w, out, g in blocks((logits, target, weight, grad, upstream)):
+    for x, t, w, out, g in blocks((logits, target, weight, grad, upstream), SIZE):
         _nll(x.to(dtype), t, w, ignore_index, out, g.to(dtype).unsqueeze(-1))
     return grad
 
@@ -36,9 +39,10 @@ def _nll(x, target, weight, ignore_index, out, scale):
 
     `rest` is the sum of the exponentials of all classes but the target's: see the kernel.
     """
-    index = target.unsqueeze(-1).long()
-    invalid = (index < 0) | (index >= x.shape[-1])
-    left_out = None if ignore_index is None else index == ignore_index
+    given = target.unsqueeze(-1).long()
+    index = given.clamp(0, x.shape[-1] - 1)
+    invalid = None if x.is_cpu and torch.equal(index, given) else index != given
+    left_out = None if ignore_index is None else given == ignore_index
     if weight is not None:
         weight = weight.unsqueeze(-1)
         left_out = weight == 0 if left_out is None else left_out | (weight == 0)
@@ -46,15 +50,18 @@ def _nll(x, target, weight, ignore_index, out, scale):
         scale = weight * scale
     if left_out is not None:
         x = x.masked_fill(left_out, 0)  # so that nothing of them is NaN
-    index = index.masked_fill(invalid, 0)
     top = x.amax(-1, keepdim=True)
     below = x.gather(-1, index) - top
-    e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None).exp_()
+    e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None)
+    e = exp(e, out=e)
     rest = e.scatter_(-1, index, 0).sum(-1, keepdim=True)
-    nll = (rest + torch.expm1(below)).log1p_().sub_(below).masked_fill_(invalid, torch.nan)
+    nll = torch.expm1(below).add_(rest).log1p_().sub_(below)
     nll = nll if weight is None else nll.mul_(weight)
-    if out is not None:
-        factor = below.exp_().add_(rest).reciprocal_().mul(scale).masked_fill_(invalid, torch.nan)
-        factor = factor if left_out is None else factor.masked_fill_(left_out, 0)
-        torch.mul(e.scatter_(-1, index, -rest), factor, out=out)
-    return (nll if left_out is None else nll.masked_fill_(left_out, 0)).squeeze(-1)
+    factor = None if out is None else below.exp_().add_(rest).reciprocal_().mul(scale)
+    for mask, value in ((invalid, torch.nan), (left_out, 0)):
+        if mask is not None:
+            nll.masked_fill_(mask, value)
+            factor = None if factor is None else factor.masked_fill_(mask, value)
+    if factor is not None:
+        torch.mul(e.scatter_(-1, index, rest.neg_()), factor, out=out)
+    return nll.squeeze(-1)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import negative_binomial as nb
-from vae_fast.eager.elementary import LOG2_E, MINUS_ONE
+from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
 LOG_SINHC = (
@@ -100,14 +100,14 @@ def _gaussian_terms(params, target, out=None):
 def _gaussian_derivatives(params, target, outs):
     mean, logvar = params
     error = torch.sub(mean, target, out=outs[1])
-    scaled = torch.neg(logvar, out=outs[0]).exp_().mul_(error)
+    scaled = exp_minus(logvar, outs[0]).mul_(error)
     return scaled, error.mul_(scaled).sub_(1).mul_(-0.5)
 
 
 def _gaussian_total(params, target, outs):
     mean, logvar = params
     error = torch.sub(mean, target, out=outs[1])
-    scaled = torch.neg(logvar, out=outs[0]).exp_().mul_(error)
+    scaled = exp_minus(logvar, outs[0]).mul_(error)
     excess = error.mul_(scaled)
     total = (excess.sum() + logvar.sum() + math.log(2 * math.pi) * logvar.numel()).mul_(0.5)
     return total, (scaled, excess.sub_(1).mul_(-0.5))
@@ -176,11 +176,22 @@ def _log_cosh_derivatives(params, target, outs):
 
 
 def _log_cosh_total(params, target, outs):
-    """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): float64 errs by 1e-16."""
+    """|d| - log 2 s and 2 s - 1, s = sigmoid(2 |d|), if float32 bears what cancels: log cosh 1/4 is 2^-5."""
     if target.dtype == torch.float64:
         return sum(term.sum() for term in _log_cosh_terms(params, target)), _log_cosh_derivatives(params, target, outs)
     error = torch.sub(params[0], target, out=outs[0])
-    size = error.abs().double()
+    size = error.abs()
+    linear = size.sum()
+    if not (error.is_cpu and linear.item() >= 0.25 * error.numel()):
+        return _small_log_cosh_total(error, size)
+    slope = error.mul_(2).sigmoid_().mul_(2).sub_(1)
+    larger = torch.abs(slope, out=size).add_(1).mul_(0.5)
+    return linear - _sum_of_logs(larger) - math.log(2) * error.numel(), (slope,)
+
+
+def _small_log_cosh_total(error, size):
+    """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): float64 errs by 1e-16."""
+    size = size.double()
     q = torch.add(MINUS_ONE, size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
     total = size.sum()
     slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
@@ -229,9 +240,19 @@ def _laplace_terms(params, target, out=None):
 def _laplace_derivatives(params, target, outs):
     mean, log_scale = params
     error = torch.sub(mean, target, out=outs[1])
-    inverse = torch.neg(log_scale, out=outs[0]).exp_()
+    inverse = exp_minus(log_scale, outs[0])
     scaled = torch.abs(error).mul_(inverse)
     return inverse.mul_(_sign(error)), scaled.neg_().add_(1)
+
+
+def _laplace_total(params, target, outs):
+    mean, log_scale = params
+    error = torch.sub(mean, target, out=outs[1])
+    inverse = exp_minus(log_scale, outs[0])
+    scaled = torch.abs(error).mul_(inverse)
+    total = scaled.sum() + log_scale.sum() + math.log(2) * scaled.numel()
+    slope = inverse.mul_(_sign(error))
+    return total, (slope, torch.sub(ONE, scaled, out=outs[1]))
 
 
 def _bin(params, target):
@@ -276,7 +297,7 @@ l1 = Likelihood(_l1_terms, _l1_derivatives, native=torch._C._nn.l1_loss, most=2*
 log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
 huber = Likelihood(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**18)
 student_t = Likelihood(_student_t_terms, _student_t_derivatives)
-laplace = Likelihood(_laplace_terms, _laplace_derivatives)
+laplace = Likelihood(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
 poisson = Likelihood(_poisson_terms, _poisson_derivatives)
 negative_binomial = Likelihood(nb.terms, nb.derivatives, nb.total)

@@ -33,7 +33,7 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=ta
 
 def scale_(grads, grad_loss):
     """Multiply the gradients made in forward by the upstream gradient, 0-d, in place."""
-    if grad_loss.device.type == "cpu" and grad_loss == 1:  # elsewhere it would cost a synchronisation
+    if grad_loss.is_cpu and grad_loss.item() == 1:  # elsewhere it would cost a synchronisation
         return
     for grad in grads:
         grad.mul_(grad_loss)
@@ -74,7 +74,7 @@ def _blocks(params, target, grads, dtype, extras, upstream=None):
     """(params, target, weight, upstream gradient, grads), block by block: the first two, and the fourth, in `dtype`."""
     weight, seed, scale = extras
     target, scale = _sampled(params, target, seed, scale)
-    whole = (p.expand(target.shape) for p in params)
+    whole = (p if p.shape == target.shape else p.expand(target.shape) for p in params)
     for x, w, g, *tensors in blocks((target, weight, upstream, *whole, *grads)):
         values, outs = [t.to(dtype) for t in tensors[: len(params)]], tensors[len(params) :]
         yield values, targets.read(x, scale, dtype), w, None if g is None else g.to(dtype), outs

@@ -4,6 +4,8 @@ import functools
 
 import torch
 
+LEAST_MEAN = 2**-6
+
 
 def accumulator(dtype):
     """Arithmetic and losses are float32, float64 for float64 inputs."""
@@ -27,6 +29,22 @@ def partial(values, reduction):
     if reduction == "sample":
         return values.flatten(1).sum(1) if values.dim() > 1 else values.clone()
     return values.sum() if reduction != "latent" else torch.sum(values, 0, out=latent_like(values, values.dtype))
+
+
+def is_sum(reduction):
+    """Whether it leaves one number a sample, or one of all: not one of a few elements."""
+    return reduction not in ("none", "latent")
+
+
+def outweigh_rounding(sums, count):
+    """Whether each of the `sums`, of `count` numbers in all, is so large that a rounding of 1 in each number is none.
+
+    A mean of 2^-6 has rounding errors of 4e-6 at most, which are of either sign. False where there is a NaN.
+    """
+    if not sums.numel():
+        return True
+    least = sums.min() if sums.dim() else sums
+    return least.item() * sums.numel() >= LEAST_MEAN * count
 
 
 def finish(partials, reduction, shape):

@@ -95,9 +95,8 @@ class _Latent(Function):
         ctx.reduction, ctx.dim = reduction, dim
         mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
         eps = torch.empty_like(mu).normal_() if sampled else None
-        made = gaussian.forward_block(gaussian.NONE, True, mu, v, None, None, eps, *gaussian.NOWHERE)
-        z, noisy, difference, terms = made
-        kl = terms if reduction == "none" else reductions.partial(terms, reduction)
+        made = gaussian.forward_block(gaussian.NONE, reduction, mu, v, None, None, eps, *gaussian.NOWHERE)
+        z, noisy, difference, kl = made
         count = reductions.divisor(reduction, mu.shape)
         ctx.save_for_backward(posterior, mu, noisy, difference)
         ctx.set_materialize_grads(False)
