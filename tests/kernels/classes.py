@@ -78,7 +78,7 @@ def check(logits, target, reduction, ignore_index=None, upstream=None, weight=No
 
 
 def _exponents(below, index):
-    """Those of the gradients: the target's is the sum of the other classes' exponentials, of which one is the largest."""
+    """Those of the gradients: the target's is that of the largest other class, whose exponentials it sums."""
     at = np.clip(index, 0, below.shape[-1] - 1)[..., None]
     others = below.copy()
     np.put_along_axis(others, at, 104, -1)

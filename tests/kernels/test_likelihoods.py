@@ -175,6 +175,17 @@ def test_log_cosh_keeps_its_digits_near_0(backend):
     torch.testing.assert_close(nll, a.square() / 2 * (1 - a.square() / 6), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 0.2, 0.3, 0.4, 2.0, 50.0])
+def test_the_sum_of_log_cosh_keeps_its_digits_on_either_side_of_1_4(spread, backend):
+    generator = torch.Generator().manual_seed(1)
+    a = spread * torch.randn((8, 1024), generator=generator).to(backend.device)
+    loss = reconstruction_loss(a.requires_grad_(), torch.zeros_like(a), "log_cosh", reduction="sum")
+    d = a.detach().double().cpu().abs()
+    near = torch.log1p(2 * torch.sinh(d.clamp(max=1) / 2) ** 2)
+    expected = torch.where(d < 1, near, d + torch.log1p(torch.exp(-2 * d)) - np.log(2)).sum()
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-6, atol=0)
+
+
 class TestDiscretizedLogistic:
     def test_the_masses_of_the_256_levels_sum_to_1(self, backend):
         x = torch.arange(256, device=backend.device, dtype=torch.float32)[None] / 255

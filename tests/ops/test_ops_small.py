@@ -1,4 +1,4 @@
-"""Small float32 losses on the CPU are PyTorch's own ops, where those exist: less host time, the same numbers."""
+"""Small float32 losses on the CPU take less host time, by PyTorch's own op or a Function of their own: same numbers."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tests.ops.cases import values
 from vae_fast import elbo_loss, reconstruction_loss, use_backend
 from vae_fast.eager import likelihoods
+from vae_fast.likelihoods import LIKELIHOODS
 
 NATIVE = {"bernoulli": F.binary_cross_entropy_with_logits, "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
@@ -63,8 +64,12 @@ def test_a_second_derivative_is_right_instead_of_an_error(name):
     assert penalties[0].abs().max() > 0
 
 
+def node(output, target, name="mse", **options):
+    return reconstruction_loss(output, target, name, **options).grad_fn.name()
+
+
 def is_native(logits, target, name="mse", **options):
-    return "Ordinary" not in reconstruction_loss(logits, target, name, **options).grad_fn.name()
+    return not any(function in node(logits, target, name, **options) for function in ("Ordinary", "_Reconstruction"))
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -93,6 +98,59 @@ def test_what_pytorch_s_op_does_not_do_is_not_native():
     kl = torch.zeros(4)
     for options in ({"weight": torch.ones(4)}, {"target_scale": 0.5}, {"binarize": True, "seed": 0}):
         assert "Ordinary" in elbo_loss(logits, target, kl, **options).reconstruction.grad_fn.name()
+
+
+OWN = [name for name, row in LIKELIHOODS.items() if name not in (*NATIVE, "categorical") and not row.constants]
+
+
+def parameters(name, samples=5, elements=7):
+    row = LIKELIHOODS[name]
+    drawn = [values(samples, elements, dtype=torch.float32, seed=3 + k) for k in range(len(row.parameters))]
+    made = drawn[0] if len(drawn) == 1 else tuple(drawn)
+    made = made if row.link is None else row.link(*drawn)
+    made = (made,) if isinstance(made, torch.Tensor) else made
+    return [p.detach().requires_grad_() for p in made], values(samples, elements, dtype=torch.float32, seed=2).round()
+
+
+def single(params):
+    return params[0] if len(params) == 1 else tuple(params)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean"])
+@pytest.mark.parametrize("name", OWN)
+def test_the_function_without_layers_gives_what_the_op_gives(name, reduction):
+    params, target = parameters(name)
+    assert "_Reconstruction" in node(single(params), target, name, reduction=reduction)
+    results = []
+    for weight in (None, torch.ones(5)):  # with a weight it is the op
+        loss = 3 * reconstruction_loss(single(params), target, name, reduction=reduction, weight=weight)
+        first = torch.autograd.grad(loss, params, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(loss, params), first)  # which computes them again
+        results.append((loss, first))
+    torch.testing.assert_close(*results)
+
+
+def test_the_function_without_layers_takes_gradients_of_some_and_of_the_first_order():
+    (mean, logvar), target = parameters("gaussian")
+    expected = torch.autograd.grad(reconstruction_loss((mean, logvar), target, "gaussian"), logvar)
+    loss = reconstruction_loss((mean.detach(), logvar), target, "gaussian")
+    torch.testing.assert_close(torch.autograd.grad(loss, logvar, create_graph=True), expected)
+    loss = reconstruction_loss((mean, logvar), target, "gaussian")
+    (gradient,) = torch.autograd.grad(loss, mean, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        gradient.sum().backward()
+
+
+def test_what_wants_the_layers_has_them():
+    (mean, logvar), target = parameters("gaussian")
+    for output in ((mean, logvar[:1, 0]), [mean, logvar], (mean.double(), logvar.double())):
+        assert "Ordinary" in node(output, target, "gaussian")
+    assert "Ordinary" in node((mean, logvar), target, "gaussian", reduction="sample")
+    assert "Ordinary" in node((mean, logvar), target.to(torch.uint8), "gaussian")
+    with torch.no_grad():
+        assert reconstruction_loss((mean, logvar), target, "gaussian").grad_fn is None
+    with pytest.raises(TypeError, match="the tuple"):
+        reconstruction_loss((mean,), target, "gaussian")
 
 
 def test_the_profiler_sees_our_op():

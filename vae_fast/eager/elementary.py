@@ -50,3 +50,19 @@ def log_ratio(a, b):
     """log(a / b) for a, b > 0; where they are close their difference is exact, and no digit of it is lost."""
     difference = (a - b) / b
     return torch.where(difference.abs() < 0.5, torch.log1p(difference), torch.log(a / b))
+
+
+def sum_of_logs(values):
+    """The sum of the logarithms of a dense tensor of numbers in [1/2, 1], which it overwrites."""
+    values = values.as_strided((values.numel(),), (1,))
+    total = None
+    for _ in range(6):  # 64 factors are at least 2^-64: far from underflow
+        half, odd = divmod(len(values), 2)
+        if half < 256:
+            break
+        if odd:
+            last = values[-1].log()
+            total = last if total is None else total.add_(last)
+        values = values[:half].mul_(values[half : 2 * half])
+    logs = values.log_().sum()
+    return logs if total is None else logs.add_(total)

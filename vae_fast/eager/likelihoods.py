@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import negative_binomial as nb
-from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus
+from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, sum_of_logs
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
 LOG_SINHC = (
@@ -55,27 +55,11 @@ def _bernoulli_total(params, target, outs):
     scratch = torch.clamp(params[0], min=0).addcmul_(params[0], target, value=-1)
     linear = scratch.sum()
     larger = torch.sub(sigmoid, 0.5, out=scratch).abs_().add_(0.5)
-    return linear - _sum_of_logs(larger), (sigmoid.sub_(target),)
+    return linear - sum_of_logs(larger), (sigmoid.sub_(target),)
 
 
 def _native_bernoulli(output, target, reduction):
     return torch.binary_cross_entropy_with_logits(output, target, None, None, reduction)
-
-
-def _sum_of_logs(values):
-    """The sum of the logarithms of a dense tensor of numbers in [1/2, 1], which it overwrites."""
-    values = values.as_strided((values.numel(),), (1,))
-    total = None
-    for _ in range(6):  # 64 factors are at least 2^-64: far from underflow
-        half, odd = divmod(len(values), 2)
-        if half < 256:
-            break
-        if odd:
-            last = values[-1].log()
-            total = last if total is None else total.add_(last)
-        values = values[:half].mul_(values[half : 2 * half])
-    logs = values.log_().sum()
-    return logs if total is None else logs.add_(total)
 
 
 def _mse_terms(params, target, out=None):
@@ -186,7 +170,7 @@ def _log_cosh_total(params, target, outs):
         return _small_log_cosh_total(error, size)
     slope = error.mul_(2).sigmoid_().mul_(2).sub_(1)
     larger = torch.abs(slope, out=size).add_(1).mul_(0.5)
-    return linear - _sum_of_logs(larger) - math.log(2) * error.numel(), (slope,)
+    return linear - sum_of_logs(larger) - math.log(2) * error.numel(), (slope,)
 
 
 def _small_log_cosh_total(error, size):
@@ -195,7 +179,7 @@ def _small_log_cosh_total(error, size):
     q = torch.add(MINUS_ONE, size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
     total = size.sum()
     slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
-    return (total + _sum_of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
+    return (total + sum_of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
 
 
 def _huber_terms(params, target, out=None):
@@ -288,7 +272,7 @@ def _poisson_derivatives(params, target, outs):
     return (torch.exp(params[0], out=outs[0]).sub_(target),)
 
 
-bernoulli = Likelihood(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**17)
+bernoulli = Likelihood(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**16)
 mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18)
 gaussian = Likelihood(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivatives)

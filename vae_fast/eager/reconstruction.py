@@ -16,7 +16,7 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
     row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     count, sums = reductions.divisor(reduction, target.shape), []
     for *inputs, weight, _, outs in _blocks(params, target, grads.dense, dtype, extras):
-        total, derivatives = _total(row, *inputs, weight, _buffers(outs, dtype), any(wanted))
+        total, derivatives = total_of_block(row, *inputs, weight, _buffers(outs, dtype), any(wanted))
         sums.append(total)
         grads.add(outs, derivatives, 1 / max(count, 1), weight)
     return reductions.finish(sums, reduction, target.shape), grads.finish()
@@ -55,7 +55,7 @@ def _row(likelihood):
     return getattr(likelihoods, likelihood)
 
 
-def _total(row, params, target, weight, buffers, differentiate):
+def total_of_block(row, params, target, weight, buffers, differentiate):
     """The sum of a block's nll, and the derivatives, which may be in `buffers`."""
     if row.total is not None and weight is None:
         return row.total(params, target, buffers)

@@ -22,7 +22,7 @@ class Spec(NamedTuple):
 
 def reconstruct(params, target, weight, seed, spec):
     """The reduced nll of `target`, or with a seed of a sample of it; weight: of the target's shape, or None."""
-    function = autograd.select(_Ordinary, _Transformable, *params)
+    function = autograd.select(Ordinary, _Transformable, *params)
     if function is None:
         return _forward(params, target, weight, seed, *spec[:3], [False] * len(params), spec.backend)[0]
     return function.apply(spec, target, weight, seed, *params)
@@ -95,7 +95,7 @@ def _recompute(ctx, grad_loss, call):
     return None, None, None, None, *place(autograd.once(backward, grad_loss, *ctx.saved_tensors), wanted)
 
 
-class _Ordinary(Function):
+class Ordinary(Function):
     """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else."""
 
     @staticmethod

@@ -15,21 +15,29 @@ from vae_fast.eager import gaussian, likelihoods, reductions
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elbo import compose
 from vae_fast.eager.elementary import HALF
-from vae_fast.ops import autograd, backend
+from vae_fast.eager.reconstruction import total_of_block
+from vae_fast.ops import autograd, backend, reconstruction
 from vae_fast.ops.library import PLAIN, listening
 
 SCALARS = ("batchmean", "sum", "mean")
 
 
 def reconstruct(output, target, row, reduction):
-    """The nll by PyTorch's own op and autograd, where their backward costs less than a Function's host time."""
-    if torch.compiler.is_compiling():
+    """The nll, where PyTorch's own op takes least by that op and its autograd: their backward has no Python."""
+    if torch.compiler.is_compiling() or reduction not in SCALARS or row.domain == "classes":
         return None
-    formulas = getattr(likelihoods, row.name, None)
-    if formulas is None or formulas.native is None or reduction not in SCALARS:
+    params = output if type(output) is tuple else (output,)
+    if len(params) != len(row.parameters) or type(target) not in PLAIN or target.requires_grad:
         return None
-    if not _takes(output, target, formulas.most * torch.get_num_threads()) or target.requires_grad:
+    threads = torch.get_num_threads()
+    if not all(_takes(p, target, BLOCK * threads) for p in params):
         return None
+    formulas = getattr(likelihoods, row.name)
+    if target.numel() > formulas.most * threads:
+        if row.constants or not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
+            return None
+        spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
+        return _Reconstruction.apply(spec, target, None, None, *params)
     total = formulas.native(output, target, likelihoods.SUM, *row.constants)
     count = reductions.divisor(reduction, target.shape)
     return total if count == 1 else total / count
@@ -82,6 +90,29 @@ def _takes(a, b, most):
         and backend.is_eager_on_cpu()
         and not listening()
     )  # fmt: skip
+
+
+class _Reconstruction(reconstruction.Ordinary):
+    """The same in one block, which PyTorch allocates as it goes, with gradients that backward divides by the count."""
+
+    @staticmethod
+    def forward(ctx, spec, target, weight, seed, *params):
+        formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
+        wanted = ctx.needs_input_grad[4:]
+        loss, ctx.grads = total_of_block(formulas, params, target, None, nowhere, any(wanted))
+        ctx.count = reductions.divisor(spec.reduction, target.shape)
+        ctx.spec = spec
+        ctx.save_for_backward(target, None, None, *params)
+        return loss if ctx.count == 1 else loss / ctx.count
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        if ctx.grads is None or torch.is_grad_enabled():
+            return reconstruction.Ordinary.backward(ctx, grad_loss)
+        grads, ctx.grads = ctx.grads, None
+        scale = grad_loss if ctx.count == 1 else grad_loss / ctx.count
+        wanted = ctx.needs_input_grad[4:]
+        return None, None, None, None, *(g.mul_(scale) if want else None for g, want in zip(grads, wanted, strict=True))
 
 
 class _Latent(Function):
