@@ -30,6 +30,7 @@ class Likelihood(NamedTuple):
     total(params, target, outs), where the two share work, returns (the nll's sum, the derivatives).
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
     its autograd costs less than a Function's host time.
+    both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
     """
 
     terms: Callable
@@ -37,6 +38,7 @@ class Likelihood(NamedTuple):
     total: Callable | None = None
     native: Callable | None = None
     most: int = 0
+    both: Callable | None = None
 
 
 def _bernoulli_terms(params, target, out=None):
@@ -284,7 +286,7 @@ student_t = Likelihood(_student_t_terms, _student_t_derivatives)
 laplace = Likelihood(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
 poisson = Likelihood(_poisson_terms, _poisson_derivatives)
-negative_binomial = Likelihood(nb.terms, nb.derivatives, nb.total)
+negative_binomial = Likelihood(nb.terms, nb.derivatives, both=nb.both)
 zero_inflated_negative_binomial = Likelihood(
-    nb.zero_inflated_terms, nb.zero_inflated_derivatives, nb.zero_inflated_total
+    nb.zero_inflated_terms, nb.zero_inflated_derivatives, both=nb.zero_inflated_both
 )

@@ -67,9 +67,9 @@ def derivatives(params, target, outs):
     return _derivatives(_parts(*params, target), target, outs)
 
 
-def total(params, target, outs):
+def both(params, target, outs):
     parts = _parts(*params, target)
-    return _nll(parts, target).sum(), _derivatives(parts, target, outs)
+    return _nll(parts, target), _derivatives(parts, target, outs)
 
 
 class _ZeroInflated(NamedTuple):
@@ -109,6 +109,6 @@ def zero_inflated_derivatives(params, target, outs):
     return _zero_inflated_derivatives(_zero_inflate(*params, target), params[2], outs)
 
 
-def zero_inflated_total(params, target, outs):
+def zero_inflated_both(params, target, outs):
     made = _zero_inflate(*params, target)
-    return _zero_inflated_nll(made, params[2]).sum(), _zero_inflated_derivatives(made, params[2], outs)
+    return _zero_inflated_nll(made, params[2]), _zero_inflated_derivatives(made, params[2], outs)

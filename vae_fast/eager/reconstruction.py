@@ -56,9 +56,12 @@ def _row(likelihood):
 
 
 def total_of_block(row, params, target, weight, buffers, differentiate):
-    """The sum of a block's nll, and the derivatives, which may be in `buffers`."""
-    if row.total is not None and weight is None:
+    """The sum of a block's nll, and the derivatives, which may be in `buffers`; they cost nothing where shared."""
+    if weight is None and row.total is not None:
         return row.total(params, target, buffers)
+    if weight is None and row.both is not None:
+        nll, derivatives = row.both(params, target, buffers)
+        return nll.sum(), derivatives
     scratch = next((b for b in buffers if b is not None), None)
     scratch = torch.empty_like(target) if scratch is None else scratch
     total = sum(targets.weighted(term, weight).sum() for term in row.terms(params, target, scratch))

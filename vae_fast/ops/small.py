@@ -10,7 +10,7 @@ import math
 import torch
 from torch.autograd import Function
 
-from vae_fast.checks import LATENT_REDUCTIONS
+from vae_fast.checks import LATENT_REDUCTIONS, REDUCTIONS
 from vae_fast.eager import gaussian, likelihoods, reductions
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elbo import compose
@@ -24,7 +24,7 @@ SCALARS = ("batchmean", "sum", "mean")
 
 def reconstruct(output, target, row, reduction):
     """The nll, where PyTorch's own op takes least by that op and its autograd: their backward has no Python."""
-    if torch.compiler.is_compiling() or reduction not in SCALARS or row.domain == "classes":
+    if torch.compiler.is_compiling() or reduction not in REDUCTIONS or row.domain == "classes":
         return None
     params = output if type(output) is tuple else (output,)
     if len(params) != len(row.parameters) or type(target) not in PLAIN or target.requires_grad:
@@ -33,6 +33,8 @@ def reconstruct(output, target, row, reduction):
     if not all(_takes(p, target, BLOCK * threads) for p in params):
         return None
     formulas = getattr(likelihoods, row.name)
+    if reduction not in SCALARS and (formulas.both is None or not all(p.is_contiguous() for p in params)):
+        return None
     if target.numel() > formulas.most * threads:
         if row.constants or not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
             return None
@@ -93,26 +95,27 @@ def _takes(a, b, most):
 
 
 class _Reconstruction(reconstruction.Ordinary):
-    """The same in one block, which PyTorch allocates as it goes, with gradients that backward divides by the count."""
+    """The same in one block, which PyTorch allocates as it goes, with the derivatives that forward finds on its way."""
 
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):
         formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
-        wanted = ctx.needs_input_grad[4:]
-        loss, ctx.grads = total_of_block(formulas, params, target, None, nowhere, any(wanted))
-        ctx.count = reductions.divisor(spec.reduction, target.shape)
         ctx.spec = spec
         ctx.save_for_backward(target, None, None, *params)
-        return loss if ctx.count == 1 else loss / ctx.count
+        if spec.reduction in SCALARS:
+            total, ctx.grads = total_of_block(formulas, params, target, None, nowhere, True)
+            return reductions.finish([total], spec.reduction, target.shape)
+        nll, ctx.grads = formulas.both(params, target, nowhere)
+        return nll if spec.reduction == "none" else reductions.partial(nll, spec.reduction)
 
     @staticmethod
     def backward(ctx, grad_loss):
         if ctx.grads is None or torch.is_grad_enabled():
             return reconstruction.Ordinary.backward(ctx, grad_loss)
         grads, ctx.grads = ctx.grads, None
-        scale = grad_loss if ctx.count == 1 else grad_loss / ctx.count
-        wanted = ctx.needs_input_grad[4:]
-        return None, None, None, None, *(g.mul_(scale) if want else None for g, want in zip(grads, wanted, strict=True))
+        upstream = reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction)
+        made = (g.mul_(upstream) if want else None for g, want in zip(grads, ctx.needs_input_grad[4:], strict=True))
+        return None, None, None, None, *made
 
 
 class _Latent(Function):
