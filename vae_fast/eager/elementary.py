@@ -52,6 +52,15 @@ def log_ratio(a, b):
     return torch.where(difference.abs() < 0.5, torch.log1p(difference), torch.log(a / b))
 
 
+def select(mask, a, b):
+    """torch.where of two tensors of float32 or float64; on a CPU its branches on a random mask cost six times this."""
+    if not a.is_cpu:
+        return torch.where(mask, a, b)
+    integer = torch.int64 if a.dtype == torch.float64 else torch.int32
+    bits, b = mask.to(integer).neg_(), b.view(integer)
+    return a.view(integer).bitwise_xor(b).bitwise_and_(bits).bitwise_xor_(b).view(a.dtype)
+
+
 def sum_of_logs(values):
     """The sum of the logarithms of a dense tensor of numbers in [1/2, 1], which it overwrites."""
     values = values.as_strided((values.numel(),), (1,))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import negative_binomial as nb
-from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, sum_of_logs
+from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select, sum_of_logs
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
 LOG_SINHC = (
@@ -119,8 +119,8 @@ def _continuous_bernoulli_parts(b):
     rest = torch.expm1(-b).neg_()
     near = b < 1
     return (
-        torch.where(near, tail.mul_(square).sub_(b, alpha=0.5), torch.log(rest / b)),
-        torch.where(near, slope.mul_(b).neg_().add_(0.5), 1 / b - 1 / torch.expm1(b)),
+        select(near, tail.mul_(square).sub_(b, alpha=0.5), torch.log(rest / b)),
+        select(near, slope.mul_(b).neg_().add_(0.5), 1 / b - 1 / torch.expm1(b)),
     )
 
 
@@ -133,7 +133,7 @@ def _continuous_bernoulli_terms(params, target, out=None):
 def _continuous_bernoulli_derivatives(params, target, outs):
     a = params[0]
     complement = _continuous_bernoulli_parts(a.abs())[1]
-    return (torch.where(a < 0, complement, 1 - complement).sub_(target),)
+    return (select(a < 0, complement, 1 - complement).sub_(target),)
 
 
 def _l1_terms(params, target, out=None):
@@ -154,7 +154,7 @@ def _log_cosh_terms(params, target, out=None):
     size = torch.sub(params[0], target, out=out).abs_()
     near = size < 1
     small = torch.sinh(size * 0.5).square_().mul_(2).log1p_()
-    yield torch.where(near, small, torch.exp(-2 * size).log1p_().add_(size).sub_(math.log(2)))
+    yield select(near, small, torch.exp(-2 * size).log1p_().add_(size).sub_(math.log(2)))
 
 
 def _log_cosh_derivatives(params, target, outs):

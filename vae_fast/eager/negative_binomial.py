@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import special
+from vae_fast.eager.elementary import exp_minus, select
 
 
 class _Parts(NamedTuple):
@@ -13,7 +14,7 @@ class _Parts(NamedTuple):
 
     mean: torch.Tensor
     theta: torch.Tensor
-    small: torch.Tensor  # theta < 1, where lgamma is brought to 1 + theta
+    small: torch.Tensor  # 1 where theta < 1 and lgamma is brought to 1 + theta
     y: torch.Tensor
     upper: torch.Tensor
     lower: torch.Tensor
@@ -27,15 +28,15 @@ class _Parts(NamedTuple):
 def _parts(mean, theta, x):
     mean = mean + 1e-8  # as scvi-tools, whose logarithms it keeps finite at 0
     theta = theta.clamp(max=1e18)  # the Poisson limit, and products below stay finite
-    small, y = theta < 1, theta + x
+    small, y = (theta < 1).to(theta.dtype), theta + x
     upper, lower = y + small, theta + small
     inverse = 1 / (theta + mean)
     u = (x - mean).mul_(inverse)  # y / (theta + mean) - 1
     f = (upper * theta).div_(y * lower)  # exactly 1 at x = 0 and at theta >= 1, equal products
     log_ratio = (y * inverse).mul_(f).log_()
     series = (u.abs() < 0.4) & (f == 1)
-    v = torch.where(series, special.log1p_minus_x(u), log_ratio - u)
-    log_ratio = torch.where(series, u + v, log_ratio)
+    v = select(series, special.log1p_minus_x(u), log_ratio - u)
+    log_ratio = select(series, u + v, log_ratio)
     return _Parts(mean, theta, small, y, upper, lower, inverse, f, u, v, log_ratio)
 
 
@@ -46,7 +47,7 @@ def _nll(parts, x):
     counts.sub_((parts.y / parts.theta).mul_(x + 1).div_(parts.f).log_(), alpha=0.5)
     counts.add_(special.stirling_remainder(1 / parts.upper) - special.stirling_remainder(1 / parts.lower))
     counts.sub_(special.stirling_remainder(over_1).sub_(special.REMAINDER_1))
-    return counts.mul_(x != 0).addcmul_(parts.theta, parts.log_ratio).neg_()
+    return counts.mul_((x != 0).to(x.dtype)).addcmul_(parts.theta, parts.log_ratio).neg_()
 
 
 def _derivatives(parts, x, outs):
@@ -74,6 +75,7 @@ def both(params, target, outs):
 
 class _ZeroInflated(NamedTuple):
     zero: torch.Tensor  # where the count is one
+    counted: torch.Tensor  # 0 there, and 1 elsewhere
     x: torch.Tensor  # the counts, exactly 0 there
     parts: _Parts
     nll: torch.Tensor  # of the negative binomial
@@ -82,23 +84,26 @@ class _ZeroInflated(NamedTuple):
 
 def _zero_inflate(mean, theta, pi, target):
     zero = target < 1e-8  # as scvi-tools
-    x = target.masked_fill(zero, 0)
+    counted = 1 - zero.to(target.dtype)
+    x = target * counted
     parts = _parts(mean, theta, x)
     nll = _nll(parts, x)
-    return _ZeroInflated(zero, x, parts, nll, torch.expm1(-nll).neg_().mul_(torch.sigmoid(-pi)))
+    return _ZeroInflated(zero, counted, x, parts, nll, torch.expm1(-nll).neg_().mul_(torch.sigmoid(-pi)))
 
 
 def _zero_inflated_nll(made, pi):
-    rare = F.logsigmoid(pi + made.nll) - F.logsigmoid(pi)
-    of_zero = torch.where(made.missed < 0.5, torch.log1p(-made.missed).neg_(), rare)
-    return torch.where(made.zero, of_zero, made.nll - F.logsigmoid(-pi))
+    softplus = exp_minus(pi.abs()).log1p_()  # of -|pi|
+    rare = F.logsigmoid(pi + made.nll).add_(softplus).sub_(pi.clamp(max=0))
+    of_zero = select(made.missed < 0.5, torch.log1p(-made.missed).neg_(), rare)
+    return select(made.zero, of_zero, softplus.add_(pi.clamp(min=0)).add_(made.nll))
 
 
 def _zero_inflated_derivatives(made, pi, outs):
-    weight = torch.sigmoid(-pi - made.nll).masked_fill_(~made.zero, 1)
+    weight = torch.maximum(torch.sigmoid(-pi - made.nll), made.counted)
     dmean, dtheta = _derivatives(made.parts, made.x, outs)
+    share = torch.sigmoid(pi)
     of_zero = torch.sigmoid(pi + made.nll).mul_(made.missed).neg_()
-    return dmean.mul_(weight), dtheta.mul_(weight), torch.where(made.zero, of_zero, torch.sigmoid(pi))
+    return dmean.mul_(weight), dtheta.mul_(weight), select(made.zero, of_zero, share)
 
 
 def zero_inflated_terms(params, target, out=None):

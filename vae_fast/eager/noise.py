@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from vae_fast.eager.elementary import select
+
 LATENTS = 0  # stream of the latents' noise
 TARGETS = 1  # stream of dynamic binarisation
 
@@ -30,7 +32,7 @@ def box_muller(u, v):
     sine, cosine = torch.sin(h * (math.pi / 2)), torch.cos(h * (math.pi / 2))
     quadrant = v >> 30
     odd = (quadrant & 1).bool()
-    first, second = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
+    first, second = select(odd, sine, cosine), select(odd, cosine, sine)
     first_sign = 1 - ((quadrant + 1) & 2)
     second_sign = 1 - (quadrant & 2)
     return r * first * first_sign, r * second * second_sign

@@ -3,6 +3,7 @@
 import torch
 
 from vae_fast.eager import noise
+from vae_fast.eager.elementary import select
 
 PLAIN = (None, None, 1.0)  # weight, seed, scale: no weight, nothing sampled, the target as it is
 
@@ -25,4 +26,6 @@ def binary(u, grey):
 
 def weighted(value, weight):
     """weight * value, and 0 where the weight is 0, whatever the value."""
-    return value if weight is None else torch.where(weight != 0, value * weight.to(value.dtype), 0)
+    if weight is None:
+        return value
+    return select(weight != 0, value * weight.to(value.dtype), value.new_zeros(()))
