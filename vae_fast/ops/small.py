@@ -114,7 +114,7 @@ class _Reconstruction(reconstruction.Ordinary):
             return reconstruction.Ordinary.backward(ctx, grad_loss)
         grads, ctx.grads = ctx.grads, None
         upstream = reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction)
-        made = (g.mul_(upstream) if want else None for g, want in zip(grads, ctx.needs_input_grad[4:], strict=True))
+        made = (g * upstream if want else None for g, want in zip(grads, ctx.needs_input_grad[4:], strict=True))
         return None, None, None, None, *made
 
 
