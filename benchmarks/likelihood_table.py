@@ -1,4 +1,4 @@
-"""Every likelihood that `make bench` measures in one table: error, traffic, instructions, and speed on the CPU.
+"""Every likelihood that `make bench` measures in one table: error, traffic, instructions, and speed over eager.
 
 python -m vae_fast.benchmarks.likelihood_table [FOLDER]    # of results, for the last column; prints Markdown
 
