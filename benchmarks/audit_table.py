@@ -1,14 +1,16 @@
 """The machine code of every kernel of ours, in every variant that its launcher chooses: what `vae-fast audit` prints.
 
-Compiled with no GPU present. A row fails where the code spills, uses local memory, has narrow accesses in a layout that
-allows wide ones, or issues more instructions per element than the number beside the kernel (`ISSUED` in kernels/).
-Where the main path reads nothing back from there, the masked tail of a tensor may have a register or two in local
-memory: ptxas does that to fit one more program, and only the last program takes that path. The table shows it.
+Compiled with no GPU present. A row fails where the compiler raises, or the code spills, uses local memory, has narrow
+accesses in a layout that allows wide ones, or issues more instructions per element than the number beside the kernel
+(`ISSUED` in kernels/). Where the main path reads nothing back from there, the masked tail of a tensor may have a
+register or two in local memory: ptxas does that to fit one more program, and only the last program takes that path. The
+table shows it.
 """
 
 import contextlib
 import functools
 import multiprocessing
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -28,6 +30,7 @@ TILE = ("ROWS", "COLUMNS", "TILE")  # the constexpr arguments whose product is a
 WIDE_ACCESS = 128  # bits
 LOCAL_READ = ("LDL", "scratch_load")  # opcodes that read local memory, NVIDIA's and AMD's
 LOCAL_OF_TAILS = 16  # bytes a thread
+RAISED = 300  # characters of what a compiler says
 
 
 class Task(NamedTuple):
@@ -42,7 +45,7 @@ class Row(NamedTuple):
     call: str  # the first call that chose this variant
     kernel: str
     target: str
-    registers: int
+    registers: int | None  # None, as all figures, where there is no code
     spilled: int  # bytes a thread
     local: int  # bytes a thread
     loads: str  # global ones of a thread on the main path, as 8x128+1x64: number x bits
@@ -56,6 +59,11 @@ class Row(NamedTuple):
     bound: str  # what bounds the kernel there: "memory" or a kind of instruction
     load: float  # the time of the busiest kind of instruction over that of the memory
     failures: tuple[str, ...]
+
+    @property
+    def compiled(self):
+        """Whether there are figures at all."""
+        return self.registers is not None
 
 
 class Recorded(NamedTuple):
@@ -110,23 +118,44 @@ def audit_rows(todo, cards=(), jobs=1) -> Iterator[Row]:
 
 
 def row(task, cards=()) -> Row:
-    """Compile one variant, and judge it."""
+    """Compile one variant, and judge it. What the compiler raises is the failure of this variant alone."""
     call, launch, elements = recorded(task.main)[task.index]
+    card = chosen_card(task.target, cards)
+    try:
+        report = audit(launch, task.target, elements=elements)
+    except Exception as error:  # its own, Triton's, MLIR's and those of the tools that it starts
+        failure = f"{launch.name} on {task.target}: not compiled: {_raised(error)}"
+        return _without_code(call, launch.name, task.target, card.name, failure)
+    return _judged(call, launch, report, card)
+
+
+def _raised(error):
+    """The first cause, in a line. A message of Triton's own has the kernel's source around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    message = getattr(error, "error_message", None) or str(error)
+    return textwrap.shorten(f"{type(error).__name__}: {message}", RAISED)
+
+
+def _without_code(call, kernel, target, card, failure):
+    figures = dict.fromkeys(Row._fields)
+    return Row(**{**figures, "call": call, "kernel": kernel, "target": target, "card": card, "failures": (failure,)})
+
+
+def _judged(call, launch, report, card):
     lanes = tile_size(launch)
-    report = audit(launch, task.target, elements=elements)
     operands = _operands(launch)
     wide = _allows_wide(operands, lanes // report.threads)
     limit = issued_limit(launch, operands) if wide else None
     if limit is not None:  # the number is one of lanes: a tile that overhangs its rows has fewer elements
-        limit *= lanes / elements
+        limit *= lanes / report.elements
     width = WIDE_ACCESS if wide else 0
     moved = sum(i.bits for i in report.main if i.bits >= width) / 8 * report.threads / lanes  # masked lanes move none
     scalars = _scalars(report, operands, lanes, width, moved)
-    budget = Budget(issued=limit if task.target == "sm_90" else None, bits=width, narrow=scalars)
-    card = chosen_card(task.target, cards)
+    budget = Budget(issued=limit if report.target == "sm_90" else None, bits=width, narrow=scalars)
     resource, load = bound(report, moved, card)
     return Row(
-        call, launch.name, task.target,
+        call, launch.name, report.target,
         report.resources.registers, report.resources.spilled, report.resources.local,
         _widths(report.loads), _widths(report.stores), report.issued, report.integer, report.special, limit,
         moved, card.name, resource, max(load.values()),

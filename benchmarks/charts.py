@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vae_fast.app.figures import _figure as figure
+from vae_fast.benchmarks import tables
 from vae_fast.benchmarks.contenders import GRAPH
 from vae_fast.benchmarks.entrants import WHOLE
 from vae_fast.benchmarks.results import OK, Row
@@ -104,7 +105,7 @@ def memory(rows: list[Row], path: Path) -> None:
         f"peak memory over the inputs at the largest size, forward + backward, on {rows[0].device}",
         "tensors of the op's size",
         lambda row: row.peak_bytes / (row.elements * (2 if row.dtype == "bfloat16" else 4)),
-        "{:.1f}",
+        "{:.1f}".format,
     )
 
 
@@ -118,13 +119,14 @@ def host(rows: list[Row], path: Path) -> None:
         f"overhead: {what}, forward + backward, on {rows[0].device}",
         "microseconds",
         lambda row: 1e3 * (row.host_time or row.time),
-        "{:.0f}",
+        "{:.0f}".format,
     )
 
 
 def training_steps(rows: list[Row], path: Path) -> None:
     """Time of a whole training step, eager calls and CUDA graphs."""
-    _bars(rows, path, f"a whole training step on {rows[0].device}", "milliseconds", lambda row: row.time, "{:.3g}")
+    title = f"a whole training step on {rows[0].device}"
+    _bars(rows, path, title, "milliseconds", lambda row: row.time, tables.milliseconds)
 
 
 def _at_size(rows, choose) -> list[Row]:
@@ -177,7 +179,7 @@ def _legend(canvas, lines: list[Line], prefix: str) -> None:
     canvas.axes[-1].legend(handles=handles, frameon=False, loc="center")
 
 
-def _bars(rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float], text: str) -> None:
+def _bars(rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float], text: Callable) -> None:
     """Bars of every contender, grouped by op, with their numbers."""
     threads = {row.threads for row in rows}
     groups = list(dict.fromkeys(_group(row, threads) for row in rows))
@@ -198,7 +200,7 @@ def _bars(rows: list[Row], path: Path, title: str, unit: str, value: Callable[[R
                 linewidth=0,
                 label=f"{base}, CUDA graph" if graph else name,
             )
-            axes.bar_label(bars, labels=[text.format(v) for v in own.values()], fontsize=7, padding=1)
+            axes.bar_label(bars, labels=[text(v) for v in own.values()], fontsize=7, padding=1)
         axes.set(title=title, ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
         axes.margins(y=0.12)
         axes.grid(False, axis="x")

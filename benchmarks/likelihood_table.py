@@ -1,11 +1,8 @@
-"""Every likelihood that `make bench` measures in one table: error, traffic, instructions, and speed on the CPU.
+"""Every likelihood that `make bench` measures in one table: error, traffic, instructions, and speed over eager.
 
 python -m vae_fast.benchmarks.likelihood_table [FOLDER]    # of results, for the last column; prints Markdown
 
-error: of the nll and the gradients of 64 x 784 elements against the NumPy reference, relative to the largest of each.
-moved: bytes over the fewest, forward and backward. issued: instructions an element for loss and gradient on sm_90, the
-number that `make audit` holds it to; of classes an element is a logit, in a long row. eager: how many times as long
-PyTorch's formula takes (`make bench`).
+Without a FOLDER the last column is of the newest results in benchmarks/results, of a GPU if there are any.
 """
 
 import json
@@ -25,7 +22,17 @@ from vae_fast.reference import likelihoods as reference
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BACKENDS = {"triton": "kernel", "eager": "eager"}
 SHAPE = (64, 784)
+RESULTS = Path(__file__).parent / "results"
 CALL = ("reconstruction_loss", "{}, batchmean", "float32", "rows")  # op, options, dtype, layout in the traffic table
+NOTE = """\
+- Errors, by dtype and backend: of the nll and the gradients of 64 x 784 elements against the NumPy reference, relative
+  to the largest of each. The kernels run in Triton's interpreter, which cuts bfloat16 off where a GPU rounds it.
+- moved: bytes that the kernels move, over the fewest, forward and backward.
+- issued: instructions an element for loss and gradient on sm_90, the number that `make audit` holds the kernel to; of
+  classes an element is a logit, in a long row.
+- x eager: how many times as fast as PyTorch's formula, at worst and at best over all sizes and dtypes. No speed is
+  given over a formula whose result is wrong. From {}.
+"""
 
 
 def error(name: str, dtype: torch.dtype, backend: str) -> float:
@@ -62,32 +69,46 @@ def _measure_here():
             "errors": [[error(name, dtype, backend) for backend in BACKENDS] for dtype in DTYPES],
             "moved": traffic(calls[(CALL[0], CALL[1].format(name), *CALL[2:])]).ratio,
         }
-        for name in LIKELIHOODS
-        if name in formulas.OPS
+        for name in _names()
     }
 
 
 def table(folder: Path | None = None) -> str:
-    """Markdown. folder: results of `make bench`, whose slowest comparison with eager is shown for each likelihood."""
+    """Markdown. folder: results of `make bench`; those that `newest` finds if None is given."""
     from vae_fast.benchmarks.report import markdown
     from vae_fast.kernels import categorical, likelihoods
 
+    folder = folder or newest()
     issued = {**likelihoods.ISSUED, "categorical": categorical.ISSUED}
-    speeds = {} if folder is None else _speeds(folder)
+    rows = [] if folder is None else load(folder / Results.JSON)
+    speeds = _speeds(rows)
     header = ["likelihood"]
     header += [f"{str(dtype).removeprefix('torch.')} {room}" for dtype in DTYPES for room in BACKENDS.values()]
     lines = []
     for name, row in measured().items():
         errors = [f"{value:.0e}" for pair in row["errors"] for value in pair]
-        lines.append((name, *errors, f"{row['moved']:.3f}", f"{issued[name].both}", speeds.get(name, "")))
-    return markdown((*header, "moved", "issued", "eager"), lines)
+        speed = speeds.get(name, "not measured")
+        lines.append((name, *errors, f"{row['moved']:.3f}", f"{issued[name].both}", speed))
+    where = f"`make bench` on {rows[0].device}" if rows else "`make bench`, which has no results here"
+    return f"{markdown((*header, 'moved', 'issued', 'x eager'), lines)}\n\n{NOTE.format(where).rstrip()}"
 
 
-def _speeds(folder):
+def newest(results: Path = RESULTS) -> Path | None:
+    """The folder of the last results that have every likelihood, of a GPU or else of a CPU; None without any."""
+    found = {path.parent: load(path) for path in results.glob(f"*/{Results.JSON}")}
+    whole = [folder for folder, rows in found.items() if set(_names()) <= {row.op for row in rows}]
+    return max(whole, key=lambda folder: max((row.kind == "cuda", row.date) for row in found[folder]), default=None)
+
+
+def _names():
+    return [name for name in LIKELIHOODS if name in formulas.OPS]
+
+
+def _speeds(rows):
     """By op: the least and the most ratio to eager on one thread or a GPU, or that eager is wrong."""
     found: dict[str, list[float]] = {}
     wrong = {}
-    for row in load(folder / Results.JSON):
+    for row in rows:
         if (
             row.contender == "vae_fast"
             and row.phase == "forward+backward"

@@ -64,7 +64,7 @@ def write(rows: list[Row], folder: Path, traffic: bool = True) -> Path:
 def _sections(rows, drawn, traffic) -> Iterable[str]:
     yield f"# vae_fast on {rows[0].device}"
     yield _origin(rows)
-    yield f"## In ten seconds\n\n{markdown(tables.OVERVIEW, tables.overview(rows))}\n\n*{tables.OVERVIEW_NOTE}*"
+    yield _overview(rows)
     yield _losses(rows)
     yield _unmeasured(rows)
     yield "\n\n".join(f"![{text}]({name}.png)\n\n*{text}*" for name, text in FIGURES.items() if name in drawn)
@@ -73,7 +73,7 @@ def _sections(rows, drawn, traffic) -> Iterable[str]:
     yield "## Traffic\n\n" + (_traffic() if traffic else TRAFFIC_COMMAND)
     method = GPU_METHOD if rows[0].kind == "cuda" else CPU_METHOD
     yield f"## How it was measured\n\n{METHOD}{method}"
-    yield "## The cases\n\n" + markdown(("case", "why this one"), _reasons(rows))
+    yield "## The cases\n\n" + markdown(("case", "why this one"), _reasons(rows), words=("why this one",))
 
 
 def _origin(rows):
@@ -102,11 +102,22 @@ def _origin(rows):
     return "\n\n".join(lines)
 
 
-def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
+def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]], words: tuple[str, ...] = ()) -> str:
+    """A Markdown table. words: the columns besides the first that are no numbers."""
     header, lines = tables.without_empty(header, lines)
-    rows = [header, ["---", *["--:"] * (len(header) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rule = ["---" if name in (*header[:1], *words) else "--:" for name in header]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *lines))
+
+
+def _overview(rows):
+    lines = tables.overview(rows)
+    table, note = _with_note(tables.OVERVIEW, lines, tables.OVERVIEW_MEANINGS)
+    return f"## In ten seconds\n\n{table}\n\n*{note}.*" if lines else ""
+
+
+def _with_note(header, lines, meanings):
+    """The table, and what stands in the columns that it has."""
+    return markdown(header, lines), tables.note(tables.without_empty(header, lines)[0], meanings)
 
 
 def _losses(rows):
@@ -123,8 +134,8 @@ def _unmeasured(rows):
 
 def _every_case(rows):
     lines = tables.cases(rows, lambda text, ratio: f"**{text}**" if tables.is_loss(ratio) else text)
-    table = markdown((*tables.HEADER, *tables.MORE), lines)
-    return f"## Every case, forward and backward\n\n{table}\n\n*{tables.NOTE}; {tables.MORE_NOTE}. Losses are bold.*"
+    table, note = _with_note((*tables.HEADER, *tables.MORE), lines, tables.MEANINGS)
+    return f"## Every case, forward and backward\n\n{table}\n\n*{note}. Losses are bold.*" if lines else ""
 
 
 def _overheads(rows):
@@ -147,7 +158,7 @@ def _traffic():
         lines.append((op, str(len(own)), f"{min(row.ratio for row in own):.3f}", f"{worst.ratio:.3f}", _call(worst)))
     problems = "".join(f"\n- {row.op}, {_call(row)}: {problem}" for row in counted for problem in row.problems)
     header = ("op", "calls", "least", "most", "which")
-    return f"{TRAFFIC_NOTE}\n\n{markdown(header, lines)}\n\n{problems or NO_PROBLEMS}"
+    return f"{TRAFFIC_NOTE}\n\n{markdown(header, lines, words=('which',))}\n\n{problems or NO_PROBLEMS}"
 
 
 def _call(row):

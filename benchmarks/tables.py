@@ -1,6 +1,6 @@
 """The tables of a report, as lines of text in columns: for Markdown and for a terminal alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from vae_fast.benchmarks.contenders import GRAPH
 from vae_fast.benchmarks.entrants import WHOLE
@@ -9,21 +9,27 @@ from vae_fast.benchmarks.results import OK, Row
 NOISE = 1.05  # two runs of one contender differ by this much: less is neither a win nor a loss
 OVER = {"eager": "over_eager", "compile": "over_compile", "max-autotune": "over_compile_max_autotune"}
 
-OVERVIEW = ("op", *(f"x {name}" for name in OVER), "of copy bandwidth", "memory")
-OVERVIEW_NOTE = (
-    "x: how many times as fast as that, at worst and at best over all sizes and dtypes; then, at the largest size in "
-    "float32, the share of a copy's bandwidth, and the peak memory over the inputs as a share of eager's."
-)
-HEADER = ("case", "threads", "eager", "compile", "vae_fast", *(f"x {name}" for name in OVER), "(min)", "of copy")
-NOTE = (
-    "milliseconds, medians; x: how many times as fast as that; (min): as fast as eager by the minima, which other work "
-    "disturbs less; of copy: share of a copy's bandwidth, on the floor's bytes"
-)
+FASTER = tuple(f"x {name}" for name in OVER)
+TIMES = "x: how many times as fast as that"
+
+OVERVIEW = ("op", *FASTER, "of copy bandwidth", "memory")
+HEADER = ("case", "threads", "eager", "compile", "vae_fast", *FASTER, "(min)", "of copy")
 MORE = ("memory", "eager's bytes")
-MORE_NOTE = (
-    "memory: over the inputs, as a share of eager's; eager's bytes: those that its ops move, over the floor, which is "
-    "the speed-up that memory allows"
-)
+
+# What stands in a column whose name does not say it.
+OVERVIEW_MEANINGS = {
+    **dict.fromkeys(FASTER, f"{TIMES}, at worst and at best over all sizes and dtypes"),
+    "of copy bandwidth": "of copy bandwidth: the share of it at the largest size in float32",
+    "memory": "memory: the peak over the inputs at the largest size in float32, as a share of eager's",
+}
+MEANINGS = {
+    "vae_fast": "milliseconds, medians",
+    **dict.fromkeys(FASTER, TIMES),
+    "(min)": "(min): as fast as eager by the minima, which other work disturbs less",
+    "of copy": "of copy: share of a copy's bandwidth, on the floor's bytes",
+    "memory": "memory: over the inputs, as a share of eager's",
+    "eager's bytes": "eager's bytes: those that its ops move, over the floor, which is the speed-up that memory allows",
+}
 OVERHEAD = ("op", "host: eager", "compile", "vae_fast", "launches: eager", "compile", "vae_fast")
 OVERHEAD_NOTE = "microseconds of the host, and kernels, copies and fills, of one call at the smallest size"
 
@@ -63,7 +69,7 @@ def cases(rows: list[Row], mark: Callable[[str, float], str]) -> list[tuple[str,
     lines = []
     for row in ours(rows):
         eager, compiled = (_partner(rows, row, name) for name in ("eager", "compile"))
-        times = [f"{other.time:.3g}" if other else "" for other in (eager, compiled, row)]
+        times = [milliseconds(other.time) if other else "" for other in (eager, compiled, row)]
         by_minima = eager.time_min / row.time_min if eager and row.threads else None
         speeds = [ratios(row).get(name) for name in OVER]
         marked = [mark(f"{speed:.2f}", speed) if speed else "" for speed in (*speeds, by_minima)]
@@ -102,6 +108,16 @@ def unmeasured(rows: list[Row]) -> list[str]:
     """What has no figures, and why."""
     faulty = [row for row in rows if row.status != OK]
     return [f"{row.case}{', ' * bool(row.contender)}{row.contender}: {row.status}" for row in faulty]
+
+
+def note(columns: Iterable[str], meanings: dict[str, str]) -> str:
+    """What stands in these columns."""
+    return "; ".join(dict.fromkeys(meanings[name] for name in columns if name in meanings))
+
+
+def milliseconds(value: float) -> str:
+    """Three digits, or all of a large number's."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def without_empty(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:

@@ -2,52 +2,76 @@
 
 import torch
 
-from vae_fast import checks
+from vae_fast import checks, scales
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
 
 
 class DiagonalGaussian:
     """N(mu, diag(exp(logvar))) of shape [B, ...]; nothing is computed until it is asked for.
 
-    logvar_clamp: (low, high), as in `sample_kl`; every method sees the clamped logvar. Raises as `sample_kl` does.
+    Args:
+        mu, logvar: what an encoder gives, of one shape, dtype and device.
+        logvar_clamp: (low, high), as in `sample_kl`; every method sees the clamped logvar. With scale "logvar".
+        scale: what `logvar` holds, as in `sample_kl`: "logvar", "logstd", "std", "softplus", a `Softplus` or a
+            `SoftClamp`. The attributes `mu` and `logvar` are the mean and the log-variance in every scale, made at each
+            reading where the tensors hold something else.
+
+    Raises:
+        TypeError, ValueError: as `sample_kl` does.
 
     >>> posterior = DiagonalGaussian(torch.zeros(4, 2), torch.zeros(4, 2))
     >>> posterior.rsample(seed=0).shape, posterior.kl().item()
     (torch.Size([4, 2]), 0.0)
+    >>> DiagonalGaussian(torch.zeros(4, 2), torch.ones(4, 2), scale="std").kl().item()
+    0.0
     """
 
-    def __init__(self, mu, logvar, *, logvar_clamp=None):
+    def __init__(self, mu, logvar, *, logvar_clamp=None, scale="logvar"):
         checks.posterior(mu, logvar)
-        checks.clamp(logvar_clamp)
-        self._halves, self._moments, self.logvar_clamp = (mu, logvar), None, logvar_clamp
+        self._set((mu, logvar), None, logvar_clamp, scale)
 
     @classmethod
-    def from_moments(cls, moments, dim=1, *, logvar_clamp=None):
+    def from_moments(cls, moments, dim=1, *, logvar_clamp=None, scale="logvar"):
         """From moments = cat(mu, logvar) along `dim`: `sample_kl` then writes one gradient for them."""
-        posterior = cls.__new__(cls)
         dim = checks.moments(moments, dim)
-        checks.clamp(logvar_clamp)
-        posterior._halves, posterior._moments, posterior.logvar_clamp = (
-            moments.chunk(2, dim),
-            (moments, dim),
-            logvar_clamp,
-        )
+        posterior = cls.__new__(cls)
+        posterior._set(moments.chunk(2, dim), (moments, dim), logvar_clamp, scale)
         return posterior
+
+    def _set(self, halves, moments, logvar_clamp, scale):
+        checks.clamp(logvar_clamp)
+        self._found = scales.lookup(scale)
+        checks.scale(self._found, scale, logvar_clamp)
+        self._halves, self._moments, self.logvar_clamp, self.scale = halves, moments, logvar_clamp, scale
 
     @property
     def mu(self):
-        return self._halves[0]
+        """The mean."""
+        mu = self._halves[0]
+        if self._found.name != "soft_clamp":
+            return mu
+        zeros = _full(mu, 0)  # a sample without noise is the mean, for any standard deviation
+        return reparameterize(mu, zeros, scale=self.scale, eps=zeros)
 
     @property
     def logvar(self):
         """The log-variance, clamped."""
-        logvar = self._halves[1]
-        return logvar if self.logvar_clamp is None else logvar.clamp(*self.logvar_clamp)
+        return self._log_variance().to(self._halves[1].dtype)
+
+    def _log_variance(self):
+        """In float32 at least where it is a logarithm of what is given."""
+        value = self._halves[1]
+        if self._found.name == "logvar":
+            return value if self.logvar_clamp is None else value.clamp(*self.logvar_clamp)
+        if self._found.name == "logstd":
+            return 2 * value
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        # a mean of 0 and noise of 1 make a sample of the standard deviation
+        return 2 * reparameterize(_full(wide, 0), wide, scale=self.scale, eps=_full(wide, 1)).log()
 
     def rsample(self, *, seed=None, generator=None, eps=None):
         """A sample [B, ...], differentiable in mu and logvar."""
-        clamp = self.logvar_clamp
-        return reparameterize(*self._halves, logvar_clamp=clamp, seed=seed, generator=generator, eps=eps)
+        return reparameterize(*self._halves, **self._options(), seed=seed, generator=generator, eps=eps)
 
     def sample(self, *, seed=None, generator=None, eps=None):
         """A sample [B, ...] without a gradient."""
@@ -55,36 +79,51 @@ class DiagonalGaussian:
             return self.rsample(seed=seed, generator=generator, eps=eps)
 
     def sample_kl(self, *, prior=None, reduction="sample", seed=None, generator=None, eps=None):
-        """A differentiable sample and the KL in one pass, as the function of that name."""
-        prior = _parameters(prior)
-        posterior, function = (self._halves, sample_kl) if self._moments is None else (self._moments, sample_kl_packed)
-        clamp = self.logvar_clamp
-        return function(
-            *posterior, prior=prior, logvar_clamp=clamp, reduction=reduction, seed=seed, generator=generator, eps=eps
-        )
+        """A differentiable sample and the KL in one pass, as the function of that name; `prior` as in `kl`."""
+        q, prior = self._beside(prior)
+        posterior, function = (q._halves, sample_kl) if q._moments is None else (q._moments, sample_kl_packed)
+        noise = {"seed": seed, "generator": generator, "eps": eps}
+        return function(*posterior, prior=prior, reduction=reduction, **q._options(), **noise)
 
     def mode(self):
         """The most likely value: mu itself."""
         return self.mu
 
     def kl(self, prior=None, *, reduction="batchmean"):
-        """KL to `prior`, a DiagonalGaussian or a tuple (mu, logvar), in nats; to N(0, I) where it is None."""
-        return gaussian_kl(*self._halves, prior=_parameters(prior), logvar_clamp=self.logvar_clamp, reduction=reduction)
+        """KL to `prior` in nats; to N(0, I) where it is None.
+
+        prior: a DiagonalGaussian, of any scale, or a tuple (mu, logvar) of tensors in this one's scale.
+        """
+        q, prior = self._beside(prior)
+        return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options())
 
     def log_prob(self, value):
         """The log-density of `value` [B, ...]: [B], nats per sample, summed over elements; differentiable in both."""
         checks.is_float("value", value)
-        checks.same_shape("value", value, "mu", self.mu)
-        checks.same_device("value", value, "mu", self.mu)
-        mean = self.mu
+        checks.same_shape("value", value, "mu", self._halves[0])
+        checks.same_device("value", value, "mu", self._halves[0])
+        mean, logvar = self.mu, self._log_variance()
         if value.requires_grad:  # a target has no gradient, but the difference is all that counts
             mean, value = mean - value, torch.zeros_like(value)
-        return -reconstruction_loss((mean, self.logvar.to(mean.dtype)), value, "gaussian", reduction="sample")
+        dtype = torch.promote_types(mean.dtype, logvar.dtype)
+        return -reconstruction_loss((mean.to(dtype), logvar.to(dtype)), value, "gaussian", reduction="sample")
 
     def __repr__(self):
-        mu = self.mu
+        mu = self._halves[0]
         return f"DiagonalGaussian(shape={list(mu.shape)}, dtype={mu.dtype}, device={mu.device})"
 
+    def _options(self):
+        return {"logvar_clamp": self.logvar_clamp, "scale": self.scale}
 
-def _parameters(prior):
-    return (prior.mu, prior.logvar) if isinstance(prior, DiagonalGaussian) else prior
+    def _beside(self, prior):
+        """(posterior, the prior's tensors) in one scale: the posterior's, or where they differ that of logvar."""
+        if not isinstance(prior, DiagonalGaussian):
+            return self, prior
+        if prior._found != self._found:
+            return DiagonalGaussian(self.mu, self.logvar), (prior.mu, prior.logvar)
+        return self, prior._halves if prior.logvar_clamp is None else (prior.mu, prior.logvar)
+
+
+def _full(tensor, value):
+    """A number for each element, without their memory."""
+    return tensor.new_full((), value).expand(tensor.shape)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import vae_fast.app
 from vae_fast import VAE
 from vae_fast.app import cli
+from vae_fast.ops import backend
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="commands are the same on any backend"
@@ -154,6 +155,25 @@ def test_data_that_is_not_images(tmp_path):
     assert "b.npy is not a whole .npy file" in result.output
 
 
+@pytest.mark.parametrize("command", ["train", "profile", "bench", "doctor", "audit"])
+def test_a_backend_of_the_environment_that_is_none(command, monkeypatch):
+    monkeypatch.setattr(backend, "_current", "nonsense")
+    result = run(command)
+    assert result.exit_code == 2
+    message = "VAE_FAST_BACKEND is 'nonsense': expected one of 'triton', 'eager', 'auto'"
+    assert f"'VAE_FAST_BACKEND': {message}" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["train", "profile"])
+def test_a_backend_of_the_environment_that_does_not_take_the_device(command, monkeypatch):
+    monkeypatch.setattr(backend, "_current", "triton")
+    monkeypatch.setattr(backend, "HAS_TRITON", False)
+    result = run(command, "--device", "cpu")
+    assert result.exit_code == 2
+    assert "'VAE_FAST_BACKEND': backend is \"triton\", but it is not installed" in result.output
+
+
 def test_an_output_that_cannot_be_written_is_found_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "fit", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "file").touch()
@@ -204,6 +224,13 @@ def test_python_m_vae_fast():
     )
     assert result.returncode == 2
     assert "'--epochs': epochs is 0: expected 1 or more" in result.stderr
+    environment = {**os.environ, "VAE_FAST_BACKEND": "nonsense"}
+    result = subprocess.run(
+        [sys.executable, "-m", "vae_fast", "train"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 2
+    assert "VAE_FAST_BACKEND is 'nonsense'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_without_the_extra(monkeypatch):

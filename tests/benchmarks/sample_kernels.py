@@ -127,3 +127,20 @@ def programs_overlap(x, y, n, BLOCK: tl.constexpr):
     """Bad: neighbouring programs both store one element."""
     at = tl.program_id(0) * (BLOCK - 1) + tl.arange(0, BLOCK)
     tl.store(y + at, tl.load(x + at, mask=at < n, other=0), mask=at < n)
+
+
+@triton.jit
+def add_of_unequal_blocks(x, BLOCK: tl.constexpr):
+    return x + tl.arange(0, BLOCK + BLOCK)
+
+
+@triton.jit
+def does_not_compile(x, y, BLOCK: tl.constexpr):
+    """Bad, inside a device function."""
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, add_of_unequal_blocks(tl.load(x + at), BLOCK))
+
+
+@triton.jit
+def refuses_its_block(x, y, BLOCK: tl.constexpr):
+    tl.static_assert(BLOCK < 64, "BLOCK is 64 or more: expected fewer")

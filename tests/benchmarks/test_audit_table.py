@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 pytest.importorskip("triton")
 
+from tests.benchmarks import sample_kernels
 from vae_fast.app import cli
 from vae_fast.kernels import latent_forward, likelihoods, upstreams
 from vae_fast.ops import backend
@@ -126,6 +128,51 @@ class TestBadKernels:
         assert rows(table, "reparameterize, float64, rows: forward")[0].limit is None
         (total,) = rows(table, "elbo_loss, bernoulli, float32, rows: forward", kernel="total")
         assert (total.kernel, total.limit, total.failures) == ("_total", None, ())
+
+
+@compiled
+class TestWhatDoesNotCompile:
+    """Its row fails, and says why in a line; the others are there."""
+
+    @pytest.fixture
+    def _broken(self, table, monkeypatch):
+        """Two launches more."""
+        known = table.recorded(True)
+        with table.record_launches() as launches:
+            for kernel in (sample_kernels.does_not_compile, sample_kernels.refuses_its_block):
+                kernel[(1,)](torch.zeros(64), torch.zeros(64), BLOCK=64)
+        broken = [table.Recorded(f"call {k}", launch, 64) for k, launch in enumerate(launches)]
+        monkeypatch.setattr(table, "recorded", lambda main=False: [*broken, *known])
+
+    @pytest.mark.usefixtures("_broken")
+    @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+    def test_the_row_says_what_was_raised(self, table, target):
+        first, second = (table.row(table.Task(target, k, True)) for k in (0, 1))
+        assert (first.call, first.kernel, first.target, first.compiled) == ("call 0", "does_not_compile", target, False)
+        (failure,) = first.failures
+        assert failure.startswith(
+            f"does_not_compile on {target}: not compiled: CompilationError: ValueError('Cannot make_"
+        )
+        assert second.failures[0].endswith("CompileTimeAssertionFailure: BLOCK is 64 or more: expected fewer")
+
+    @pytest.mark.usefixtures("_broken")
+    def test_the_command_goes_on_and_fails(self, table, monkeypatch):
+        found = [k for k, entry in enumerate(table.recorded()) if k < 2 or entry.launch.name == "_scale"][:3]
+        monkeypatch.setattr(table, "tasks", lambda *_: [table.Task("sm_90", k, True) for k in found])
+        result = run("--target", "sm_90", "--jobs", "1")
+        assert result.exit_code == 1, result.output
+        assert result.output.count("FAILED") == 2
+        assert "FAILED call 0: does_not_compile on sm_90: not compiled: " in result.output
+        assert "2 failures in 3 compilations" in result.output
+        assert "128" in result.output  # the other's accesses
+
+    def test_in_other_processes(self, table, monkeypatch, tmp_path):
+        """What they raise need not survive the way back."""
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
+        (row,) = table.audit_rows(table.tasks(["sm_90"], "scale", main=True)[:1], jobs=2)
+        assert not row.compiled
+        assert "not compiled: NotADirectoryError: " in row.failures[0]
 
 
 @compiled

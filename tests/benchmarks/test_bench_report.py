@@ -107,6 +107,7 @@ def test_nothing_but_skipped_cases(tmp_path):
     row = dataclasses.replace(fake_rows(ops=OPS)[0], contender="", status="skipped: too large", copy_bandwidth=None)
     text = written([row], tmp_path)
     assert "skipped: too large" in text
+    assert "*.*" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 
@@ -169,3 +170,24 @@ def test_columns_that_are_empty_are_left_out():
     assert tables.without_empty(("a", "b", "c"), [("1", "", "2"), ("3", "", "")]) == (
         ["a", "c"], [["1", "2"], ["3", ""]]
     )  # fmt: skip
+
+
+def test_the_note_below_a_table_is_of_its_columns():
+    assert tables.note(("case", "vae_fast", "x eager", "x compile"), tables.MEANINGS) == (
+        "milliseconds, medians; x: how many times as fast as that"
+    )
+    assert tables.note(("op", "memory"), tables.OVERVIEW_MEANINGS).startswith("memory: the peak")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.012345, "0.0123"), (2.9, "2.9"), (999.4, "999"), (999.6, "1,000"), (2897.1, "2,897")]
+)
+def test_milliseconds(value, text):
+    assert tables.milliseconds(value) == text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_words_stand_on_the_left(tmp_path):
+    text = written(fake_rows(ops=OPS), tmp_path)
+    assert "| case | why this one |\n| --- | --- |\n" in text
+    assert "| op | x eager | x compile | of copy bandwidth | memory |\n| --- | --: | --: | --: | --: |" in text

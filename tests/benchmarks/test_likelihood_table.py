@@ -3,12 +3,19 @@
 import pytest
 import torch
 
-from tests.benchmarks.bench_rows import FAKE_CPU, fake_rows
+from tests.benchmarks.bench_rows import FAKE_CPU, FAKE_GPU, fake_rows
 from vae_fast.benchmarks import likelihood_table
 from vae_fast.benchmarks.formulas import OPS
-from vae_fast.benchmarks.results import Results
+from vae_fast.benchmarks.results import Results, load
 from vae_fast.kernels import categorical
 from vae_fast.likelihoods import LIKELIHOODS
+
+
+def put(folder, machine, date, ops=None):
+    rows = fake_rows(machine, ops, threads=(1,))
+    for row in rows:
+        row.date = date
+    Results(folder, machine["device"]).put(rows)
 
 
 @pytest.fixture
@@ -62,5 +69,27 @@ def test_the_table(monkeypatch, tmp_path):
     assert lines[2].startswith("| mse | 1e-07 | 2e-07 |")
     assert lines[2].endswith("| 1.000 | 12 | 1.50 to 1.50 |")
     assert lines[3].endswith("| eager is wrong |")
-    assert lines[4].endswith(f"| 1.000 | {categorical.ISSUED.both} |  |")
+    assert lines[4].endswith(f"| 1.000 | {categorical.ISSUED.both} | not measured |")
+    assert lines[-1].endswith(f"From `make bench` on {FAKE_CPU['device']}.")
+    monkeypatch.setattr(likelihood_table, "newest", lambda: tmp_path)
+    assert likelihood_table.table().splitlines() == lines
+    monkeypatch.setattr(likelihood_table, "newest", lambda: None)
     assert "1.50" not in likelihood_table.table()
+    assert likelihood_table.table().endswith("From `make bench`, which has no results here.")
+
+
+def test_the_newest_results_of_all_likelihoods_and_first_of_a_gpu(tmp_path):
+    assert likelihood_table.newest(tmp_path) is None
+    put(tmp_path / "some", FAKE_GPU, "2026-01-04", ops=("mse",))
+    assert likelihood_table.newest(tmp_path) is None
+    for name, machine, date in (("old", FAKE_CPU, "2026-01-01"), ("new", FAKE_CPU, "2026-01-03")):
+        put(tmp_path / name, machine, date)
+    assert likelihood_table.newest(tmp_path) == tmp_path / "new"
+    put(tmp_path / "gpu", FAKE_GPU, "2026-01-02")
+    assert likelihood_table.newest(tmp_path) == tmp_path / "gpu"
+
+
+def test_the_committed_results_have_a_ratio_to_eager_of_every_likelihood():
+    """Or say that eager is wrong."""
+    rows = load(likelihood_table.newest() / Results.JSON)
+    assert set(LIKELIHOODS) <= set(likelihood_table._speeds(rows))

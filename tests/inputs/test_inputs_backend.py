@@ -60,9 +60,22 @@ def python(code, **environment):
 
 @own_process
 @pytest.mark.parametrize("name", ["cuda", "TRITON", " eager"])
-def test_the_environment_variable_is_checked_at_import(name):
-    done = python("import vae_fast", VAE_FAST_BACKEND=name)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_environment_variable_is_checked_where_it_is_used(requires_grad, name):
+    """Also on the short path of small tensors."""
+    code = f"import torch, vae_fast; t = torch.zeros(4, 3, requires_grad={requires_grad}); vae_fast.gaussian_kl(t, t)"
+    done = python(code, VAE_FAST_BACKEND=name)
     assert done.stderr.endswith(f"ValueError: VAE_FAST_BACKEND is {name!r}: expected one of {NAMES}\n")
+
+
+@own_process
+def test_a_bad_environment_variable_is_nothing_to_a_backend_that_is_named():
+    code = (
+        "import torch, vae_fast\n"
+        "with vae_fast.use_backend('eager'): print(vae_fast.gaussian_kl(torch.zeros(4, 3), torch.zeros(4, 3)).item())"
+    )
+    done = python(code, VAE_FAST_BACKEND="cuda")
+    assert (done.stdout, done.stderr) == ("0.0\n", "")
 
 
 @own_process

@@ -115,11 +115,14 @@ def test_prior(call):
             refuses(ValueError, message, call, prior=prior(zeros(*shape)))
 
 
-@pytest.mark.parametrize("call", [
+OF_A_POSTERIOR = pytest.mark.parametrize("call", [
     *(c for _, c in SAMPLERS[:3]), DIVERGENCES[2][1],
     lambda **options: DiagonalGaussian(zeros(4, 3), zeros(4, 3), **options),
     lambda **options: DiagonalGaussian.from_moments(zeros(4, 6), **options),
 ])  # fmt: skip
+
+
+@OF_A_POSTERIOR
 def test_logvar_clamp(call):
     for value in (5, "ab", (1,), (1, 2, 3), (None, 5), ("a", "b"), (True, 2), [0], {0, 1}, (torch.zeros(()), 1)):
         message = f"logvar_clamp is {value!r}: expected a tuple (low, high) of numbers"
@@ -137,17 +140,14 @@ def test_logvar_clamps_that_are_fine(value):
     )
 
 
-SCALED = pytest.mark.parametrize("call", [*(c for _, c in SAMPLERS[:3]), DIVERGENCES[2][1]])
-
-
-@SCALED
+@OF_A_POSTERIOR
 def test_scale(call):
     end = "expected one of 'logvar', 'logstd', 'std', 'softplus', a Softplus or a SoftClamp"
     for value in ("variance", "", None, 1.0, 1e-4, ["std"], Softplus, zeros()):
         refuses(ValueError, f"scale is {value!r}: {end}", call, scale=value)
 
 
-@SCALED
+@OF_A_POSTERIOR
 def test_a_clamp_of_log_variances_on_another_scale(call):
     for value in ("logstd", "std", "softplus", SoftClamp()):
         message = f"logvar_clamp was given with scale {value!r}: expected scale 'logvar', or no clamp"

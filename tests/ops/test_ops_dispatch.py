@@ -29,9 +29,12 @@ class Calls(TorchDispatchMode):
 
 
 class NoSynchronisation(TorchDispatchMode):
-    """Raises where a number is read from a tensor."""
+    """Raises where a number is read from a tensor: item() is an operator of its own inside an op."""
 
-    FORBIDDEN = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.nonzero", "aten.equal", "aten.masked_select")
+    FORBIDDEN = (
+        "aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.nonzero", "aten.equal", "aten.allclose",
+        "aten.masked_select",
+    )  # fmt: skip
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if str(function).startswith(self.FORBIDDEN):
@@ -70,6 +73,35 @@ def test_nothing_waits_for_the_device(backend):
         loss = scalar(case.call(*leaves))
         torch.autograd.grad(loss, leaves, retain_graph=True)
         torch.autograd.grad(2 * loss, leaves)
+
+
+READS = {
+    "item": lambda t: t.item(),
+    "float": lambda t: float(t),
+    "int": lambda t: int(t),
+    "bool": lambda t: bool(t),
+    "comparison": lambda t: t == 1 and None,
+    "equal": lambda t: torch.equal(t, t),
+    "allclose": lambda t: torch.allclose(t, t),
+    "nonzero": lambda t: t.nonzero(),
+    "masked_select": lambda t: t.masked_select(t == 1),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_the_check_for_synchronisation_sees_every_read(read, monkeypatch):
+    """In an op that is called through the dispatcher, and outside of any."""
+    with NoSynchronisation(), pytest.raises(AssertionError, match="waits for the device"):
+        read(torch.ones(()))
+
+    class Reading:
+        def forward(self, *arguments):
+            read(torch.ones(()))
+
+    monkeypatch.setattr(backends, "_module", lambda package, name: Watched(Reading()))
+    logits = torch.zeros(2, 3, dtype=torch.float64)
+    with NoSynchronisation(), use_backend("eager"), pytest.raises(AssertionError, match="waits for the device"):
+        reconstruction_loss(logits, logits)
 
 
 @pytest.mark.usefixtures("no_synchronisation")

@@ -5,7 +5,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
-from tests.ops.cases import MAIN, SHAPE, case_id, scalar, values
+from tests.ops.cases import CASES, MAIN, SHAPE, case_id, scalar, tupled, values
 from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl
 
 
@@ -138,6 +138,38 @@ def test_a_tangent_of_one_input_alone(backend):
     mu, logvar = numbers(2, 3, backend=backend), numbers(2, 3, backend=backend, seed=1).requires_grad_()
     with forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):
         sample_kl(forward_ad.make_dual(mu, torch.ones_like(mu)), logvar, seed=0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_a_batch_of_upstream_gradients(case, backend):
+    """In the first backward pass, which may keep what forward made, and in a later one."""
+    leaves = case.leaves(backend.device)
+    for output in tupled(case.call(*leaves)):
+        upstream = torch.stack([values(*output.shape, device=output.device, seed=i) for i in range(3)])
+        options = {"retain_graph": True, "allow_unused": True}
+        batches = [torch.autograd.grad(output, leaves, upstream, is_grads_batched=True, **options) for _ in range(2)]
+        separate = [torch.autograd.grad(output, leaves, one, **options) for one in upstream]
+        wanted = tuple(None if same[0] is None else torch.stack(same) for same in zip(*separate))
+        assert [grad is None for grad in batches[0]] == [grad is None for grad in wanted]
+        for batch in batches:
+            torch.testing.assert_close(*([g for g in grads if g is not None] for grads in (batch, wanted)))
+
+
+def test_a_vectorised_jacobian(backend):
+    logits, target = numbers(2, 3, backend=backend), numbers(2, 3, backend=backend, seed=1)
+    made = torch.autograd.functional.jacobian(
+        lambda a: reconstruction_loss(a, target, reduction="sample"), logits, vectorize=True
+    )
+    assert made.shape == (2, 2, 3)
+    torch.testing.assert_close(made.sum(0), torch.sigmoid(logits) - target)
+
+
+def test_a_batch_of_gradients_cannot_be_differentiated(backend):
+    logits = numbers(2, 3, backend=backend).requires_grad_()
+    loss = reconstruction_loss(logits, logits.detach(), reduction="sample")
+    upstream = torch.eye(2, dtype=loss.dtype, device=loss.device)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(loss, logits, upstream, is_grads_batched=True, create_graph=True)
 
 
 def test_vmap_over_nothing_is_refused(backend):

@@ -84,6 +84,8 @@ def _show(target: str, rows: list) -> None:
 
 
 def _cells(row) -> tuple[str, ...]:
+    if not row.compiled:
+        return _name(row.kernel), row.call
     limit = "" if row.limit is None else f"{row.limit:.1f}"
     resources = (row.registers, row.spilled, row.local)
     counts = (f"{row.issued:.1f}", limit, f"{row.integer:.1f}", f"{row.special:.2f}", f"{row.bytes:.4g}")

@@ -62,7 +62,7 @@ def _show(rows: list[Row]) -> None:
             before = op
         table.add_row(f" {size}", *figures)
     console.print(table)
-    _say(tables.NOTE)
+    _say(tables.note(columns, tables.MEANINGS))
     for title, faults in (("slower:", tables.losses(rows)), ("without figures:", tables.unmeasured(rows))):
         if faults:
             _say("\n  ".join((title, *faults)))

@@ -16,12 +16,13 @@ from vae_fast.app.bench import bench
 from vae_fast.app.compare import ROUNDS, compare
 from vae_fast.app.data import Split, digits, load_images, split
 from vae_fast.app.doctor import environment, run_checks
-from vae_fast.app.options import argument
+from vae_fast.app.options import argument, trainable_device
 from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, check_seed, fit, resolve_device
 from vae_fast.likelihoods import LIKELIHOODS, lookup
 from vae_fast.models import VAE, arguments
 from vae_fast.models.storage import atomic_path, writable_folder
+from vae_fast.ops import backend
 
 app = typer.Typer(
     help="Train variational autoencoders with fused losses, and check them on this machine.",
@@ -36,6 +37,12 @@ MSE_NOTE = "(mse alone is no ELBO: it is the Gaussian at variance 1/2, less a co
 
 # More points than this make a cloud without structure, and one batch that may not fit.
 LATENT_POINTS = 2000
+
+
+@app.callback()
+def _environment() -> None:
+    """Before any command."""
+    argument("VAE_FAST_BACKEND", backend.check_environment)
 
 
 @app.command()
@@ -67,7 +74,7 @@ def train(
         argument(f"--{name.replace('_', '-')}", check, name, value)
     argument("--likelihood", lookup, likelihood)
     argument("--seed", check_seed, seed)
-    target = argument("--device", resolve_device, device)
+    target = trainable_device(device)
     images = digits() if data is None else split(argument("--data", load_images, data))
     for name, part in (("training images", images.train), ("test images", images.test)):
         argument("--data", check_data, name, part, likelihood)

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import typer
+
+from vae_fast.app.training import resolve_device
+from vae_fast.ops import backend
 
 
 def argument(option: str, function: Callable, *values: Any) -> Any:
@@ -13,3 +17,13 @@ def argument(option: str, function: Callable, *values: Any) -> Any:
     except (OSError, TypeError, ValueError) as error:
         message = error.strerror if isinstance(error, OSError) else str(error)
         raise typer.BadParameter(message, param_hint=f"'{option}'") from error
+
+
+def trainable_device(name: str) -> torch.device:
+    """The device of --device, whose tensors the chosen backend takes."""
+    device = argument("--device", resolve_device, name)
+    try:
+        backend.choose(torch.empty(0, device=device))
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error), param_hint="'VAE_FAST_BACKEND'") from error
+    return device

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, record_function
 
 from vae_fast.app.data import digits, load_images
-from vae_fast.app.options import argument
-from vae_fast.app.training import check_data, resolve_device
+from vae_fast.app.options import argument, trainable_device
+from vae_fast.app.training import check_data
 from vae_fast.models import VAE, arguments
 from vae_fast.models.storage import atomic_path, writable_folder
 
@@ -54,7 +54,7 @@ def profile(
     """Train for some steps and show the time in our ops, in the network, on the host and waiting for data."""
     argument("--steps", arguments.size, "steps", steps)
     argument("--batch-size", arguments.size, "batch_size", batch_size)
-    target = argument("--device", resolve_device, device)
+    target = trainable_device(device)
     images = digits().train if data is None else argument("--data", load_images, data)
     vae = VAE(images.shape[1:], latent_dim=8) if model is None else argument("--model", VAE.load, model)
     argument("--data", check_data, "data", images, vae.likelihood)

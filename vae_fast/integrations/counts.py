@@ -11,6 +11,7 @@ import torch
 
 from vae_fast import checks
 from vae_fast.functional import reconstruction_loss
+from vae_fast.integrations.expansion import unexpanded
 from vae_fast.integrations.lazy import result_dtype
 from vae_fast.integrations.patching import add, wrap
 
@@ -169,7 +170,7 @@ def _log_prob(likelihood, x, params, reduction, *, link=None, at_least=None):
     if len(shape) < 2 or (reduction == "sample" and len(shape) > 2):
         return None
     counts = x if x.is_floating_point() else x.to(torch.promote_types(dtype, torch.float32))
-    params = [p.to(dtype) for p in params]
+    params = [unexpanded(p).to(dtype) for p in params]  # theirs broadcast a theta of one number a gene
     first, *others = params if link is None else map(link, params)
     nll = reconstruction_loss((first.expand(shape), *others), counts.expand(shape), likelihood, reduction=reduction)
     made = result_dtype(params[0])

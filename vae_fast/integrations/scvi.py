@@ -26,8 +26,11 @@ def patch(*, force=False):
     it, and the KL of the latents and of the library size are fused. All that it returns keeps its meaning, shape and
     dtype.
 
-    What is fused can be differentiated once. Returns a `Patch`, which says what it patched. force: take an untested
-    version.
+    What is fused can be differentiated once. A parameter that a distribution broadcast, such as a theta of one number
+    a gene, gets its gradient at its own size: `torch.autograd.grad` for the broadcast `px.theta` finds it unused,
+    unless it was asked to `retain_grad()` before.
+
+    Returns a `Patch`, which says what it patched. force: take an untested version.
 
     Raises ImportError where scvi-tools is missing, and RuntimeError where it is not a version that was tested.
     """

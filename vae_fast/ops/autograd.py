@@ -3,6 +3,13 @@
 import torch
 from torch.autograd import Function
 
+from vae_fast.ops.library import batching
+
+TWICE = (
+    "vae_fast's losses cannot be differentiated twice (gradient penalty, grad of grad, Hessian): "
+    "compute that term with PyTorch's own functions"
+)
+
 
 def select(ordinary, transformable, *tensors):
     """The Function to apply for these inputs, or None where no derivative can be asked for.
@@ -33,6 +40,8 @@ def once(backward, *tensors):
     While compiling there is no double backward, and PyTorch says so itself.
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if batching():  # the batch that autograd makes of the results has no history of theirs
+            raise RuntimeError(TWICE)
         return _Once.apply(backward, *tensors)
     return tuple(backward(*tensors))
 
@@ -50,7 +59,4 @@ class _Once(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        raise RuntimeError(
-            "vae_fast's losses cannot be differentiated twice (gradient penalty, grad of grad, Hessian): "
-            "compute that term with PyTorch's own functions"
-        )
+        raise RuntimeError(TWICE)

@@ -16,8 +16,9 @@ def _checked(name, source):
     return name
 
 
-# A plain global, for the whole process: torch.compile guards on it, and cannot trace a ContextVar.
-_current = _checked(os.environ.get("VAE_FAST_BACKEND", "auto"), "VAE_FAST_BACKEND")
+# A plain global, for the whole process: torch.compile guards on it, and cannot trace a ContextVar. What the environment
+# says is checked where it is used: a command can then say in one line what is wrong with it.
+_current = os.environ.get("VAE_FAST_BACKEND", "auto")
 
 
 @contextlib.contextmanager
@@ -29,7 +30,8 @@ def use_backend(name):
     forward, wherever it runs. "triton" takes CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1, set before
     triton is imported).
 
-    Raises ValueError for any other name; the functions raise RuntimeError where "triton" cannot take their tensors.
+    Raises ValueError for any other name, as the functions do for one in the environment; they raise RuntimeError where
+    "triton" cannot take their tensors.
 
     >>> with use_backend("eager"):
     ...     gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item()
@@ -50,12 +52,19 @@ def choose(tensor):
         return "triton" if tensor.is_cuda and HAS_TRITON else "eager"
     if name == "triton":
         _check_triton(tensor)
+    elif name != "eager":
+        check_environment()
     return name
+
+
+def check_environment():
+    """Raise ValueError where VAE_FAST_BACKEND names no backend."""
+    _checked(_current, "VAE_FAST_BACKEND")
 
 
 def is_eager_on_cpu():
     """`choose` of any CPU tensor, for those in a hurry."""
-    return _current != "triton"
+    return _current in ("auto", "eager")
 
 
 def _check_triton(tensor):

@@ -13,7 +13,7 @@ from vae_fast.eager.elbo import compose
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define
+from vae_fast.ops.library import batching, define
 from vae_fast.ops.reconstruction import _scale, made_in_forward
 
 
@@ -95,7 +95,7 @@ class _Ordinary(Function):
     @staticmethod
     def backward(ctx, grad_loss):
         grads, ctx.grads = ctx.grads, None
-        if not grads or torch.is_grad_enabled():
+        if not grads or torch.is_grad_enabled() or batching():
             return _recompute(ctx, grad_loss, _backward_direct)
         _scale(grads, grad_loss, ctx.spec.backend)
         return None, None, None, *grads

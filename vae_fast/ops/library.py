@@ -1,15 +1,19 @@
-"""Registration of raw ops: functional, opaque to compilers, and looped over by vmap.
+"""Registration of raw ops: functional, opaque to compilers, and looped over by vmap and by `is_grads_batched`.
 
 Each op takes the backend as an argument, chosen once in forward, so that the backward pass uses the same one after
 `use_backend` has ended; hence one implementation for every device, which picks the room.
 """
+
+import functools
 
 import torch
 from torch.utils import _pytree as pytree
 
 _library = torch.library.Library("vae_fast", "DEF")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-_VMAP = torch._C._parse_dispatch_key("VmapMode")  # torch.autograd.grad(is_grads_batched=True)
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+# Whether upstream gradients may be batches of them: torch.autograd.grad(is_grads_batched=True). Asked in each backward.
+batching = functools.partial(torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode"))
 
 
 def listening():
@@ -17,7 +21,7 @@ def listening():
     return (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._dispatch_tls_is_dispatch_key_included(_VMAP)
+        or batching()
         or torch.autograd.profiler._is_profiler_enabled
     )
 
@@ -62,6 +66,7 @@ def define(schema, implementation, fake, vmap=True):
     op = getattr(torch.ops.vae_fast, name).default
     if vmap:
         torch.library.register_vmap(op, _loop(op), lib=_library)
+        _library.impl(name, _loop_over_gradients(op), "Batched")
     return op, _direct(op, implementation)
 
 
@@ -73,12 +78,32 @@ def _loop(op):
             raise ValueError(f"{op} was vmapped over a dimension of size 0: expected at least 1")
         flat, spec = pytree.tree_flatten(args)
         dims, _ = pytree.tree_flatten(in_dims)
-
-        def example(i):
-            leaves = [x if dim is None else x.select(dim, i) for x, dim in zip(flat, dims, strict=True)]
-            return op(*pytree.tree_unflatten(leaves, spec))
-
-        outputs = [torch.stack(same) for same in zip(*(example(i) for i in range(info.batch_size)), strict=True)]
+        outputs = _stacked(op, info.batch_size, flat, dims, spec)
         return outputs, [0] * len(outputs)
 
     return rule
+
+
+def _loop_over_gradients(op):
+    """The same for `is_grads_batched`, whose batches are of another kind than torch.func's, with no public rules."""
+
+    def rule(*args):
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        flat, spec = pytree.tree_flatten(args)
+        dims = [0 if isinstance(x, torch.Tensor) and _is_batched(x) else None for x in flat]
+        flat = [x if dim is None else torch._remove_batch_dim(x, level, 0, 0) for x, dim in zip(flat, dims)]
+        size = next(len(x) for x, dim in zip(flat, dims) if dim is not None)
+        return [torch._add_batch_dim(output, 0, level) for output in _stacked(op, size, flat, dims, spec)]
+
+    return rule
+
+
+def _stacked(op, size, flat, dims, spec):
+    """The outputs of op for each of `size` examples, side by side in dimension 0."""
+
+    def example(i):
+        leaves = [x if dim is None else x.select(dim, i) for x, dim in zip(flat, dims, strict=True)]
+        return op(*pytree.tree_unflatten(leaves, spec))
+
+    return [torch.stack(same) for same in zip(*map(example, range(size)), strict=True)]

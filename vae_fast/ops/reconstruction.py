@@ -8,7 +8,7 @@ from torch.autograd import Function
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define
+from vae_fast.ops.library import batching, define
 
 
 class Spec(NamedTuple):
@@ -110,7 +110,7 @@ class Ordinary(Function):
     @staticmethod
     def backward(ctx, grad_loss):
         grads, ctx.grads = ctx.grads, None
-        if not grads or torch.is_grad_enabled():
+        if not grads or torch.is_grad_enabled() or batching():
             return _recompute(ctx, grad_loss, _backward_direct)
         _scale(grads, grad_loss, ctx.spec.backend)
         return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])

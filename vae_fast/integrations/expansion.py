@@ -1,0 +1,28 @@
+"""What a tensor was before the project that is patched expanded it.
+
+Only a patch may look: for a user's own tensors autograd would lose sight of the expanded one, which is theirs.
+"""
+
+import torch
+
+from vae_fast.ops.library import PLAIN
+
+
+def unexpanded(tensor):
+    """The tensor that this is an expanded view of, so that a fused op sums its gradient itself; else the tensor.
+
+    Only where the graph says that there is nothing between the two, and nobody waits for the view's gradient.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return tensor
+    if type(tensor) not in PLAIN or tensor.grad_fn is None or tensor.grad_fn.name() != "ExpandBackward0":
+        return tensor
+    base = tensor._base
+    if base is None or tensor._backward_hooks or tensor.retains_grad:
+        return tensor
+    return base if tensor.grad_fn.next_functions[0] == _edge(base) else tensor
+
+
+def _edge(tensor):
+    edge = torch.autograd.graph.get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
