@@ -194,3 +194,23 @@ def test_backward_from_another_thread(backend):
     thread.start()
     thread.join()
     torch.testing.assert_close(logits.grad, derivative / 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6,), ()], ids=["dense", "a_feature", "one"])
+@pytest.mark.parametrize("reduction", ["sample", "none"])
+def test_losses_of_counts_keep_the_derivatives_that_come_with_them(reduction, shape):
+    """On the eager path, where they have most of their work in common; with a weight both are made for themselves."""
+    mean = (values(4, 6, dtype=torch.float32, seed=1) + 0.1).requires_grad_()
+    theta = (values(*shape, dtype=torch.float32, seed=2) + 0.1).requires_grad_()
+    target = (5 * values(4, 6, dtype=torch.float32, seed=3)).round()
+    results = []
+    with use_backend("eager"):
+        for weight, kept in ((None, 2), (torch.ones(4), 0)):
+            options = {"reduction": reduction, "weight": weight}
+            loss = reconstruction_loss((mean, theta), target, "negative_binomial", **options)
+            assert len(loss.grad_fn.saved_tensors) == 5 + kept
+            upstream = torch.arange(1.0, 1.0 + loss.numel()).view_as(loss)
+            first = torch.autograd.grad(loss, (mean, theta), upstream, retain_graph=True)
+            torch.testing.assert_close(torch.autograd.grad(loss, (mean, theta), upstream), first, rtol=0, atol=0)
+            results.append((loss, first))
+    torch.testing.assert_close(*results)

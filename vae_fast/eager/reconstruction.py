@@ -22,10 +22,33 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
     return reductions.finish(sums, reduction, target.shape), grads.finish()
 
 
-def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
-    """As `vae_fast.kernels.reconstruction.backward`, for a scalar loss with its own gradient alone."""
+def forward_keeping(params, target, likelihood, reduction, extras=targets.PLAIN):
+    """(loss [B] or elementwise, what spares `backward` the derivatives where they come with the loss, or nothing)."""
+    row, dtype = _row(likelihood), reductions.accumulator(params[0].dtype)
+    if row.both is None or extras[0] is not None:
+        return _elementwise(params, target, likelihood, reduction, extras), ()
+    kept = tuple(torch.empty_like(params[0], dtype=dtype) for _ in params)
+    loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
+    sums = []
+    for *inputs, _, losses, outs in _blocks(params, target, kept, dtype, extras, loss):
+        nll, derivatives = row.both(*inputs, outs)
+        for out, derivative in zip(outs, derivatives, strict=True):
+            if out is not derivative:
+                out.copy_(derivative)
+        sums.append(reductions.partial(nll, reduction) if losses is None else losses.copy_(nll))
+    return reductions.finish(sums, reduction, target.shape) if loss is None else loss, kept
+
+
+def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN, kept=()):
+    """As `vae_fast.kernels.reconstruction.backward`, for a scalar loss with its own gradient alone.
+
+    kept: what `forward_keeping` kept.
+    """
     row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     upstream = reductions.spread(grad_loss, target, reduction)
+    if kept:
+        grads.add(grads.dense, kept, upstream, None)
+        return grads.finish()
     for *inputs, weight, g, outs in _blocks(params, target, grads.dense, dtype, extras, upstream):
         grads.add(outs, row.derivatives(*inputs, _buffers(outs, dtype)), g, weight)
     return grads.finish()

@@ -1,14 +1,16 @@
 """The reconstruction loss as raw ops and Functions; a scalar loss makes its gradient in the forward pass."""
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch.autograd import Function
 
+from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import batching, define
+from vae_fast.ops.library import batching, define, plain
 
 
 class Spec(NamedTuple):
@@ -58,9 +60,9 @@ def _forward_fake(params, target, weight, seed, scale, likelihood, reduction, wa
     return [loss, *fake_grads(params, wanted)]
 
 
-def _backward_impl(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend):
+def _backward_impl(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend, **kept):
     backward = room(backend, "reconstruction", target).backward
-    grads = backward(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale))
+    grads = backward(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale), **kept)
     return [g for g in grads if g is not None]
 
 
@@ -86,25 +88,42 @@ _, _scale = define(
 )
 
 
+def _forward_keeping(spec, target, weight, seed, params):
+    """The loss, and the derivatives that come with it; a kernel makes them again sooner than it reads them."""
+    if spec.backend != "eager" or not plain((target, weight, seed, *params)):
+        wanted = [False] * len(params)
+        return _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend)[0], ()
+    return eager.forward_keeping(params, target, spec.likelihood, spec.reduction, (weight, seed, spec.scale))
+
+
 def _recompute(ctx, grad_loss, call):
     wanted, spec = ctx.needs_input_grad[4:], ctx.spec
+
+    saved = ctx.saved_tensors
+    tensors, kept = saved[: 3 + len(wanted)], saved[3 + len(wanted) :]
+    call = functools.partial(_backward_impl, kept=kept) if kept and plain((grad_loss,)) else call
 
     def backward(grad_loss, target, weight, seed, *params):
         return call(grad_loss, params, target, weight, seed, *spec[:3], wanted, spec.backend)
 
-    return None, None, None, None, *place(autograd.once(backward, grad_loss, *ctx.saved_tensors), wanted)
+    return None, None, None, None, *place(autograd.once(backward, grad_loss, *tensors), wanted)
 
 
 class Ordinary(Function):
-    """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else."""
+    """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else.
+
+    A loss that is not a scalar has none of those; what `_forward_keeping` keeps is no gradient yet.
+    """
 
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):
-        scalar = spec.reduction not in ("none", "sample")
-        wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
-        loss, *ctx.grads = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend)
-        ctx.spec = spec
-        ctx.save_for_backward(target, weight, seed, *params)
+        ctx.spec, kept = spec, ()
+        if spec.reduction in ("none", "sample"):
+            (loss, kept), ctx.grads = _forward_keeping(spec, target, weight, seed, params), None
+        else:
+            wanted = made_in_forward(params, ctx.needs_input_grad[4:])
+            loss, *ctx.grads = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend)
+        ctx.save_for_backward(target, weight, seed, *params, *kept)
         return loss
 
     @staticmethod

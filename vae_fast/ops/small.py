@@ -10,7 +10,7 @@ import math
 import torch
 from torch.autograd import Function
 
-from vae_fast.checks import LATENT_REDUCTIONS, REDUCTIONS
+from vae_fast.checks import LATENT_REDUCTIONS
 from vae_fast.eager import gaussian, likelihoods, reductions
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elbo import compose
@@ -24,7 +24,7 @@ SCALARS = ("batchmean", "sum", "mean")
 
 def reconstruct(output, target, row, reduction):
     """The nll, where PyTorch's own op takes least by that op and its autograd: their backward has no Python."""
-    if torch.compiler.is_compiling() or reduction not in REDUCTIONS or row.domain == "classes":
+    if torch.compiler.is_compiling() or reduction not in SCALARS or row.domain == "classes":
         return None
     params = output if type(output) is tuple else (output,)
     if len(params) != len(row.parameters) or type(target) not in PLAIN or target.requires_grad:
@@ -33,8 +33,6 @@ def reconstruct(output, target, row, reduction):
     if not all(_takes(p, target, BLOCK * threads) for p in params):
         return None
     formulas = getattr(likelihoods, row.name)
-    if reduction not in SCALARS and (formulas.both is None or not all(p.is_contiguous() for p in params)):
-        return None
     if target.numel() > formulas.most * threads:
         if row.constants or not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
             return None
@@ -102,11 +100,8 @@ class _Reconstruction(reconstruction.Ordinary):
         formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
         ctx.spec = spec
         ctx.save_for_backward(target, None, None, *params)
-        if spec.reduction in SCALARS:
-            total, ctx.grads = total_of_block(formulas, params, target, None, nowhere, True)
-            return reductions.finish([total], spec.reduction, target.shape)
-        nll, ctx.grads = formulas.both(params, target, nowhere)
-        return nll if spec.reduction == "none" else reductions.partial(nll, spec.reduction)
+        total, ctx.grads = total_of_block(formulas, params, target, None, nowhere, True)
+        return reductions.finish([total], spec.reduction, target.shape)
 
     @staticmethod
     def backward(ctx, grad_loss):
