@@ -34,30 +34,45 @@ def tensor(layout, *, seed=0, device="cpu", dtype=torch.float32, shape=SHAPE):
 
 def latent_forward(
     layout, backend, reduction="sample", prior=False, packed=False, clamp=False, scale=("logvar", 0.0, 0.0),
-    kl="closed_form", samples=None, **options,
+    kl="closed_form", samples=None, keep=False, **options,
 ):  # fmt: skip
-    """Arguments of gaussian_forward."""
+    """Arguments of gaussian_forward; only eager keeps."""
     mu = tensor(layout, device=backend.device, **options)
     logvar = None if packed else tensor(layout, seed=1, device=backend.device, **options)
     priors = (tensor("expanded", device=backend.device, **options),) * 2 if prior else (None, None)
     seed = torch.full((1,), 5, device=backend.device)
     low, high = (0.25, 0.75) if clamp else (None, None)
-    return (mu, logvar, *priors, seed, None, reduction, low, high, *scale, kl, samples, 1, backend.name)
+    return (
+        mu,
+        logvar,
+        *priors,
+        seed,
+        None,
+        reduction,
+        low,
+        high,
+        *scale,
+        kl,
+        samples,
+        1,
+        backend.name,
+        keep and backend.name == "eager",
+    )
 
 
 def latent_backward(layout, backend, *, grad_z=True, grad_kl=True, **options):
     """Arguments of gaussian_backward, with upstream gradients of the outputs' shapes."""
-    arguments = latent_forward(layout, backend, **options)
-    z, kl = torch.ops.vae_fast.gaussian_forward(*arguments)
+    *arguments, keep = latent_forward(layout, backend, **options)
+    z, kl, *kept = torch.ops.vae_fast.gaussian_forward(*arguments, keep)
     upstream = (torch.ones_like(z) if grad_z else None, torch.ones_like(kl) if grad_kl else None)
-    return (*upstream, *arguments, options.get("prior", False) and grad_kl)
+    return (*upstream, *arguments, options.get("prior", False) and grad_kl, kept)
 
 
 def reconstruction_forward(
-    layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, shared=None, **options
+    layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, shared=None, keep=False, **options
 ):
-    """extras: bytes as the target, scaled and sampled, and a weight. shared: the shape of a second parameter."""
-    count = 2 if likelihood == "gaussian" else 1
+    """keep: by eager. extras: bytes as the target, scaled and sampled, and a weight. shared: the shape of a second parameter."""
+    count = 1 if likelihood in ("bernoulli", "mse") else 2
     wanted = reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
     params = [tensor(layout, seed=i, device=backend.device, **options) for i in range(count)]
     if shared is not None:
@@ -68,17 +83,18 @@ def reconstruction_forward(
         target, scale = (target * 255).to(torch.uint8), 1 / 255
         seed = torch.full((1,), 5, device=backend.device) if likelihood == "bernoulli" else None
         weight = tensor("contiguous", seed=8, device=backend.device)[:, :1].expand(target.shape)
-    return (params, target, weight, seed, scale, likelihood, reduction, [wanted] * count, backend.name)
+    keep = keep and backend.name == "eager"
+    return (params, target, weight, seed, scale, likelihood, reduction, [wanted] * count, backend.name, keep)
 
 
 def reconstruction_backward(layout, backend, **options):
-    *arguments, wanted, name = reconstruction_forward(layout, backend, **options)
-    loss = torch.ops.vae_fast.reconstruction_forward(*arguments, wanted, name)[0]
-    return (torch.ones_like(loss), *arguments, [True] * len(wanted), name)
+    *arguments, wanted, name, keep = reconstruction_forward(layout, backend, **options)
+    loss, *made = torch.ops.vae_fast.reconstruction_forward(*arguments, wanted, name, keep)
+    return (torch.ones_like(loss), *arguments, [True] * len(wanted), name, made if keep else [])
 
 
 def elbo_forward(layout, backend, likelihood="bernoulli", kl_shape=SHAPE[:1], beta_tensor=False, **options):
-    params, *read, _, _, wanted, name = reconstruction_forward(layout, backend, likelihood, **options)
+    params, *read, _, _, wanted, name, _ = reconstruction_forward(layout, backend, likelihood, **options)
     kl = torch.ones(kl_shape, device=backend.device)
     beta = torch.full((), 0.5, device=backend.device) if beta_tensor else None
     return (params, *read, kl, beta, 1.0, likelihood, wanted, name)
@@ -116,6 +132,8 @@ def elbo_scale_(layout, backend, beta_tensor=False):
     return (grads, upstream, None, upstream.clone(), kl, beta, 1.0, name)
 
 
+KEEP = {"keep": True, "reduction": "sample"}
+
 # (op, how its arguments are made, options that distinguish the call)
 CALLS = [
     ("gaussian_forward", latent_forward, {}),
@@ -125,7 +143,10 @@ CALLS = [
     ("gaussian_forward", latent_forward, {"reduction": "sum", "scale": ("std", 0.0, 0.0), "kl": "monte_carlo"}),
     ("gaussian_forward", latent_forward, {"reduction": "latent", "kl": "monte_carlo", "samples": 2}),
     ("gaussian_forward", latent_forward, {"reduction": "none", "kl": "monte_carlo", "samples": 2, "packed": True}),
+    ("gaussian_forward", latent_forward, {"keep": True}),
+    ("gaussian_forward", latent_forward, {"keep": True, "packed": True, "reduction": "none", "dtype": torch.bfloat16}),
     ("gaussian_backward", latent_backward, {}),
+    ("gaussian_backward", latent_backward, {"keep": True, "prior": True}),
     ("gaussian_backward", latent_backward, {"kl": "monte_carlo", "samples": 2, "prior": True}),
     ("gaussian_backward", latent_backward, {"samples": 2, "grad_kl": False}),
     ("gaussian_backward", latent_backward, {"scale": ("softplus", 0.0, 1e-4), "kl": "monte_carlo", "prior": True}),
@@ -136,6 +157,8 @@ CALLS = [
     ("reconstruction_forward", reconstruction_forward, {}),
     ("reconstruction_forward", reconstruction_forward, {"reduction": "none", "dtype": torch.bfloat16}),
     ("reconstruction_forward", reconstruction_forward, {"likelihood": "gaussian", "reduction": "sample"}),
+    ("reconstruction_forward", reconstruction_forward, {"likelihood": "negative_binomial", **KEEP}),
+    ("reconstruction_backward", reconstruction_backward, {"likelihood": "negative_binomial", **KEEP}),
     ("reconstruction_backward", reconstruction_backward, {}),
     ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", "reduction": "none"}),
     ("reconstruction_forward", reconstruction_forward, {"extras": True}),

@@ -12,6 +12,11 @@ NOWHERE = (None,) * 4
 LOGVAR = ("logvar", 0.0, 0.0)
 
 
+def is_default(scale, kl, samples):
+    """Whether it is computed here, and not by `general`."""
+    return scale == "logvar" and kl == "closed_form" and samples is None
+
+
 def forward(mu, logvar, **options):
     """As `vae_fast.kernels.gaussian.forward`."""
     return forward_keeping(mu, logvar, **options)[:2]
@@ -31,12 +36,12 @@ def forward_keeping(
     reduction=None,
 ):
     """(z, kl, kept), where `kept` spares `backward` its exponentials: std * eps, and exp(logvar - prior's) - 1."""
-    if scale != LOGVAR or kl != "closed_form" or samples is not None:
+    if not is_default(scale[0], kl, samples):
         options = {"clamp": clamp, "scale": scale, "kl": kl, "samples": samples, "reduction": reduction}
         return *general.forward(mu, logvar, _noise(mu, seed, eps, samples), prior=prior, **options), ()
     drawn, dtype = _noise(mu, seed, eps), reductions.accumulator(mu.dtype)
     z = None if drawn is None else torch.empty_like(mu)
-    kept = _empty_kept(logvar, drawn is not None, reduction is not None)
+    kept = empty_kept(logvar, drawn is not None, reduction is not None)
     elementwise = torch.empty_like(mu, dtype=dtype) if reduction == "none" else None
     pieces = blocks((mu, logvar, *prior, drawn, z, *kept, elementwise))
     doubled = [forward_block(clamp, reduction, *piece)[3] for piece in pieces]
@@ -97,7 +102,7 @@ def backward(
     passed = grad_kl is None and samples is None and scale[0] != "soft_clamp"
     grads = out or (None if passed else torch.empty_like(mu), torch.empty_like(logvar))
     grads = (*grads, *(torch.empty_like(p) if prior_grad else None for p in prior))
-    if scale != LOGVAR or kl != "closed_form" or samples is not None:
+    if not is_default(scale[0], kl, samples):
         options = {"clamp": clamp, "scale": scale, "kl": kl, "samples": samples, "reduction": reduction}
         general.backward(grad_z, grad_kl, mu, logvar, _noise(mu, seed, eps, samples), grads, prior=prior, **options)
         return grads
@@ -117,7 +122,8 @@ def backward_block(clamp, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, 
     d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
     grad_z = None if grad_z is None else _widened(grad_z)
     if g is not None:
-        mean = mu if grad_z is prior_mu is None else _widened(mu)
+        # a CPU multiplies halves by a 0-d float32 as float32
+        mean = mu if grad_z is prior_mu is None and mu.is_cpu else _widened(mu)
         shift, slope = _shift(mean, prior_mu, prior_logvar)
         d_mu = torch.mul(slope, g, out=d_mu) if grad_z is None else torch.addcmul(grad_z, slope, g, out=d_mu)
         if d_prior_mu is not None:
@@ -142,7 +148,8 @@ def _logvar_gradient(grad_z, g, noisy, difference, out):
     return made if grad_z is None else made.addcmul_(grad_z, noisy, value=0.5)
 
 
-def _empty_kept(logvar, sampled, measured):
+def empty_kept(logvar, sampled, measured):
+    """What `forward_keeping` keeps, to be written."""
     return _empty_where((logvar, logvar), (sampled, measured), reductions.accumulator(logvar.dtype))
 
 
@@ -152,7 +159,7 @@ def _empty_where(tensors, wanted, dtype=None):
 
 def _keep(mu, logvar, prior, seed, eps, clamp, sampled, reduction):
     """What forward_keeping keeps."""
-    kept = _empty_kept(logvar, sampled, reduction is not None)
+    kept = empty_kept(logvar, sampled, reduction is not None)
     drawn = _noise(mu, seed, eps) if sampled else None
     for block in blocks((mu, logvar, *prior, drawn, None, *kept, None)):
         forward_block(clamp, reduction, *block)

@@ -22,11 +22,16 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
     return reductions.finish(sums, reduction, target.shape), grads.finish()
 
 
+def keeps(likelihood, weight):
+    """Whether the derivatives come with the loss: with most of its work in common."""
+    return _row(likelihood).both is not None and weight is None
+
+
 def forward_keeping(params, target, likelihood, reduction, extras=targets.PLAIN):
-    """(loss [B] or elementwise, what spares `backward` the derivatives where they come with the loss, or nothing)."""
-    row, dtype = _row(likelihood), reductions.accumulator(params[0].dtype)
-    if row.both is None or extras[0] is not None:
+    """(loss [B] or elementwise, the derivatives of each parameter if it `keeps` them, or nothing)."""
+    if not keeps(likelihood, extras[0]):
         return _elementwise(params, target, likelihood, reduction, extras), ()
+    row, dtype = _row(likelihood), reductions.accumulator(params[0].dtype)
     kept = tuple(torch.empty_like(params[0], dtype=dtype) for _ in params)
     loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
     sums = []

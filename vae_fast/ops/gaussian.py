@@ -1,6 +1,5 @@
 """The latent op: reparameterised sample and KL of a diagonal Gaussian, as raw ops and Functions."""
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,8 @@ from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define, plain
+from vae_fast.ops.library import define
+from vae_fast.ops.reconstruction import place
 
 
 class Spec(NamedTuple):
@@ -33,7 +33,7 @@ def latent(mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
     """The tensors asked for: z where seed or eps is given, kl where a reduction is."""
     tensors = (mu, logvar, prior_mu, prior_logvar, seed, eps)
     function = autograd.select(_Ordinary, _Transformable, *tensors[:4])
-    return _forward(*tensors, *spec) if function is None else function.apply(*tensors, spec)
+    return _forward(*tensors, *spec, False) if function is None else function.apply(*tensors, spec)
 
 
 def _halves(mu, logvar, dim):
@@ -41,9 +41,12 @@ def _halves(mu, logvar, dim):
 
 
 def _forward_impl(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
+    *spec, keep = spec
     spec = Spec(*spec)
-    forward = room(spec.backend, "gaussian", mu).forward
+    forward = eager.forward_keeping if keep else room(spec.backend, "gaussian", mu).forward
     made = _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, spec)
+    if keep:
+        made = (*made[:2], *made[2])
     return [t for t in made if t is not None]
 
 
@@ -64,9 +67,10 @@ def _options(spec):
 
 
 def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
+    *spec, keep = spec
     spec = Spec(*spec)
     reduction = spec.reduction
-    mu, _ = _halves(mu, logvar, spec.dim)
+    mu, logvar = _halves(mu, logvar, spec.dim)
     made = [] if seed is None and eps is None else [sampled_like(mu, spec.samples)]
     dtype, each = accumulator(mu.dtype), spec.samples if spec.kl == "monte_carlo" else None
     if reduction == "none":
@@ -77,25 +81,30 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
         else:
             one = mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype)
         made.append(sampled_like(one, each))
-    return made
+    sampled = seed is not None or eps is not None
+    return made + (
+        [t for t in eager.empty_kept(logvar, sampled, reduction is not None) if t is not None] if keep else []
+    )
 
 
-def _backward_impl(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec, **kept):
-    *spec, prior_grad = spec
+def _backward_impl(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
+    *spec, prior_grad, kept = spec
     spec = Spec(*spec)
+    sampled = seed is not None or eps is not None
+    options = {"kept": place(kept, (sampled, spec.reduction is not None))} if kept else {}
     packed = torch.empty_like(mu) if logvar is None else None
     mu, logvar = _halves(mu, logvar, spec.dim)
     out = None if packed is None else packed.chunk(2, spec.dim)
     grads = room(spec.backend, "gaussian", mu).backward(
         grad_z, grad_kl, mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, prior_grad=prior_grad,
-        out=out, **_options(spec), **kept,
+        out=out, **_options(spec), **options,
     )  # fmt: skip
     posterior = grads[:2] if packed is None else [packed]
     return [g for g in (*posterior, *grads[2:]) if g is not None]
 
 
 def _backward_fake(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
-    *spec, prior_grad = spec
+    *spec, prior_grad, _ = spec
     passes = logvar is not None and _passes(grad_kl, Spec(*spec))
     grads = [] if passes else [torch.empty_like(mu)]
     if logvar is not None:
@@ -115,33 +124,32 @@ _SPEC = (
     "str? reduction, float? low, float? high, str scale, float bound, float epsilon, str kl, int? samples, int dim, "
     "str backend"
 )
-_forward, _forward_direct = define(f"gaussian_forward({_TENSORS}, {_SPEC}) -> Tensor[]", _forward_impl, _forward_fake)
+_forward, _forward_direct = define(
+    f"gaussian_forward({_TENSORS}, {_SPEC}, bool keep) -> Tensor[]", _forward_impl, _forward_fake
+)
+_UPSTREAM = "Tensor? grad_z, Tensor? grad_kl"
 _backward, _backward_direct = define(
-    f"gaussian_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, {_SPEC}, bool prior_grad) -> Tensor[]",
+    f"gaussian_backward({_UPSTREAM}, {_TENSORS}, {_SPEC}, bool prior_grad, Tensor[] kept) -> Tensor[]",
     _backward_impl,
     _backward_fake,
 )
 
 
-def _forward_keeping(*inputs):
-    """The tensors asked for, and what spares the backward pass work; kernels make it again sooner than they read it."""
-    *tensors, spec = inputs
-    if spec.backend != "eager" or not plain(tensors):
-        return _forward_direct(*tensors, *spec), ()
-    *made, kept = _run(eager.forward_keeping, *tensors, spec)
-    return [t for t in made if t is not None], kept
+def _keeps(spec):
+    """Whether forward keeps what spares backward work; kernels make it again sooner than they read it."""
+    return spec.backend == "eager" and eager.is_default(spec.scale, spec.kl, spec.samples)
 
 
-def _differentiate(ctx, grads, tensors, call):
+def _differentiate(ctx, grads, saved, call):
     """Gradients of the Functions' inputs: the four parameters, seed, eps and spec. `call` calls the raw backward."""
-    spec = ctx.spec
+    spec, tensors, kept = ctx.spec, saved[:6], saved[6:]
     sampled = tensors[4] is not None or tensors[5] is not None
     grad_z = grads[0] if sampled else None
     grad_kl = grads[-1] if spec.reduction is not None else None
     if grad_z is None and grad_kl is None:
         return (None,) * 7
     prior_grad = grad_kl is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
-    made = autograd.once(lambda *args: call(*args, *spec, prior_grad), grad_z, grad_kl, *tensors)
+    made = autograd.once(lambda *args: call(*args, *spec, prior_grad, kept), grad_z, grad_kl, *tensors)
     prior = tuple(made[-2:]) if prior_grad else (None, None)
     if tensors[1] is None:
         return made[0], None, *prior, None, None, None
@@ -156,17 +164,15 @@ class _Ordinary(Function):
     @staticmethod
     def forward(ctx, *inputs):
         *tensors, ctx.spec = inputs
-        made, kept = _forward_keeping(*inputs)
-        ctx.save_for_backward(*tensors, *kept)
+        made = _forward_direct(*tensors, *ctx.spec, _keeps(ctx.spec))
+        outputs = (tensors[4] is not None or tensors[5] is not None) + (ctx.spec.reduction is not None)
+        ctx.save_for_backward(*tensors, *made[outputs:])
         ctx.set_materialize_grads(False)
-        return tuple(made)
+        return tuple(made[:outputs])
 
     @staticmethod
     def backward(ctx, *grads):
-        saved = ctx.saved_tensors
-        tensors, kept = saved[:6], saved[6:]
-        call = functools.partial(_backward_impl, kept=kept) if kept and plain(grads) else _backward_direct
-        return _differentiate(ctx, grads, tensors, call)
+        return _differentiate(ctx, grads, ctx.saved_tensors, _backward_direct)
 
 
 class _Transformable(Function):
@@ -177,7 +183,7 @@ class _Transformable(Function):
     @staticmethod
     def forward(*inputs):
         *tensors, spec = inputs
-        return tuple(_forward(*tensors, *spec))
+        return tuple(_forward(*tensors, *spec, False))
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -17,7 +17,7 @@ from vae_fast.eager.elbo import compose
 from vae_fast.eager.elementary import HALF
 from vae_fast.eager.reconstruction import total_of_block
 from vae_fast.ops import autograd, backend, reconstruction
-from vae_fast.ops.library import PLAIN, listening
+from vae_fast.ops.library import PLAIN, batching, listening
 
 SCALARS = ("batchmean", "sum", "mean")
 
@@ -38,7 +38,7 @@ def reconstruct(output, target, row, reduction):
             return None
         spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
         return _Reconstruction.apply(spec, target, None, None, *params)
-    total = formulas.native(output, target, likelihoods.SUM, *row.constants)
+    total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
     count = reductions.divisor(reduction, target.shape)
     return total if count == 1 else total / count
 
@@ -143,10 +143,12 @@ class _Latent(Function):
 
 def _gradients(reduction, dim, grad_z, grad_kl, posterior, mu, noisy, difference):
     """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None."""
-    packed = torch.empty_like(posterior) if dim else None
-    outs = packed.chunk(2, dim) if dim else gaussian.NONE
+    packed = torch.empty_like(posterior) if dim and not batching() else None
+    outs = gaussian.NONE if packed is None else packed.chunk(2, dim)
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     made = gaussian.backward_block(
         gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *outs, None, None
     )  # fmt: skip
-    return (packed, None) if dim else made
+    if dim:
+        return torch.cat(made, dim) if packed is None else packed, None
+    return made
