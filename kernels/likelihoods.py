@@ -56,7 +56,7 @@ def portion(likelihood, dtype):
 def bernoulli(params, target):
     """Bernoulli nll of `target` given logits, stable for any finite logit (Kingma & Welling 2014, appendix C.1)."""
     logit = params[0]
-    e = elementary.exp(-tl.abs(logit))
+    e = elementary.exp_minus(tl.abs(logit))
     sigmoid = tl.where(logit >= 0, 1.0, e) / (1.0 + e)  # exactly 1/2 at 0, which `reciprocal` misses
     return tl.maximum(logit, 0.0) - logit * target, (e,), (sigmoid - target,)
 
@@ -72,7 +72,7 @@ def mse(params, target):
 def gaussian(params, target):
     """Gaussian nll given mean and log-variance (Kingma & Welling 2014, appendix C.2)."""
     error = params[0] - target
-    scaled = error * elementary.exp(-params[1])
+    scaled = error * elementary.exp_minus(params[1])
     excess = error * scaled
     # log(2 pi) / 2 is written in place: a variable would hold it in float32.
     return 0.5 * (params[1] + excess) + 0.91893853320467274178, (), (scaled, 0.5 - 0.5 * excess)
@@ -96,7 +96,7 @@ def continuous_bernoulli(params, target):
     """
     a = params[0]
     b = tl.abs(a)
-    e = elementary.exp(-b)
+    e = elementary.exp_minus(b)
     c = tl.where(b < 1.0, 1.0, b)  # stands where the closed form is right
     rest = tl.where(b < 1.0, 1.0, 1.0 - e)  # 1 - exp(-b)
     square = b * b
@@ -128,7 +128,7 @@ def log_cosh(params, target):
     """log cosh(error): |error| - log 2 + log1p(exp(-2 |error|)), and log1p(cosh - 1) near 0, where that cancels."""
     error = params[0] - target
     size = tl.abs(error)
-    e = elementary.exp(-size)
+    e = elementary.exp_minus(size)
     rest = elementary.one_minus_exp(size, e)
     near = size < 1.0
     excess = tl.where(near, 0.5 * rest * rest / e, e * e)
@@ -150,7 +150,7 @@ def huber(params, target):
 def student_t(params, target):
     """Student's t nll given mean and log scale; then df and the logarithm of the constant, without derivatives."""
     error, df = params[0] - target, params[2]
-    inverse = elementary.exp(-params[1])
+    inverse = elementary.exp_minus(params[1])
     scaled = error * inverse
     square = scaled * scaled
     share = (df + 1.0) / (df + square)
@@ -162,7 +162,7 @@ def student_t(params, target):
 def laplace(params, target):
     """Laplace nll given mean and log scale."""
     error = params[0] - target
-    inverse = elementary.exp(-params[1])
+    inverse = elementary.exp_minus(params[1])
     scaled = tl.abs(error) * inverse
     return scaled + params[1] + 0.69314718055994530942, (), (_sign(error) * inverse, 1.0 - scaled)
 
@@ -177,12 +177,12 @@ def discretized_logistic(params, target):
     upper, lower = (centred + 0.00196078431372549020) * inverse, (centred - 0.00196078431372549020) * inverse
     width = inverse * 0.00392156862745098039
     first, last = target < 0.00196078431372549020, target > 0.99803921568627450980
-    e_upper, e_lower = elementary.exp(-tl.abs(upper)), elementary.exp(-tl.abs(lower))
+    e_upper, e_lower = elementary.exp_minus(tl.abs(upper)), elementary.exp_minus(tl.abs(lower))
     below = tl.where(upper >= 0, e_upper, 1.0) * elementary.reciprocal(1.0 + e_upper)  # sigmoid(-upper)
     above = tl.where(lower >= 0, 1.0, e_lower) * elementary.reciprocal(1.0 + e_lower)  # sigmoid(lower)
     e_upper, e_lower = tl.where(last, 0.0, e_upper), tl.where(first, 0.0, e_lower)
     below, above = tl.where(last, 0.0, below), tl.where(first, 0.0, above)
-    e_width = elementary.exp(-width)
+    e_width = elementary.exp_minus(width)
     inside = elementary.one_minus_exp(width, e_width)
     inner = (target >= 0.00196078431372549020) & (target <= 0.99803921568627450980)
     base = tl.where(last, 0.0, tl.maximum(-upper, 0.0)) + tl.where(first, 0.0, tl.maximum(lower, 0.0))
@@ -216,12 +216,12 @@ def zero_inflated_negative_binomial(params, target):
     pi = params[2]
     zero = target < 1e-8  # as scvi-tools
     nll, derivatives = _negative_binomial((params[0], params[1]), tl.where(zero, 0.0, target))
-    a, b = elementary.exp(-tl.abs(pi)), elementary.exp(-tl.abs(pi + nll))
+    a, b = elementary.exp_minus(tl.abs(pi)), elementary.exp_minus(tl.abs(pi + nll))
     over_a, over_b = elementary.reciprocal(1.0 + a), elementary.reciprocal(1.0 + b)
     # sigmoid(pi) = share / (1 + a) for a count; sigmoid(-pi) = share / (1 + a) for a zero, which is missed with the
     # probability missed / (1 + a): not inflated, nor a zero of the negative binomial.
     share = tl.where((pi >= 0) ^ zero, 1.0, a)
-    missed = elementary.one_minus_exp(nll, elementary.exp(-nll)) * share
+    missed = elementary.one_minus_exp(nll, elementary.exp_minus(nll)) * share
     likelihood = 1.0 + a - missed
     # A likely zero's nll is log1p(missed / likelihood). A rare one's, where pi < 0, is softplus(-pi) - softplus(-pi -
     # nll), which has log((1 + a) / (1 + b)): log1p of one in [0, 3] less log 2.
