@@ -248,7 +248,7 @@ def _pass_over(
         x = _load(at, stride, k, active, classes, True)
         x = tl.where((k < classes) & (k != index[None, :]), x, float("-inf"))
         d = x - top
-        e = tl.exp(-tl.abs(d))
+        e = tl.exp(-1.0 * tl.abs(d))
         total = tl.where(d > 0, total * e + 1.0, total + e)
         top = tl.maximum(top, x)
         start += COLUMNS

@@ -64,7 +64,7 @@ def _exp_minus(x, EPSILON: tl.constexpr):
     if EPSILON > 1e-37:
         return exp_minus(x)
     else:
-        return tl.exp(-x)
+        return tl.exp(-1.0 * x)
 
 
 @triton.jit
