@@ -10,5 +10,5 @@ def _images(dtype, count):
 CLASS_LAYOUTS = {
     "32768 classes": lambda dtype, count: [torch.zeros(2, 32768, dtype=dtype) for _ in range(count)],  # read in passes
     "classes second": _images,  # as a convolution gives them: the elements of an image are contiguous
-    "10 classes": lambda dtype, count: [torch.zeros(512, 10, dtype=dtype) for _ in range(count)],  # no wide access fits
+    "10 classes": lambda dtype, count: [torch.zeros(512, 10, dtype=dtype) for _ in range(count)],  # rows are packed
 }

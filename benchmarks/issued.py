@@ -92,6 +92,8 @@ def _categorical(arguments):
     number = categorical.ISSUED_PASSES if arguments["PASSES"] else categorical.ISSUED
     of_row = max(arguments["COLUMNS"] // 32, 16 // arguments["logits"][0].element_size())  # that a thread has
     element = categorical.ISSUED_ELEMENT / min(of_row, categorical.ELEMENTS_PER_THREAD)
+    if arguments["PACKED"]:
+        number, element = categorical.ISSUED_PACKED, categorical.ISSUED_PACKED_ROW / arguments["COLUMNS"]
     if arguments["upstream"] is not None:
         return element + number.gradient
     if arguments["grad"] is not None:

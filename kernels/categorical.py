@@ -9,14 +9,15 @@ for the gradient. With x the logits, m the largest, t the target and rest = sum 
 Without the target's own term in `rest`, a confident prediction loses nothing: softmax_t - 1 would cancel.
 
 The elements may be contiguous instead of the classes, as a convolution's output is with its channels moved last: both
-are fast. A few classes whose number is no multiple of 16, contiguous, are bound by instructions: about 110 a logit.
+are fast, and so are a few classes of any number (`packed_rows`). Those of a chunk, whose rows have a stride, are bound
+by instructions where 16-byte accesses do not fit: about 80 a lane.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from vae_fast.kernels import reductions, targets, tiling
+from vae_fast.kernels import packed_rows, reductions, targets, tiling
 from vae_fast.kernels.elementary import log_of_normal, reciprocal
 from vae_fast.kernels.likelihoods import Issued
 
@@ -31,6 +32,8 @@ NEIGHBOURS = 32  # elements side by side in a tile where they, and not the class
 ISSUED = Issued(sum=19, gradient=25, both=26, each=19)
 ISSUED_PASSES = Issued(sum=42, gradient=56, both=58, each=42)
 ISSUED_ELEMENT = 70
+ISSUED_PACKED = Issued(sum=17, gradient=29, both=31, each=17)  # per lane, of which a row has a power of two
+ISSUED_PACKED_ROW = 50
 
 
 def forward(logits, target, ignore_index, reduction, wanted, weight=None):
@@ -39,9 +42,9 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     logits: [B, ..., K], any strides; target: integers [B, ...]; ignore_index: of elements that are left out, or None;
     weight: of each element's nll, expanded to the target's shape, bool or float, or None. Returns (loss, gradient or
     None). For N elements, reads NK logits, N indices and weights, and writes NK of the gradient and one partial sum a
-    program. Logits of elements that are ignored, or of weight 0, are not read. More than MAX_CLASSES classes are read a
-    second time for the gradient, 3NK in all, and N more: the logits of the targets. Two launches; one for "none", and
-    for "sample" of one element a sample. "sample" of more writes and reads N losses besides.
+    program. Logits of elements that are ignored, or of weight 0, are not read, but in packed rows. More classes than
+    MAX_CLASSES are read a second time for the gradient, 3NK in all, and N more: the logits of the targets. Two
+    launches; one for "none", and for "sample" of one element a sample, of more which writes and reads N losses besides.
     """
     dtype = tiling.accumulator(logits.dtype)
     loss = None
@@ -87,26 +90,31 @@ def _launch(logits, target, weight, loss, upstream, grad, ignore_index, reductio
     wide = view.wide or tiling.view([t for t in (logits, grad) if t is not None], by_sample=False)[0].wide
     inner = classes == 1 or logits.stride(-1) == 1
     aligned = classes % 16 == 0 if inner else view.columns % 16 == 0 and operands[0][1][1:] == (1,)
-    rows, columns, warps = tile(target.numel(), classes, inner, aligned, logits.element_size() > 4)
-    programs = tiling.ceil_div(target.numel(), rows)
+    double = logits.element_size() > 4
+    packed = inner and packed_rows.fit(classes, double, view, operands[:2])
+    count = target.numel()
+    rows, columns, warps = packed_rows.tile(classes) if packed else tile(count, classes, inner, aligned, double)
+    programs = tiling.ceil_div(count, rows)
     partials = None
     if loss is None and upstream is None:
         partials = reductions.workspace(logits, programs)
     strides = tuple(operands[2][1] if operand is None else operand[1] for operand in operands[2:])
     with tiling.on_device(logits):
         _categorical[(programs,)](
-            _operand(logits, operands[0]), None if grad is None else _operand(grad, operands[1]),
-            target, weight, loss, upstream, partials, strides, target.numel(), view.columns, view.shape, classes,
+            _operand(logits, operands[0], packed), None if grad is None else _operand(grad, operands[1], packed),
+            target, weight, loss, upstream, partials, strides, count, view.columns, view.shape, classes,
             0 if ignore_index is None else ignore_index, reductions.divisor(reduction, target.shape),
-            IGNORES=ignore_index is not None, PASSES=columns < classes, MASKED=classes % columns != 0,
-            FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns, WIDE=wide, num_warps=warps,
+            IGNORES=ignore_index is not None, PASSES=columns < classes, PACKED=classes if packed else 0,
+            MASKED=classes % columns != 0, FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns, WIDE=wide, num_warps=warps,
         )  # fmt: skip
     return partials
 
 
-def _operand(tensor, operand):
+def _operand(tensor, operand, packed):
     """(tensor, strides): of the batch, of the classes, and of the other dimensions from the innermost one out."""
     batch, *others = operand[1]
+    if packed:
+        return tensor, (0, 1, *(0 for _ in others))  # a run of memory
     return tensor, (batch, tensor.stride(-1) if tensor.shape[-1] > 1 else 1, *others)
 
 
@@ -131,9 +139,11 @@ def tile(count, classes, inner, aligned, double):
 def _categorical(
     logits, grad, target, weight, loss, upstream, partials, strides, count, inner_count, shape, classes, ignore_index,
     divisor,
-    IGNORES: tl.constexpr, PASSES: tl.constexpr, MASKED: tl.constexpr, FLAT: tl.constexpr,
+    IGNORES: tl.constexpr, PASSES: tl.constexpr, PACKED: tl.constexpr, MASKED: tl.constexpr, FLAT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    if PACKED:
+        classes = PACKED  # known to the compiler, so that lanes beyond it cost nothing
     program = tl.program_id(0)
     if WIDE:
         program = program.to(tl.int64)
@@ -161,13 +171,18 @@ def _categorical(
         own, top, rest = _pass_over(at, logits[1][1], index, valid, active, classes, ROWS, COLUMNS, WIDE)
     else:
         k = _classes(0, COLUMNS, WIDE)
-        x = _load(at, logits[1][1], k, active, classes, MASKED)
+        if PACKED:
+            x = packed_rows.load(logits[0], program * ROWS, count, PACKED, ROWS, COLUMNS)
+            if IGNORES or weight is not None:
+                x = tl.where(active[None, :], x, 0.0)
+        else:
+            x = _load(at, logits[1][1], k, active, classes, MASKED)
         if MASKED:
             x = tl.where(k < classes, x, float("-inf"))
-        top = tl.max(x, 1)
-        e = tl.exp(x - top[:, None])
-        rest = tl.sum(tl.where(k == index[:, None], 0.0, e), 1)
-        own = tl.sum(tl.where(k == index[:, None], x, 0.0), 1)
+        top = tl.max(x, 0)
+        e = tl.exp(x - top[None, :])
+        rest = tl.sum(tl.where(k == index[None, :], 0.0, e), 0)
+        own = tl.sum(tl.where(k == index[None, :], x, 0.0), 0)
     below = own - top
     e_own = tl.exp(below)
     total = rest + e_own
@@ -197,11 +212,16 @@ def _categorical(
             start = 0
             while start < classes:
                 k = _classes(start, COLUMNS, WIDE)
-                e = tl.exp(_load(at, logits[1][1], k, active, classes, True) - top[:, None])
-                _store(out, grad[1][1], k, element < count, classes, index, e, rest, scale, True)
+                e = tl.exp(_load(at, logits[1][1], k, active, classes, True) - top[None, :])
+                value = _gradient(k, index, e, rest, scale)
+                _store(out, grad[1][1], k, element < count, classes, value, True)
                 start += COLUMNS
         else:
-            _store(out, grad[1][1], k, element < count, classes, index, e, rest, scale, MASKED)
+            value = _gradient(k, index, e, rest, scale)
+            if PACKED:
+                packed_rows.store(grad[0], value, program * ROWS, count, PACKED, ROWS, COLUMNS)
+            else:
+                _store(out, grad[1][1], k, element < count, classes, value, MASKED)
 
 
 @triton.jit
@@ -218,27 +238,27 @@ def _pass_over(
         own = at + index.to(tl.int64) * stride
     own = tiling.upcast(tl.load(own, mask=active & valid, other=0))
     if own.dtype == tl.float64:
-        lowest = tl.full((ROWS, COLUMNS), -1.7976931348623157e308, tl.float64)
+        lowest = tl.full((COLUMNS, ROWS), -1.7976931348623157e308, tl.float64)
     else:
-        lowest = tl.full((ROWS, COLUMNS), -3.4028234663852886e38, tl.float32)
+        lowest = tl.full((COLUMNS, ROWS), -3.4028234663852886e38, tl.float32)
     top, total = lowest, lowest * 0.0
     start = 0
     while start < classes:
         k = _classes(start, COLUMNS, WIDE)
         x = _load(at, stride, k, active, classes, True)
-        x = tl.where((k < classes) & (k != index[:, None]), x, float("-inf"))
+        x = tl.where((k < classes) & (k != index[None, :]), x, float("-inf"))
         d = x - top
-        e = tl.exp(-tl.abs(d))
+        e = tl.exp(-1.0 * tl.abs(d))
         total = tl.where(d > 0, total * e + 1.0, total + e)
         top = tl.maximum(top, x)
         start += COLUMNS
-    highest = tl.maximum(tl.max(top, 1), own)
-    return own, highest, tl.sum(total * tl.exp(top - highest[:, None]), 1)
+    highest = tl.maximum(tl.max(top, 0), own)
+    return own, highest, tl.sum(total * tl.exp(top - highest[None, :]), 0)
 
 
 @triton.jit
 def _classes(start, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    k = start + tl.arange(0, COLUMNS)[None, :]
+    k = start + tl.arange(0, COLUMNS)[:, None]
     if WIDE:
         k = k.to(tl.int64)
     return k
@@ -259,17 +279,21 @@ def _offset(row, column, shape, strides):
 
 @triton.jit
 def _load(at, stride, k, rows, classes, MASKED: tl.constexpr):
-    inside = rows[:, None]
+    inside = rows[None, :]
     if MASKED:
         inside = inside & (k < classes)
-    return tiling.upcast(tl.load(at[:, None] + k * stride, mask=inside, other=0))
+    return tiling.upcast(tl.load(at[None, :] + k * stride, mask=inside, other=0))
 
 
 @triton.jit
-def _store(out, stride, k, rows, classes, index, e, rest, scale, MASKED: tl.constexpr):
-    """Store the gradient: softmax, and at the target less 1, by what the other classes have."""
-    inside = rows[:, None]
+def _store(out, stride, k, rows, classes, value, MASKED: tl.constexpr):
+    inside = rows[None, :]
     if MASKED:
         inside = inside & (k < classes)
-    value = tl.where(k == index[:, None], -rest[:, None], e) * scale[:, None]
-    tl.store(out[:, None] + k * stride, value.to(out.dtype.element_ty), mask=inside)
+    tl.store(out[None, :] + k * stride, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gradient(k, index, e, rest, scale):
+    """Softmax, and at the target less 1, by what the other classes have."""
+    return tl.where(k == index[None, :], -rest[None, :], e) * scale[None, :]

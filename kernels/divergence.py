@@ -45,7 +45,7 @@ def slope(x, prior, DIRECT: tl.constexpr):
     elif DIRECT:
         return (x - prior[0]) / prior[2] / prior[2]
     else:
-        return (x - prior[0]) * tl.exp(-prior[1])
+        return (x - prior[0]) * tl.exp(-1.0 * prior[1])
 
 
 @triton.jit

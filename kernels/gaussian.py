@@ -145,8 +145,9 @@ def _steps(mu, samples, z, eps, kl, partials):
 
 def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, scale, kl, steps, reduction):
     name, bound, epsilon = scale
-    # What costs many registers, for its logarithms, has half as many elements a thread.
-    warps = tiles.warps(view) if name in ("logvar", "logstd") else min(2 * tiles.warps(view), MAX_WARPS)
+    # What costs many registers, for logarithms or derivatives of tanh, has half as many elements a thread.
+    light = name in ("logvar", "logstd") or (name == "soft_clamp" and not epsilon and kernel is _forward)
+    warps = tiles.warps(view) if light else min(2 * tiles.warps(view), MAX_WARPS)
     wide = view.wide or (bool(steps) and steps[0] * max(steps[1:]) > tiling.MAX_INT32_EXTENT)
     with tiling.on_device(mu):
         kernel[(tiles.programs,)](

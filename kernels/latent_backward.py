@@ -25,8 +25,8 @@ ISSUED_SCALES = {
     "logstd": {None: 0, "closed_form": 2, "monte_carlo": 2},
     "std": {None: 0, "closed_form": 36, "monte_carlo": 20},
     "softplus": {None: 7, "closed_form": 52, "monte_carlo": 28},
-    "soft_clamp": {None: 38, "closed_form": 50, "monte_carlo": 50},
-    "soft_clamp with epsilon": {None: 38, "closed_form": 76, "monte_carlo": 55},
+    "soft_clamp": {None: 32, "closed_form": 42, "monte_carlo": 42},
+    "soft_clamp with epsilon": {None: 30, "closed_form": 68, "monte_carlo": 46},
 }
 
 

@@ -218,7 +218,7 @@ def sum_nll(base, excess, weights, inside, HALVINGS: tl.constexpr):
             e = tl.where(inside, e, 0.0)
         for _ in tl.static_range(HALVINGS):
             left, right = tl.split(tl.reshape(e, (e.shape[0], e.shape[1] // 2, 2)))
-            e = left + right + left * right
+            e = left + (right + left * right)
             left, right = tl.split(tl.reshape(base, (base.shape[0], base.shape[1] // 2, 2)))
             base = left + right
         return tl.sum(base + log1p(e), 1)

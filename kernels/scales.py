@@ -8,14 +8,22 @@ Neither then takes the logarithm of an exponential, or divides by a standard dev
 import triton
 import triton.language as tl
 
-from vae_fast.kernels.elementary import exp, log1p_unit, log_of_normal, reciprocal, sech2, tanh
+from vae_fast.kernels.elementary import (
+    exp,
+    exp_minus,
+    log1p_unit,
+    log_of_normal,
+    reciprocal,
+    sech2_of_half,
+    tanh_of_half,
+)
 
 
 @triton.jit
 def mean(mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
     """The mean that the first tensor gives."""
     if SCALE == "soft_clamp":
-        return BOUND * tanh(mu * (1.0 / BOUND))
+        return BOUND * tanh_of_half(mu * (2.0 / BOUND))
     else:
         return mu
 
@@ -24,7 +32,7 @@ def mean(mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
 def mean_gradient(gradient, mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
     """The gradient in the first tensor, of one in the mean."""
     if SCALE == "soft_clamp":
-        return gradient * sech2(mu * (1.0 / BOUND))
+        return gradient * sech2_of_half(mu * (2.0 / BOUND))
     else:
         return gradient
 
@@ -39,10 +47,10 @@ def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr
     elif SCALE == "std":
         return 2.0 * tl.log(x), x
     elif SCALE == "softplus":
-        std = tl.maximum(x, 0.0) + log1p_unit(_exp(-tl.abs(x), EPSILON)) + EPSILON
+        std = tl.maximum(x, 0.0) + log1p_unit(_exp_minus(tl.abs(x), EPSILON)) + EPSILON
         return 2.0 * _log(std, EPSILON), std
     else:
-        logstd = BOUND * tanh(x * (1.0 / BOUND))
+        logstd = BOUND * tanh_of_half(x * (2.0 / BOUND))
         std = exp(logstd)
         if EPSILON > 0:
             std = std + EPSILON
@@ -51,12 +59,12 @@ def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr
 
 
 @triton.jit
-def _exp(x, EPSILON: tl.constexpr):
-    """exp x, which is no longer 0 where it is not normal if it is all of a standard deviation."""
+def _exp_minus(x, EPSILON: tl.constexpr):
+    """exp(-x), which is no longer 0 where it is not normal if it is all of a standard deviation."""
     if EPSILON > 1e-37:
-        return exp(x)
+        return exp_minus(x)
     else:
-        return tl.exp(x)
+        return tl.exp(-1.0 * x)
 
 
 @triton.jit
@@ -74,12 +82,12 @@ def deviation_gradient(gradient, x, SCALE: tl.constexpr, BOUND: tl.constexpr, EP
     if SCALE == "logstd":
         return 2.0 * gradient
     elif SCALE == "softplus":
-        e = _exp(-tl.abs(x), EPSILON)
+        e = _exp_minus(tl.abs(x), EPSILON)
         return gradient * (tl.where(x >= 0, 1.0, e) * reciprocal(1.0 + e))
     elif SCALE == "soft_clamp":
-        gradient = gradient * sech2(x * (1.0 / BOUND))
+        gradient = gradient * sech2_of_half(x * (2.0 / BOUND))
         if EPSILON > 0:
-            return gradient * exp(BOUND * tanh(x * (1.0 / BOUND)))
+            return gradient * exp(BOUND * tanh_of_half(x * (2.0 / BOUND)))
         else:
             return 2.0 * gradient
     else:

@@ -10,7 +10,7 @@ from vae_fast.kernels.elementary import log1p
 PLAIN = (None, None, 1.0)  # weight, seed, scale: no weight, nothing sampled, the target as it is
 
 # Instructions per element on sm_90 (make audit) that each adds to the likelihood's number. bfloat16 logits and bytes
-# issue 36 in all, under bernoulli, of the 39 that their 5 bytes an element leave time for.
+# issue 30 in all, under bernoulli, of the 39 that their 5 bytes an element leave time for.
 ISSUED = {
     "integers": 4.5,  # each tensor: conversions
     "scale": 1,
