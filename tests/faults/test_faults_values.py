@@ -100,6 +100,32 @@ def test_fault_8_tiny_log_variances_keep_their_digits(dtype, backend):
     assert_close(gradient(kl, logvar), torch.expm1(v) / 2)
 
 
+def _of_one_value(value, shape):
+    return torch.zeros(shape), torch.full(shape, value)
+
+
+def _mostly_collapsed(active):
+    mu, logvar = _of_one_value(6.3e-4, (256, 256))
+    mu[:, 0] = active
+    return mu, logvar
+
+
+EQUAL = [  # whose roundings are all of one sign, on either side of where a sum is taken again
+    *(_of_one_value(value, (64, 32)) for value in (0.17544, 0.3, 0.45, 0.4702, 0.48, -0.6)),
+    *(_of_one_value(value, (4096, 1)) for value in (0.25, 0.47)),
+    *(_mostly_collapsed(active) for active in (2.01, 5.6, 5.7, 8.0)),
+]
+
+
+@pytest.mark.parametrize("reduction", ["sample", "batchmean"])
+@pytest.mark.parametrize(("mu", "logvar"), EQUAL)
+def test_fault_8_a_sum_keeps_its_digits_where_every_rounding_has_one_sign(mu, logvar, reduction, backend):
+    kl = gaussian_kl(mu.to(backend.device), logvar.to(backend.device), reduction=reduction)
+    m, v = mu.double(), logvar.double()
+    expected = (m**2 + sum(v**k / math.factorial(k) for k in range(2, 20))).sum(1) / 2
+    assert_loss_close(kl, expected if reduction == "sample" else expected.mean(), kl.detach())
+
+
 @dtypes
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 0.1, 0.2, 0.5, 2.0])
 @pytest.mark.parametrize("reduction", ["sample", "sum"])

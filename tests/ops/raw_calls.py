@@ -71,7 +71,7 @@ def latent_backward(layout, backend, *, grad_z=True, grad_kl=True, **options):
 def reconstruction_forward(
     layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, shared=None, keep=False, **options
 ):
-    """keep: by eager. extras: bytes as the target, scaled and sampled, and a weight. shared: the shape of a second parameter."""
+    """keep: by eager. extras: bytes as the target, scaled and sampled; a weight. shared: a second parameter's shape."""
     count = 1 if likelihood in ("bernoulli", "mse") else 2
     wanted = reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
     params = [tensor(layout, seed=i, device=backend.device, **options) for i in range(count)]

@@ -6,9 +6,10 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tests.ops.cases import CASES, MAIN, case_id, scalar, tupled, values
-from vae_fast import elbo_loss, reconstruction_loss, sample_kl, use_backend
+from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, use_backend
 
 
 def problem(device, dtype=torch.float32):
@@ -194,6 +195,23 @@ def test_backward_from_another_thread(backend):
     thread.start()
     thread.join()
     torch.testing.assert_close(logits.grad, derivative / 2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, x: reconstruction_loss(a, x, "poisson", reduction="sample"),
+        lambda a, x: reconstruction_loss(a, x, "poisson"),
+        lambda a, x: gaussian_kl(a, a - 1, reduction="sample", logvar_clamp=(-9, 9)),
+    ],
+    ids=["counts_a_sample", "counts", "kl"],
+)
+def test_a_checkpoint_saves_the_same_tensors_when_somebody_listens_to_its_recomputation(loss, backend):
+    a, x = (values(4, 6, device=backend.device, dtype=torch.float32, seed=seed) for seed in (1, 2))
+    wanted = torch.autograd.grad(loss(a.requires_grad_(), x).sum(), a)
+    made = checkpoint(loss, a, x, use_reentrant=False)
+    with torch.profiler.profile():
+        torch.testing.assert_close(torch.autograd.grad(made.sum(), a), wanted)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (6,), ()], ids=["dense", "a_feature", "one"])

@@ -39,6 +39,14 @@ def test_value_and_gradient(name, reduction, count):
 
 
 @pytest.mark.parametrize("name", NATIVE)
+def test_a_tuple_of_one_output(name):
+    logits, target = tensors()
+    assert torch.equal(reconstruction_loss((logits,), target, name), reconstruction_loss(logits, target, name))
+    kl = torch.zeros(4)
+    assert elbo_loss((logits,), target, kl, likelihood=name) == elbo_loss(logits, target, kl, likelihood=name)
+
+
+@pytest.mark.parametrize("name", NATIVE)
 @pytest.mark.parametrize("beta", [2.0, torch.tensor(2.0)], ids=["number", "tensor"])
 @pytest.mark.parametrize("shape", [(4,), ()], ids=["per_sample", "averaged"])
 def test_the_whole_loss(name, beta, shape):

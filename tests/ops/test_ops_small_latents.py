@@ -57,6 +57,20 @@ def test_sample_and_kl(layout, reduction, used):
 
 
 @pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
+def test_a_batch_of_upstream_gradients(reduction):
+    mu, logvar = pair()
+    moments = torch.cat((mu, logvar), 1).detach().requires_grad_()
+    for inputs, made in (((mu, logvar), sample_kl(mu, logvar, reduction=reduction)),
+                         ((moments,), sample_kl_packed(moments, reduction=reduction))):  # fmt: skip
+        assert is_small(made[0])
+        upstream = [torch.stack([values(*o.shape, dtype=o.dtype, seed=k) for k in range(3)]) for o in made]
+        options = {"retain_graph": True}
+        batch = torch.autograd.grad(made, inputs, upstream, is_grads_batched=True, **options)
+        separate = [torch.autograd.grad(made, inputs, one, **options) for one in zip(*upstream, strict=True)]
+        torch.testing.assert_close(batch, tuple(map(torch.stack, zip(*separate, strict=True))))
+
+
+@pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
 def test_the_kl_alone(reduction):
     mu, logvar = pair()
     small, long = (

@@ -53,7 +53,10 @@ def log_ratio(a, b):
 
 
 def select(mask, a, b):
-    """torch.where of two tensors of float32 or float64; on a CPU its branches on a random mask cost six times this."""
+    """torch.where of two tensors of one dtype, float32 or float64, whose shapes together are as large as the mask's.
+
+    On a CPU the branches of torch.where on a random mask cost six times this.
+    """
     if not a.is_cpu:
         return torch.where(mask, a, b)
     integer = torch.int64 if a.dtype == torch.float64 else torch.int32

@@ -163,17 +163,18 @@ def _log_cosh_derivatives(params, target, outs):
 
 
 def _log_cosh_total(params, target, outs):
-    """|d| - log 2 s and 2 s - 1, s = sigmoid(2 |d|), if float32 bears what cancels: log cosh 1/4 is 2^-5."""
+    """With e = exp(-2 |d|) - 1: |d| + log(1 + e / 2), if float32 bears what cancels, and -sign(d) e / (2 + e)."""
     if target.dtype == torch.float64:
         return sum(term.sum() for term in _log_cosh_terms(params, target)), _log_cosh_derivatives(params, target, outs)
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs()
-    linear = size.sum()
-    if not (error.is_cpu and linear.item() >= 0.25 * error.numel()):
+    linear = size.sum(dtype=torch.float64)
+    if not (error.is_cpu and linear.item() >= error.numel()):
         return _small_log_cosh_total(error, size)
-    slope = error.mul_(2).sigmoid_().mul_(2).sub_(1)
-    larger = torch.abs(slope, out=size).add_(1).mul_(0.5)
-    return linear - sum_of_logs(larger) - math.log(2) * error.numel(), (slope,)
+    e = size.mul_(-2).expm1_()
+    q = torch.add(e, 2)
+    slope = torch.copysign(e.div_(q), error, out=error)
+    return (linear + sum_of_logs(q.mul_(0.5))).to(error.dtype), (slope,)
 
 
 def _small_log_cosh_total(error, size):

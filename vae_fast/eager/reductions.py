@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-LEAST_MEAN = 2**-6
+LEAST_MEAN = 2**-3
 
 
 def accumulator(dtype):
@@ -32,14 +32,14 @@ def partial(values, reduction):
 
 
 def is_sum(reduction):
-    """Whether it leaves one number a sample, or one of all: not one of a few elements."""
+    """Whether it leaves one number a sample, or one of all, and no element's own."""
     return reduction not in ("none", "latent")
 
 
 def outweigh_rounding(sums, count):
     """Whether each of the `sums`, of `count` numbers in all, is so large that a rounding of 1 in each number is none.
 
-    A mean of 2^-6 has rounding errors of 4e-6 at most, which are of either sign. False where there is a NaN.
+    A mean of 1/8 then errs by less than 1e-6 of itself, were all the roundings of one sign. False where there is a NaN.
     """
     if not sums.numel():
         return True

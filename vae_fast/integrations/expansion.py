@@ -11,7 +11,8 @@ from vae_fast.ops.library import PLAIN
 def unexpanded(tensor):
     """The tensor that this is an expanded view of, so that a fused op sums its gradient itself; else the tensor.
 
-    Only where the graph says that there is nothing between the two, and nobody waits for the view's gradient.
+    Only where the graph says that there is nothing between the two, and nobody waits for the view's gradient: no hook
+    of the tensor's (those of its graph node do not show).
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor

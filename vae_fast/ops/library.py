@@ -92,8 +92,10 @@ def _loop_over_gradients(op):
         torch._C._vmapmode_decrement_nesting()
         flat, spec = pytree.tree_flatten(args)
         dims = [0 if isinstance(x, torch.Tensor) and _is_batched(x) else None for x in flat]
-        flat = [x if dim is None else torch._remove_batch_dim(x, level, 0, 0) for x, dim in zip(flat, dims)]
-        size = next(len(x) for x, dim in zip(flat, dims) if dim is not None)
+        flat = [
+            x if dim is None else torch._remove_batch_dim(x, level, 0, 0) for x, dim in zip(flat, dims, strict=True)
+        ]
+        size = next(len(x) for x, dim in zip(flat, dims, strict=True) if dim is not None)
         return [torch._add_batch_dim(output, 0, level) for output in _stacked(op, size, flat, dims, spec)]
 
     return rule
