@@ -163,18 +163,19 @@ def _log_cosh_derivatives(params, target, outs):
 
 
 def _log_cosh_total(params, target, outs):
-    """With e = exp(-2 |d|) - 1: |d| + log(1 + e / 2), if float32 bears what cancels, and -sign(d) e / (2 + e)."""
+    """With e = exp(-2 |d|) - 1: |d| + log(2 + e) - log 2, if float32 bears what cancels, and -sign(d) e / (2 + e)."""
     if target.dtype == torch.float64:
         return sum(term.sum() for term in _log_cosh_terms(params, target)), _log_cosh_derivatives(params, target, outs)
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs()
-    linear = size.sum(dtype=torch.float64)
+    linear = size.sum().double()
     if not (error.is_cpu and linear.item() >= error.numel()):
         return _small_log_cosh_total(error, size)
     e = size.mul_(-2).expm1_()
     q = torch.add(e, 2)
     slope = torch.copysign(e.div_(q), error, out=error)
-    return (linear + sum_of_logs(q.mul_(0.5))).to(error.dtype), (slope,)
+    total = linear + sum_of_logs(q) - math.log(2) * error.numel()
+    return total.to(error.dtype), (slope,)
 
 
 def _small_log_cosh_total(error, size):
