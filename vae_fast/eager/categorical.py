@@ -54,7 +54,7 @@ def _nll(x, target, weight, ignore_index, out, scale):
     below = x.gather(-1, index) - top
     e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None)
     e = exp(e, out=e)
-    rest = e.scatter_(-1, index, 0).sum(-1, keepdim=True)
+    rest = e.scatter_(-1, index, torch.zeros_like(below)).sum(-1, keepdim=True)  # a number takes three times as long
     nll = torch.expm1(below).add_(rest).log1p_().sub_(below)
     nll = nll if weight is None else nll.mul_(weight)
     factor = None if out is None else below.exp_().add_(rest).reciprocal_().mul(scale)
