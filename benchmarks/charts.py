@@ -209,7 +209,8 @@ def _bars(rows: list[Row], path: Path, title: str, unit: str, value: Callable[[R
 
 
 def _group(row, threads):
-    return row.op if len(threads) == 1 else f"{row.op}\n{_threads(row.threads)}"
+    name = row.op.replace("_", "\n")  # side by side, long names would run into each other
+    return name if len(threads) == 1 else f"{name}\n{_threads(row.threads)}"
 
 
 def _threads(count):
