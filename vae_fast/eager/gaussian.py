@@ -52,7 +52,7 @@ def forward_keeping(
 
 
 def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, noisy, difference, terms):
-    """(z, what is kept, and the doubled KL), each in the tensor that is given for it, or in a new one."""
+    """(z, what is kept, and the doubled KL, summed as asked), each in the tensor given for it, or in a new one."""
     m, v = _widened(mu), clamped(_widened(logvar), clamp)
     if eps is not None:
         noisy = torch.mul(v, HALF_LOG2_E, out=noisy).exp2_().mul_(eps)
@@ -150,11 +150,8 @@ def _logvar_gradient(grad_z, g, noisy, difference, out):
 
 def empty_kept(logvar, sampled, measured):
     """What `forward_keeping` keeps, to be written."""
-    return _empty_where((logvar, logvar), (sampled, measured), reductions.accumulator(logvar.dtype))
-
-
-def _empty_where(tensors, wanted, dtype=None):
-    return tuple(torch.empty_like(t, dtype=dtype) if want else None for t, want in zip(tensors, wanted, strict=True))
+    dtype = reductions.accumulator(logvar.dtype)
+    return tuple(torch.empty_like(logvar, dtype=dtype) if want else None for want in (sampled, measured))
 
 
 def _keep(mu, logvar, prior, seed, eps, clamp, sampled, reduction):

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from vae_fast.eager import negative_binomial as nb
+from vae_fast.eager import counts
 from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select, sum_of_logs
-from vae_fast.eager.special import lgamma_1p
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
 LOG_SINHC = (
@@ -268,21 +267,6 @@ def _discretized_logistic_derivatives(params, target, outs):
     return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
 
 
-def _poisson_terms(params, target, out=None):
-    yield torch.exp(params[0], out=out).addcmul_(params[0], target, value=-1)
-    yield lgamma_1p(target)
-
-
-def _poisson_derivatives(params, target, outs):
-    return (torch.exp(params[0], out=outs[0]).sub_(target),)
-
-
-def _poisson_both(params, target, outs):
-    rate = torch.exp(params[0], out=outs[0])
-    nll = lgamma_1p(target).addcmul_(params[0], target, value=-1).add_(rate)
-    return nll, (rate.sub_(target),)
-
-
 bernoulli = Likelihood(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**16)
 mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18)
 gaussian = Likelihood(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
@@ -294,8 +278,8 @@ huber = Likelihood(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_l
 student_t = Likelihood(_student_t_terms, _student_t_derivatives)
 laplace = Likelihood(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
-poisson = Likelihood(_poisson_terms, _poisson_derivatives, both=_poisson_both)
-negative_binomial = Likelihood(nb.terms, nb.derivatives, both=nb.both)
+poisson = Likelihood(counts.poisson_terms, counts.poisson_derivatives, both=counts.poisson_both)
+negative_binomial = Likelihood(counts.terms, counts.derivatives, both=counts.both)
 zero_inflated_negative_binomial = Likelihood(
-    nb.zero_inflated_terms, nb.zero_inflated_derivatives, both=nb.zero_inflated_both
+    counts.zero_inflated_terms, counts.zero_inflated_derivatives, both=counts.zero_inflated_both
 )

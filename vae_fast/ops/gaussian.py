@@ -43,16 +43,17 @@ def _halves(mu, logvar, dim):
 def _forward_impl(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
     *spec, keep = spec
     spec = Spec(*spec)
+    mu, logvar = _halves(mu, logvar, spec.dim)
     forward = eager.forward_keeping if keep else room(spec.backend, "gaussian", mu).forward
-    made = _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, spec)
+    made = forward(mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, **_options(spec))
     if keep:
         made = (*made[:2], *made[2])
     return [t for t in made if t is not None]
 
 
-def _run(forward, mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
-    mu, logvar = _halves(mu, logvar, spec.dim)
-    return forward(mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, **_options(spec))
+def _asked(seed, eps, reduction):
+    """Whether z, and whether the KL is asked for."""
+    return seed is not None or eps is not None, reduction is not None
 
 
 def _options(spec):
@@ -70,8 +71,9 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
     *spec, keep = spec
     spec = Spec(*spec)
     reduction = spec.reduction
+    asked = _asked(seed, eps, reduction)
     mu, logvar = _halves(mu, logvar, spec.dim)
-    made = [] if seed is None and eps is None else [sampled_like(mu, spec.samples)]
+    made = [sampled_like(mu, spec.samples)] if asked[0] else []
     dtype, each = accumulator(mu.dtype), spec.samples if spec.kl == "monte_carlo" else None
     if reduction == "none":
         made.append(sampled_like(mu, each, dtype))
@@ -81,17 +83,14 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
         else:
             one = mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype)
         made.append(sampled_like(one, each))
-    sampled = seed is not None or eps is not None
-    return made + (
-        [t for t in eager.empty_kept(logvar, sampled, reduction is not None) if t is not None] if keep else []
-    )
+    kept = eager.empty_kept(logvar, *asked) if keep else ()
+    return [*made, *(t for t in kept if t is not None)]
 
 
 def _backward_impl(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
     *spec, prior_grad, kept = spec
     spec = Spec(*spec)
-    sampled = seed is not None or eps is not None
-    options = {"kept": place(kept, (sampled, spec.reduction is not None))} if kept else {}
+    options = {"kept": place(kept, _asked(seed, eps, spec.reduction))} if kept else {}
     packed = torch.empty_like(mu) if logvar is None else None
     mu, logvar = _halves(mu, logvar, spec.dim)
     out = None if packed is None else packed.chunk(2, spec.dim)
@@ -143,9 +142,9 @@ def _keeps(spec):
 def _differentiate(ctx, grads, saved, call):
     """Gradients of the Functions' inputs: the four parameters, seed, eps and spec. `call` calls the raw backward."""
     spec, tensors, kept = ctx.spec, saved[:6], saved[6:]
-    sampled = tensors[4] is not None or tensors[5] is not None
+    sampled, measured = _asked(*tensors[4:], spec.reduction)
     grad_z = grads[0] if sampled else None
-    grad_kl = grads[-1] if spec.reduction is not None else None
+    grad_kl = grads[-1] if measured else None
     if grad_z is None and grad_kl is None:
         return (None,) * 7
     prior_grad = grad_kl is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
@@ -165,7 +164,7 @@ class _Ordinary(Function):
     def forward(ctx, *inputs):
         *tensors, ctx.spec = inputs
         made = _forward_direct(*tensors, *ctx.spec, _keeps(ctx.spec))
-        outputs = (tensors[4] is not None or tensors[5] is not None) + (ctx.spec.reduction is not None)
+        outputs = sum(_asked(*tensors[4:], ctx.spec.reduction))
         ctx.save_for_backward(*tensors, *made[outputs:])
         ctx.set_materialize_grads(False)
         return tuple(made[:outputs])

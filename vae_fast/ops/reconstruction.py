@@ -59,10 +59,8 @@ def _forward_fake(params, target, weight, seed, scale, likelihood, reduction, wa
         loss = torch.empty_like(params[0], dtype=dtype)
     else:
         loss = params[0].new_empty(target.shape[:1] if reduction == "sample" else (), dtype=dtype)
-    kept = (
-        [torch.empty_like(params[0], dtype=dtype) for _ in params] if keep and eager.keeps(likelihood, weight) else []
-    )
-    return [loss, *fake_grads(params, wanted), *kept]
+    kept = params if keep and eager.keeps(likelihood, weight) else ()
+    return [loss, *fake_grads(params, wanted), *(torch.empty_like(params[0], dtype=dtype) for _ in kept)]
 
 
 def _backward_impl(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend, kept):
@@ -96,9 +94,7 @@ _, _scale = define(
 
 
 def _recompute(ctx, grad_loss, call):
-    wanted, spec = ctx.needs_input_grad[4:], ctx.spec
-
-    saved = ctx.saved_tensors
+    wanted, spec, saved = ctx.needs_input_grad[4:], ctx.spec, ctx.saved_tensors
     tensors, kept = saved[: 3 + len(wanted)], saved[3 + len(wanted) :]
 
     def backward(grad_loss, target, weight, seed, *params):

@@ -1,4 +1,7 @@
-"""The negative binomial, plain and zero-inflated: nll and derivatives, as `eager.likelihoods` wants them."""
+"""The likelihoods of counts: nll and derivatives, as `eager.likelihoods` wants them.
+
+`terms`, `derivatives` and `both` are the negative binomial's.
+"""
 
 from typing import NamedTuple
 
@@ -7,6 +10,21 @@ import torch.nn.functional as F
 
 from vae_fast.eager import special
 from vae_fast.eager.elementary import exp_minus, select
+
+
+def poisson_terms(params, target, out=None):
+    yield torch.exp(params[0], out=out).addcmul_(params[0], target, value=-1)
+    yield special.lgamma_1p(target)
+
+
+def poisson_derivatives(params, target, outs):
+    return (torch.exp(params[0], out=outs[0]).sub_(target),)
+
+
+def poisson_both(params, target, outs):
+    rate = torch.exp(params[0], out=outs[0])
+    nll = special.lgamma_1p(target).addcmul_(params[0], target, value=-1).add_(rate)
+    return nll, (rate.sub_(target),)
 
 
 class _Parts(NamedTuple):
