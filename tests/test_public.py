@@ -21,6 +21,7 @@ from vae_fast import (
     reconstruction_loss,
     sample_kl,
 )
+from vae_fast.likelihoods import LIKELIHOODS
 
 PUBLIC = [name for name in vae_fast.__all__ if name not in ("VAE", "fit")]  # those two are tested with the models
 
@@ -215,3 +216,17 @@ def test_meta_tensors_give_shapes():
     assert (z.shape, z.dtype, z.device.type, kl.shape, kl.dtype) == ((4, 3), mu.dtype, "meta", (4,), torch.float32)
     elbo_loss(z, z.detach(), kl).total.backward()
     assert (mu.grad.shape, mu.grad.dtype) == ((4, 3), mu.dtype)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "sample", "none"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_every_likelihood_takes_meta_tensors(likelihood, reduction):
+    row = LIKELIHOODS[likelihood]
+    target = torch.zeros(4, 3, device="meta", dtype=torch.int64 if row.domain == "classes" else torch.float32)
+    shape = (4, 3, 2) if row.domain == "classes" else (4, 3)
+    params = tuple(torch.zeros(shape, device="meta", requires_grad=True) for _ in row.parameters)
+    output = params if len(params) > 1 else params[0]
+    loss = reconstruction_loss(output, target, likelihood, reduction=reduction)
+    assert loss.shape == {"sum": (), "sample": (4,), "none": (4, 3)}[reduction]
+    loss.sum().backward()
+    assert all(p.grad.shape == shape for p in params)

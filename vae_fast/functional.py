@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from vae_fast import checks, classes, latents, likelihoods, outputs
-from vae_fast.ops import backend, categorical, elbo, reconstruction, small
+from vae_fast.ops import backend, categorical, elbo, reconstruction, small, small_latents
 
 
 class ELBO(NamedTuple):
@@ -69,8 +69,8 @@ def sample_kl(
     >>> z.shape, kl
     (torch.Size([4, 2]), tensor([0., 0., 0., 0.]))
     """
-    if seed is generator is eps is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = small.latent(mu, logvar, reduction, True)
+    if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
+        made = small_latents.sample_kl(mu, logvar, reduction, eps)
         if made is not None:
             return made
     checks.posterior(mu, logvar)
@@ -103,8 +103,8 @@ def sample_kl_packed(
     >>> z.shape, kl.shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
-    if seed is generator is eps is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = small.packed(moments, dim, reduction)
+    if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
+        made = small_latents.sample_kl_packed(moments, dim, reduction, eps)
         if made is not None:
             return made
     dim = checks.moments(moments, dim)
@@ -140,9 +140,9 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     0.0
     """
     if prior is logvar_clamp is None and latents.are_default(scale):
-        made = small.latent(mu, logvar, reduction, False)
+        made = small_latents.gaussian_kl(mu, logvar, reduction)
         if made is not None:
-            return made[1]
+            return made
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     return latents.compute(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]

@@ -1,5 +1,6 @@
 """Small float32 latents on the CPU take a shorter way, to the numbers of the long one."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -75,9 +76,10 @@ def test_the_kl_alone(reduction):
     mu, logvar = pair()
     small, long = (
         gaussian_kl(mu, logvar, reduction=reduction),
-        sample_kl(mu, logvar, eps=mu.detach(), reduction=reduction)[1],
+        sample_kl(mu, logvar, generator=torch.Generator(), reduction=reduction)[1],
     )
     assert is_small(small)
+    assert not is_small(long)
     torch.testing.assert_close(small, long)
     torch.testing.assert_close(*(differentiated((o,), (mu, logvar), (0,)) for o in (small, long)))
 
@@ -96,12 +98,41 @@ def test_packed(dim, reduction):
     torch.testing.assert_close(*(differentiated(o, (moments,), (0, 1)) for o in (small, long)))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_given_noise(layout):
+    mu, logvar = pair(layout)
+    moments = torch.cat((mu, logvar), 1).detach().requires_grad_()
+    eps = values(*SHAPE, dtype=torch.float32, seed=3) - 0.5
+    before = eps.clone()
+    for inputs, call, long_way in (
+        ((mu, logvar), functools.partial(sample_kl, mu, logvar), {"prior": (torch.zeros(()), torch.zeros(()))}),
+        ((moments,), functools.partial(sample_kl_packed, moments), {"dim": -2}),
+    ):
+        small, long = call(eps=eps), call(eps=eps, **long_way)
+        assert is_small(small[0])
+        assert not is_small(long[0])
+        torch.testing.assert_close(small, long)
+        torch.testing.assert_close(*(differentiated(o, inputs, (0, 1)) for o in (small, long)))
+    assert torch.equal(eps, before)
+
+
+def test_bad_noise_takes_the_long_way_to_its_error():
+    mu, logvar = pair()
+    moments = torch.cat((mu, logvar), 1).detach().requires_grad_()
+    for eps, message in (
+        (mu, "requires a gradient"), (mu[:1].detach(), "they must be equal"), (0.5, "eps is"),
+    ):  # fmt: skip
+        for call in (functools.partial(sample_kl, mu, logvar), functools.partial(sample_kl_packed, moments)):
+            with pytest.raises((TypeError, ValueError), match=message):
+                call(eps=eps)
+
+
 def test_what_takes_the_long_way():
     mu, logvar = pair()
     assert is_small(sample_kl(mu, logvar)[0])
     for options in (
-        {"seed": 0}, {"eps": mu.detach()}, {"prior": (mu, logvar)}, {"logvar_clamp": (-1, 1)}, {"scale": "std"},
-        {"kl": "monte_carlo"}, {"num_samples": 2}, {"generator": torch.Generator()},
+        {"seed": 0}, {"eps": mu.detach().double()}, {"prior": (mu, logvar)}, {"logvar_clamp": (-1, 1)},
+        {"scale": "std"}, {"kl": "monte_carlo"}, {"num_samples": 2}, {"generator": torch.Generator()},
     ):  # fmt: skip
         assert not is_small(sample_kl(mu, logvar, **options)[0]), options
     assert not is_small(sample_kl(*pair(dtype=torch.float64))[0])

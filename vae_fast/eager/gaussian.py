@@ -55,7 +55,7 @@ def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, 
     """(z, what is kept, and the doubled KL, summed as asked), each in the tensor given for it, or in a new one."""
     m, v = _widened(mu), clamped(_widened(logvar), clamp)
     if eps is not None:
-        noisy = torch.mul(v, HALF_LOG2_E, out=noisy).exp2_().mul_(eps)
+        noisy = torch.mul(v, HALF_LOG2_E[v.dtype], out=noisy).exp2_().mul_(eps)
         z = torch.add(m, noisy, out=z)
     if reduction is None:
         return z, noisy, None, None
@@ -143,8 +143,8 @@ def backward_block(clamp, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, 
 def _logvar_gradient(grad_z, g, noisy, difference, out):
     """(grad_z * noisy + g * difference) / 2, whose half costs nothing where g is one number a sample."""
     if g is None:
-        return torch.mul(grad_z, noisy, out=out).mul_(HALF)
-    made = torch.mul(difference, g * HALF, out=out)
+        return torch.mul(grad_z, noisy, out=out).mul_(HALF[noisy.dtype])
+    made = torch.mul(difference, g * HALF[g.dtype], out=out)
     return made if grad_z is None else made.addcmul_(grad_z, noisy, value=0.5)
 
 

@@ -54,9 +54,9 @@ def _bernoulli_derivatives(params, target, outs):
 def _bernoulli_total(params, target, outs):
     """log1p(exp(-|a|)) is -log max(s, 1 - s) with s = sigmoid(a), and a sum of logarithms is that of a product."""
     sigmoid = torch.sigmoid(params[0], out=outs[0])
-    scratch = torch.clamp(params[0], min=0).addcmul_(params[0], target, value=-1)
-    linear = scratch.sum()
-    larger = torch.sub(sigmoid, 0.5, out=scratch).abs_().add_(0.5)
+    linear = torch.clamp(params[0], min=0).addcmul_(params[0], target, value=-1).sum()
+    larger = torch.rsub(sigmoid, ONE[sigmoid.dtype])
+    torch.maximum(larger, sigmoid, out=larger)
     return linear - sum_of_logs(larger), (sigmoid.sub_(target),)
 
 
@@ -180,7 +180,7 @@ def _log_cosh_total(params, target, outs):
 def _small_log_cosh_total(error, size):
     """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): float64 errs by 1e-16."""
     size = size.double()
-    q = torch.add(MINUS_ONE, size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
+    q = torch.add(MINUS_ONE[size.dtype], size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
     total = size.sum()
     slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
     return (total + sum_of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
@@ -240,7 +240,7 @@ def _laplace_total(params, target, outs):
     scaled = torch.abs(error).mul_(inverse)
     total = scaled.sum() + log_scale.sum() + math.log(2) * scaled.numel()
     slope = inverse.mul_(_sign(error))
-    return total, (slope, torch.sub(ONE, scaled, out=outs[1]))
+    return total, (slope, torch.rsub(scaled, ONE[scaled.dtype]))
 
 
 def _bin(params, target):

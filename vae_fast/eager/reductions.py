@@ -59,7 +59,7 @@ def finish(partials, reduction, shape):
 def spread(grad, like, reduction):
     """The upstream gradient of a reduced loss, as it broadcasts to the elements of `like`: 0-d, or [B, ...]."""
     if reduction == "sample":
-        grad = grad.reshape(-1, *(1 for _ in like.shape[1:])) if like.dim() > 1 else grad
+        grad = grad.reshape(-1, *(1,) * (like.dim() - 1)) if like.dim() > 1 else grad
     elif reduction == "latent":
         grad = grad.expand(like.shape)
     count = divisor(reduction, like.shape)

@@ -8,15 +8,11 @@ import functools
 import math
 
 import torch
-from torch.autograd import Function
 
-from vae_fast.checks import LATENT_REDUCTIONS
-from vae_fast.eager import gaussian, likelihoods, reductions
+from vae_fast.eager import likelihoods, reductions
+from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.blocks import BLOCK
-from vae_fast.eager.elbo import compose
-from vae_fast.eager.elementary import HALF
-from vae_fast.eager.reconstruction import total_of_block
-from vae_fast.ops import autograd, backend, reconstruction
+from vae_fast.ops import backend, reconstruction
 from vae_fast.ops.library import PLAIN, batching, listening
 
 SCALARS = ("batchmean", "sum", "mean")
@@ -30,8 +26,9 @@ def reconstruct(output, target, row, reduction):
     if len(params) != len(row.parameters) or type(target) not in PLAIN or target.requires_grad:
         return None
     threads = torch.get_num_threads()
-    if not all(_takes(p, target, BLOCK * threads) for p in params):
-        return None
+    for param in params:
+        if not takes(param, target, BLOCK * threads):
+            return None
     formulas = getattr(likelihoods, row.name)
     if target.numel() > formulas.most * threads:
         if row.constants or not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
@@ -51,33 +48,29 @@ def elbo(output, target, kl, beta, row):
         return None
     if not kl.is_cpu or kl.layout is not torch.strided or kl.dim() > 1:
         return None
-    nll = reconstruct(output, target, row, "batchmean")
+    nll = reconstruct(output, target, row, "sum")
     if nll is None or (kl.dim() and len(kl) != len(target)):
         return None
-    return compose(nll, kl, None, beta)
+    return _average(nll, kl, beta, _reciprocal(len(target)))
 
 
-def latent(mu, logvar, reduction, sampled):
-    """(z or None, kl) of the default options, with fresh noise."""
-    if torch.compiler.is_compiling() or reduction not in LATENT_REDUCTIONS:
-        return None
-    if not _takes(mu, logvar, BLOCK) or mu.stride() != logvar.stride():
-        return None
-    return _Latent.apply(mu, logvar, sampled, reduction, 0)
+def _average(nll, kl, beta, share):
+    """(total, reconstruction, kl) of the nll's sum, with as few nodes as can be between the total and its parts."""
+    if kl.dim():
+        kl = kl.sum()
+        return torch.add(nll, kl, alpha=beta) * share, nll * share, kl * share
+    nll = nll * share
+    return torch.add(nll, kl, alpha=beta), nll, kl.clone()
 
 
-def packed(moments, dim, reduction):
-    """(z, kl) of the default options, with fresh noise, of mu and logvar side by side along `dim`."""
-    if torch.compiler.is_compiling() or reduction not in LATENT_REDUCTIONS or type(dim) is not int:
-        return None
-    if not _takes(moments, moments, 2 * BLOCK):
-        return None
-    if not 0 < dim < moments.dim() or moments.shape[dim] % 2:
-        return None
-    return _Latent.apply(moments, None, True, reduction, dim)
+@functools.lru_cache(maxsize=64)
+def _reciprocal(count):
+    """1 / count as a tensor: PyTorch takes a microsecond to wrap a number."""
+    with torch.inference_mode(False):  # a tensor made in it could not be used outside
+        return torch.tensor(1 / count, device="cpu", dtype=torch.float32)
 
 
-def _takes(a, b, most):
+def takes(a, b, most):
     """Whether they are tensors [B, ...] of one shape and at most `most` elements, and nobody listens."""
     return (
         type(a) in PLAIN and type(b) in PLAIN
@@ -100,55 +93,14 @@ class _Reconstruction(reconstruction.Ordinary):
         formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
         ctx.spec = spec
         ctx.save_for_backward(target, None, None, *params)
-        total, ctx.grads = total_of_block(formulas, params, target, None, nowhere, True)
+        total, ctx.grads = eager.total_of_block(formulas, params, target, None, nowhere, True)
         return reductions.finish([total], spec.reduction, target.shape)
 
     @staticmethod
     def backward(ctx, grad_loss):
-        if ctx.grads is None or torch.is_grad_enabled():
+        if ctx.grads is None or torch.is_grad_enabled() or batching():
             return reconstruction.Ordinary.backward(ctx, grad_loss)
         grads, ctx.grads = ctx.grads, None
-        upstream = reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction)
-        made = (g * upstream if want else None for g, want in zip(grads, ctx.needs_input_grad[4:], strict=True))
+        eager.scale_(grads, reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction))
+        made = (grad if want else None for grad, want in zip(grads, ctx.needs_input_grad[4:], strict=True))
         return None, None, None, None, *made
-
-
-class _Latent(Function):
-    """`ops.gaussian` with the default options, in one block, which PyTorch allocates as it goes.
-
-    The inputs are mu, logvar and 0, or moments that hold both along `dim` and None.
-    """
-
-    @staticmethod
-    def forward(ctx, posterior, logvar, sampled, reduction, dim):
-        ctx.reduction, ctx.dim = reduction, dim
-        mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
-        eps = torch.empty_like(mu).normal_() if sampled else None
-        made = gaussian.forward_block(gaussian.NONE, reduction, mu, v, None, None, eps, *gaussian.NOWHERE)
-        z, noisy, difference, kl = made
-        count = reductions.divisor(reduction, mu.shape)
-        ctx.save_for_backward(posterior, mu, noisy, difference)
-        ctx.set_materialize_grads(False)
-        return z, kl.mul_(HALF if count == 1 else 0.5 / count)
-
-    @staticmethod
-    def backward(ctx, grad_z, grad_kl):
-        if grad_z is None and grad_kl is None:
-            return (None,) * 5
-        gradients = functools.partial(_gradients, ctx.reduction, ctx.dim)
-        d_mu, d_logvar = autograd.once(gradients, grad_z, grad_kl, *ctx.saved_tensors)
-        passed = grad_kl is None and not ctx.dim
-        return grad_z if passed else d_mu, d_logvar, None, None, None
-
-
-def _gradients(reduction, dim, grad_z, grad_kl, posterior, mu, noisy, difference):
-    """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None."""
-    packed = torch.empty_like(posterior) if dim and not batching() else None
-    outs = gaussian.NONE if packed is None else packed.chunk(2, dim)
-    g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
-    made = gaussian.backward_block(
-        gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *outs, None, None
-    )  # fmt: skip
-    if dim:
-        return torch.cat(made, dim) if packed is None else packed, None
-    return made
