@@ -99,6 +99,20 @@ def test_kl_to_another_posterior_of_any_scale(scale, other_scale, backend):
     torch.testing.assert_close(z, q.rsample(seed=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("scale", "other_scale"), [("std", "softplus"), ("logvar", "std"), ("softplus", "logstd")])
+def test_kl_between_scales_of_halves_has_the_digits_of_float32(scale, other_scale, dtype, backend):
+    given, other = (parameters(backend.device, seed=seed, dtype=dtype) for seed in (1, 7))
+    q, prior = DiagonalGaussian(*given, scale=scale), DiagonalGaussian(*other, scale=other_scale)
+    wide = [t.detach().double() for t in given + other]
+    exact = kl_divergence(normal(scale, *wide[:2]), normal(other_scale, *wide[2:]))
+    z, kl = q.sample_kl(prior=prior, seed=1)
+    for actual in (kl, q.kl(prior, reduction="sample")):
+        torch.testing.assert_close(actual.double(), exact.sum(1), rtol=3e-6, atol=1e-6)
+    torch.testing.assert_close(z, q.rsample(seed=1))
+    assert z.dtype == dtype
+
+
 def test_a_clamp_of_one_and_the_scale_of_the_other(backend):
     given, other = parameters(backend.device), parameters(backend.device, seed=7)
     q = DiagonalGaussian(*given, logvar_clamp=(0.4, 0.6))

@@ -83,7 +83,8 @@ class DiagonalGaussian:
         q, prior = self._beside(prior)
         posterior, function = (q._halves, sample_kl) if q._moments is None else (q._moments, sample_kl_packed)
         noise = {"seed": seed, "generator": generator, "eps": eps}
-        return function(*posterior, prior=prior, reduction=reduction, **q._options(), **noise)
+        z, kl = function(*posterior, prior=prior, reduction=reduction, **q._options(), **noise)
+        return z.to(self._halves[0].dtype), kl
 
     def mode(self):
         """The most likely value: mu itself."""
@@ -120,8 +121,14 @@ class DiagonalGaussian:
         if not isinstance(prior, DiagonalGaussian):
             return self, prior
         if prior._found != self._found:
-            return DiagonalGaussian(self.mu, self.logvar), (prior.mu, prior.logvar)
+            return DiagonalGaussian(*self._wide()), prior._wide()
         return self, prior._halves if prior.logvar_clamp is None else (prior.mu, prior.logvar)
+
+    def _wide(self):
+        """The mean and the log-variance in float32 at least: a half would lose digits of a logarithm."""
+        mean, logvar = self.mu, self._log_variance()
+        dtype = torch.promote_types(logvar.dtype, torch.float32)
+        return mean.to(dtype), logvar.to(dtype)
 
 
 def _full(tensor, value):
