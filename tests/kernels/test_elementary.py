@@ -9,6 +9,7 @@ import triton.language as tl
 
 from vae_fast.eager.elementary import expm1_minus_x as eager_expm1_minus_x
 from vae_fast.eager.elementary import log_ratio as eager_log_ratio
+from vae_fast.eager.elementary import sum_of_logs
 from vae_fast.kernels import elementary
 
 BLOCK = 4096
@@ -136,6 +137,17 @@ def test_eager_expm1_minus_x_over_the_whole_range(dtype):
         assert (error <= (allowed + rounding) * np.abs(expected) + float(torch.finfo(dtype).smallest_normal)).all(), (
             name
         )
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 4096, 100_003], ids=str)  # around one product and many, and a prime
+@pytest.mark.parametrize("bounds", [(0.5, 1.0), (1.0, 2.0), (0.5, 0.5), (2.0, 2.0)], ids=str)  # extremes of products
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_sum_of_logarithms(dtype, bounds, size):
+    low, high = bounds
+    x = torch.rand(size, dtype=dtype, generator=torch.Generator().manual_seed(0)).mul_(high - low).add_(low)
+    logs = np.log(x.double().numpy())
+    allowed = 1e-6 if dtype == torch.float32 else 1e-14
+    assert abs(sum_of_logs(x.clone()).item() - logs.sum()) <= allowed * np.abs(logs).sum()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -19,7 +19,7 @@ SCALARS = ("batchmean", "sum", "mean")
 
 
 def reconstruct(output, target, row, reduction):
-    """The nll, where PyTorch's own op takes least by that op and its autograd: their backward has no Python."""
+    """The nll: by PyTorch's own op and its autograd, whose backward has no Python, where they take least."""
     if torch.compiler.is_compiling() or reduction not in SCALARS or row.domain == "classes":
         return None
     params = output if type(output) is tuple else (output,)
