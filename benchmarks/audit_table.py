@@ -191,6 +191,9 @@ def real_path(launch) -> tuple[Launch, int]:
 
 
 def tile_size(launch):
+    """The elements of a program's tile; of those of all the sums that one launch finishes: the path passes each."""
+    if "TILES" in launch.arguments:
+        return sum(map(prod, launch.arguments["TILES"]))
     return prod(launch.arguments[name] for name in TILE if name in launch.arguments)
 
 

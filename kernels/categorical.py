@@ -59,7 +59,7 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     if reduction == "sample":
         return _sum_samples(loss), grad
     out, divisor = partials.new_empty(()), reductions.divisor(reduction, target.shape)
-    reductions.sum_partials(partials, out, outer=1, count=len(partials), strides=(0, 1), divisor=divisor)
+    reductions.sum_partials(reductions.Sum(partials, out, 1, len(partials), (0, 1), divisor))
     return out, grad
 
 
@@ -79,7 +79,8 @@ def _sum_samples(losses):
     if count == 1:
         return losses.view(batch)
     out = losses.new_empty(batch)
-    return reductions.sum_partials(losses, out, outer=batch, count=count, strides=(count, 1), divisor=1)
+    reductions.sum_partials(reductions.Sum(losses, out, batch, count, (count, 1)))
+    return out
 
 
 def _launch(logits, target, weight, loss, upstream, grad, ignore_index, reduction):

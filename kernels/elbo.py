@@ -1,5 +1,6 @@
-"""The negative ELBO: the reconstruction's first stage, and a second stage that averages the kl and adds."""
+"""The negative ELBO: the reconstruction's first stage, and a second stage that also averages the kl and adds."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -14,23 +15,21 @@ def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=ta
     that is None. The rest as in `reconstruction.forward`: moves what that does, and the kl. Two launches.
     """
     stage = reconstruction.first_stage(params, target, likelihood, "batchmean", wanted, extras)
-    losses = [stage.partials.new_empty(()) for _ in range(3)]
-    _, columns, warps = reductions.sum_tile(1, stage.count)
-    _, kl_columns, _ = reductions.sum_tile(1, kl.numel())
+    total, kl_mean = torch.empty_like(stage.loss), torch.empty_like(stage.loss)
+    strides = (0, kl.stride(0) if kl.dim() else 0)
+    nll, *grads = stage.sums
+    sums = nll, reductions.Sum(kl, kl_mean, 1, kl.numel(), strides, divisor=kl.numel()), *grads
+    programs, tiles, warps = reductions.grid(sums)
     with tiling.on_device(target):
-        _total[(1,)](
-            stage.partials, stage.count, kl, kl.numel(), kl.stride(0) if kl.dim() else 0, beta_tensor, beta,
-            reductions.divisor("batchmean", target.shape), *losses,
-            COLUMNS=columns, KL_COLUMNS=kl_columns, num_warps=warps,
-        )  # fmt: skip
-    return *losses, stage.grads
+        _total[(programs - 1,)](sums, beta_tensor, beta, total, TILES=tiles, num_warps=warps)
+    return total, stage.loss, kl_mean, stage.grads
 
 
 def backward(
     grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted,
     extras=targets.PLAIN,
 ):  # fmt: skip
-    """(the gradient of each kl, 0-d; the wanted gradients), recomputed in one launch."""
+    """(the gradient of each kl, 0-d; the wanted gradients), recomputed: launches as in `reconstruction.backward`."""
     upstream = gather(grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta)
     return upstream.kl_grad, reconstruction.backward(upstream, params, target, likelihood, "batchmean", wanted, extras)
 
@@ -47,17 +46,18 @@ def gather(grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta):
 
 
 @triton.jit
-def _total(
-    partials, count, kl, kl_count, kl_stride, beta_tensor, beta: "fp64", divisor, total_out, reconstruction_out, kl_out,
-    COLUMNS: tl.constexpr, KL_COLUMNS: tl.constexpr,
-):  # fmt: skip
-    row = tl.arange(0, 1)
-    nll = reductions.add_partials(partials, row, 1, count, (0, 1), 1, 1, COLUMNS) / divisor
-    divergence = reductions.add_partials(kl, row, 1, kl_count, (0, kl_stride), 1, 1, KL_COLUMNS) / kl_count
-    if beta_tensor is not None:
-        total = nll + divergence * tl.load(beta_tensor)
+def _total(sums, beta_tensor, beta: "fp64", total, TILES: tl.constexpr):
+    """The first two of `sums`, of the nll and of the kl, are for one program: it needs both."""
+    program = tl.program_id(0)
+    if program == 0:
+        row = tl.arange(0, 1)
+        nll = reductions.add(sums[0], row, TILES, 0)
+        kl = reductions.add(sums[1], row, TILES, 1)
+        weight = beta
+        if beta_tensor is not None:
+            weight = tl.load(beta_tensor)
+        tl.store(total + row, nll + kl * weight)
+        tl.store(sums[0].out + row, nll)
+        tl.store(sums[1].out + row, kl)
     else:
-        total = nll + divergence * beta
-    tl.store(total_out + row, total)
-    tl.store(reconstruction_out + row, nll)
-    tl.store(kl_out + row, divergence)
+        reductions.finish(sums, program - 1, TILES, 2)

@@ -181,4 +181,5 @@ def _finish(partials, mu, view, tiles, reduction, samples):
 
 def _add(partials, out, outer, count, strides, mu, reduction):
     divisor = reductions.divisor(reduction, mu.shape)
-    return reductions.sum_partials(partials, out, outer=outer, count=count, strides=strides, divisor=divisor)
+    reductions.sum_partials(reductions.Sum(partials, out, outer, count, strides, divisor))
+    return out

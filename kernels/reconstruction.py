@@ -12,13 +12,11 @@ from vae_fast.kernels.upstreams import scale_  # noqa: F401 (one of the entry po
 
 
 class FirstStage(NamedTuple):
-    """`loss` is elementwise ("none"), or else `partials` holds `count` partial sums for each of `rows`."""
+    """The loss, the gradients, and the sums that complete them: the loss's own, where it has one, is the first."""
 
-    loss: torch.Tensor | None
-    partials: torch.Tensor | None
-    rows: int
-    count: int
+    loss: torch.Tensor
     grads: tuple
+    sums: tuple
 
 
 def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
@@ -31,37 +29,35 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
     None; what the target is multiplied by. Returns (loss, gradients with None where not wanted), each of its
     parameter's shape. Reads (p + 1)N elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a
     program; a weight or a shared parameter moves its own size, again for each tile of samples where it is shared by
-    samples, and the gradient of one the partial sums of `shared`. Two launches; one for "none", and for "sample" up to
-    MAX_COLUMNS elements a sample; one more for each gradient of a shared parameter.
+    samples, and the gradient of one the partial sums of `shared`. Two launches, the second for all that is summed; one
+    where nothing is: no gradient of a shared parameter, and "none", or "sample" up to MAX_COLUMNS elements a sample.
     """
     stage = first_stage(params, target, likelihood, reduction, wanted, extras)
-    if stage.loss is not None:
-        return stage.loss, stage.grads
-    if reduction == "sample" and stage.count == 1:
-        return stage.partials, stage.grads
-    out = stage.partials.new_empty((stage.rows,) if reduction == "sample" else ())
-    divisor = reductions.divisor(reduction, target.shape)
-    strides = (stage.count, 1)
-    reductions.sum_partials(stage.partials, out, outer=stage.rows, count=stage.count, strides=strides, divisor=divisor)
-    return out, stage.grads
+    reductions.sum_partials(*stage.sums)
+    return stage.loss, stage.grads
 
 
 def first_stage(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
-    """The elementwise loss or the partial sums, and the wanted gradients, in one launch."""
+    """All but what a second launch adds, in one launch."""
     loss = torch.empty_like(params[0], dtype=tiling.accumulator(params[0].dtype)) if reduction == "none" else None
-    grads = _empty_grads(params, wanted)
-    view, tiles, operands, sums = _plan(params, target, loss, None, grads, likelihood, reduction, extras)
-    rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
-    partials = None if reduction == "none" else reductions.workspace(params[0], rows * count)
-    _launch(params, target, likelihood, reduction, view, tiles, operands, sums, partials, None, extras)
-    return FirstStage(loss, partials, rows, count, grads)
+    partials, grads = None, _empty_grads(params, wanted)
+    view, tiles, operands, groups, sums = _plan(params, target, loss, None, grads, likelihood, reduction, extras)
+    if loss is None:
+        rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
+        loss = partials = reductions.workspace(params[0], rows * count)
+        if reduction != "sample" or count > 1:
+            loss = partials.new_empty((rows,) if reduction == "sample" else ())
+            divisor = reductions.divisor(reduction, target.shape)
+            sums = (reductions.Sum(partials, loss, rows, count, (count, 1), divisor), *sums)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, groups, partials, None, extras)
+    return FirstStage(loss, grads, sums)
 
 
 def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """Gradients of the wanted parameters, recomputed: reads (p + 1)N elements, writes N each, in one launch.
 
     grad_loss: of the loss's shape, any strides; or, for a scalar loss, an `upstreams.Upstream`. The rest as in
-    `forward`, also what shared parameters take.
+    `forward`, also what shared parameters take: a second launch for the gradients of all that are.
     """
     grads = _empty_grads(params, wanted)
     scalars, elementwise = None, None
@@ -69,8 +65,9 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=ta
         elementwise = tiling.expand_upstream(grad_loss, target, reduction)
     else:
         scalars = upstreams.of(grad_loss)
-    view, tiles, operands, sums = _plan(params, target, None, elementwise, grads, likelihood, reduction, extras)
-    _launch(params, target, likelihood, reduction, view, tiles, operands, sums, None, scalars, extras)
+    view, tiles, operands, groups, sums = _plan(params, target, None, elementwise, grads, likelihood, reduction, extras)
+    _launch(params, target, likelihood, reduction, view, tiles, operands, groups, None, scalars, extras)
+    reductions.sum_partials(*sums)
     return grads
 
 
@@ -91,7 +88,7 @@ class Operands(NamedTuple):
 
 
 def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
-    """The joint view, its tiles, the operands, and the `shared.Sums` of each gradient."""
+    """The joint view, its tiles, the operands, and what `shared` says of the gradients."""
     weight, seed, _ = extras
     position = None if seed is None else tiling.dense_like(params[0])
     read = targets.readable(target), targets.readable(weight)
@@ -102,11 +99,11 @@ def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
     p = len(params)
     positions = () if position is None else position[1]
     portion = likelihoods.portion(likelihood, params[0].dtype)
-    tiles, outs, sums = shared.plan(view, grads, operands[p + 4 :], portion)
-    return view, tiles, Operands(tuple(operands[:p]), *operands[p : p + 4], outs, positions), sums
+    tiles, outs, groups, sums = shared.plan(view, grads, operands[p + 4 :], portion)
+    return view, tiles, Operands(tuple(operands[:p]), *operands[p : p + 4], outs, positions), groups, sums
 
 
-def _launch(params, target, likelihood, reduction, view, tiles, operands, sums, partials, scalars, extras):
+def _launch(params, target, likelihood, reduction, view, tiles, operands, groups, partials, scalars, extras):
     halvings = 2 if params[0].element_size() >= 4 else 3  # elements of one 16-byte access: 4 or 8
     _, seed, scale = extras
     with tiling.on_device(target):
@@ -115,13 +112,11 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, sums, 
             reductions.divisor(reduction, target.shape),
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
             SPREADS=("none", *(shared.spread(view, tiles, p) for p in operands.parameters[1:])),
-            GROUPS=tuple(0 if made is None else made.group for made in sums),
-            WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
+            GROUPS=groups, WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
             QUADS=operands.positions[1:2] == (1,) and view.shape[0] % 4 == 0,
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps(view),
         )  # fmt: skip
-    shared.finish(sums)
 
 
 # Triton's launcher has a local `params`: a kernel argument of that name cannot be launched. Triton 3.6 can index a

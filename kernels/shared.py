@@ -1,13 +1,10 @@
 """The gradient of a shared parameter, each number of which is that of many elements: the sum over these.
 
 It is made where the elements' derivatives are: a program writes partial sums of what its tile holds to a workspace, and
-one more launch adds those in a fixed order. Every row shares a number with every other; in a row neighbouring columns
-share one, and are a run: a single column of a feature, H x W of a channel, all of them where there is one number.
+the launch that finishes the loss adds those too. Every row shares a number with every other; in a row neighbouring
+columns share one, and are a run: a single column of a feature, H x W of a channel, all where there is one number.
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 
@@ -21,21 +18,14 @@ ISSUED = {
 }
 
 
-class Sums(NamedTuple):
-    """`partials` has a sum for the rows of a tile and each `group` of columns; `run` neighbours there are one run's."""
-
-    grad: torch.Tensor
-    partials: torch.Tensor
-    group: int
-    run: int
-
-
 def plan(view, grads, operands, portion):
-    """(tiles, operands, the `Sums` of each) of a launch that makes these gradients, of which some may be None.
+    """(tiles, operands, groups, sums) of a launch that makes these gradients, of which some may be None.
 
-    The operands given are of the gradients expanded; those returned have the partial sums of what is shared. Where a
-    run has few columns to add a tile has many rows, so that a partial sum is one of `LATENT_ROWS` elements or more, as
-    long as there are as many samples; otherwise a tile lies within a run if samples enough can fill it.
+    The operands given are of the gradients expanded; those returned have the partial sums of what is shared, one for
+    the rows of a tile and each group of columns; a group is 0 where nothing is. sums: the `reductions.Sum` of each
+    shared one. Where a run has few columns to add a tile has many rows, so that a partial sum is one of `LATENT_ROWS`
+    elements or more, as long as there are as many samples; otherwise a tile lies within a run if samples enough can
+    fill it.
     """
     whole = view.rows * view.columns
     made = [grad is not None and grad.numel() < whole for grad in grads]
@@ -43,9 +33,10 @@ def plan(view, grads, operands, portion):
     group = min((_group(view, run) for run in runs if run), default=tiling.MAX_COLUMNS)
     within = group if group * view.rows >= tiling.ROW_TILE else tiling.MAX_COLUMNS
     tiles = tiling.tiles(view, over_samples=group < tiling.LATENT_ROWS, portion=portion, within=within)
-    sums = [_sums(view, tiles, grad, run) if run else None for grad, run in zip(grads, runs, strict=True)]
+    groups = tuple(min(_group(view, run), tiles.columns) if run else 0 for run in runs)
+    sums = [_sum(view, tiles, *each) if each[-1] else None for each in zip(grads, runs, groups, strict=True)]
     outs = (o if s is None else (s.partials, o[1]) for o, s in zip(operands, sums, strict=True))
-    return tiles, tuple(outs), sums
+    return tiles, tuple(outs), groups, tuple(filter(None, sums))
 
 
 def spread(view, tiles, operand):
@@ -71,18 +62,11 @@ def _group(view, run):
     return tiling.FLAT_TILE if run == view.columns else run & -run
 
 
-def _sums(view, tiles, grad, run):
-    group = min(_group(view, run), tiles.columns)
-    count = tiles.row_blocks * tiling.ceil_div(view.columns, group)
-    return Sums(grad, reductions.workspace(grad, count), group, 1 if run == view.columns else run // group)
-
-
-def finish(sums):
-    """Add the partial sums of each gradient, in a launch of its own."""
-    for grad, partials, _, run in filter(None, sums):
-        numbers, count = grad.numel(), partials.numel() // grad.numel()
-        strides = (run, numbers * run)
-        reductions.sum_partials(partials, grad, outer=numbers, count=count, strides=strides, run=run, divisor=1)
+def _sum(view, tiles, grad, run, group):
+    partials = tiles.row_blocks * tiling.ceil_div(view.columns, group)
+    numbers, near = grad.numel(), 1 if run == view.columns else run // group  # neighbouring partial sums of one number
+    workspace, strides = reductions.workspace(grad, partials), (near, numbers * near)
+    return reductions.Sum(workspace, grad, numbers, partials // numbers, strides, run=near)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ if not HAS_TRITON:  # macOS, Windows: what remains is the eager backend against 
         "test_noise.py",
         "test_noise_in_ops.py",
         "test_special.py",
+        "test_sums.py",
         "test_traffic_latents.py",
         "test_traffic_reconstruction.py",
         "test_traffic_shared.py",

@@ -53,3 +53,11 @@ def bytes_moved(function):
     assert not traffic.overwrites
     assert not traffic.gaps
     return dict(traffic.bytes), result
+
+
+def second_stage(*sums, kernel="_sum_partials"):
+    """What one launch moves that adds partial sums: of each sum (the bytes of them, the bytes of the result)."""
+    table = {}
+    for k, (partials, out) in enumerate(sums):
+        table |= {(kernel, f"sums[{k}][0]", "load"): partials, (kernel, f"sums[{k}][1]", "store"): out}
+    return table

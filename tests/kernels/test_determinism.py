@@ -71,3 +71,7 @@ def test_elbo(backend):
     kl = drawer(backend.device, torch.float32, 2)(301)
     for first, second in run_twice(lambda o, k: elbo_loss(o, target, k, likelihood="mse"), output, kl):
         assert_same(first, second, backend)
+    logvar = drawer(backend.device, torch.float32, 3)(100)
+    gaussian = run_twice(lambda o, v, k: elbo_loss((o, v), target, k, likelihood="gaussian"), output, logvar, kl)
+    for first, second in gaussian:
+        assert_same(first, second, backend)

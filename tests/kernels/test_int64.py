@@ -144,7 +144,7 @@ def test_one_program_adds_many_partial_sums(kernels_device):
     count = 2 * reductions.SUM_TILE + 5
     partials = torch.arange(count, dtype=torch.float32, device=kernels_device)
     out = torch.empty((), device=kernels_device)
-    reductions.sum_partials(partials, out, outer=1, count=count, strides=(0, 1), divisor=4)
+    reductions.sum_partials(reductions.Sum(partials, out, 1, count, (0, 1), divisor=4))
     assert out.item() == pytest.approx(count * (count - 1) / 8, rel=1e-6)
 
 

@@ -99,15 +99,28 @@ def test_reconstruction_loss(dtype, likelihood, launched):
 
 
 @pytest.mark.interpreter_only
-@pytest.mark.parametrize("shared", [(), (784,)], ids=str)
-def test_the_gradient_of_a_shared_parameter_takes_one_launch_more(shared, launched):
-    mean, logvar, x = leaf(3, 784), leaf(*shared), torch.zeros(3, 784)
-    kernels, loss = launched(lambda: reconstruction_loss((mean, logvar), x, "gaussian"))
-    assert kernels == ["_reconstruct", "_sum_partials", "_sum_partials"]
-    assert launched(backward([loss], (mean, logvar)))[0] == ["_scale"]
-    kernels, loss = launched(lambda: reconstruction_loss((mean, logvar), x, "gaussian", reduction="sample"))
-    assert kernels == ["_reconstruct"]
-    assert launched(backward([loss], (mean, logvar)))[0] == ["_reconstruct", "_sum_partials"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shared", [[()], [(784,)], [(), (784,)]], ids=str)
+def test_one_launch_finishes_the_loss_and_the_gradients_of_shared_parameters(shared, dtype, launched):
+    likelihood = "gaussian" if len(shared) == 1 else "zero_inflated_negative_binomial"
+    params = [torch.ones(shape, dtype=dtype, requires_grad=True) for shape in ((3, 784), *shared)]
+    x = torch.zeros(3, 784)
+    recomputed = ["_reconstruct", "_sum_partials"]
+    made = recomputed if dtype == torch.float16 else ["_scale"]
+
+    def loss(reduction):
+        return launched(lambda: reconstruction_loss(tuple(params), x, likelihood, reduction=reduction))
+
+    kernels, scalar = loss("batchmean")
+    assert kernels == ["_reconstruct", "_sum_partials"]
+    assert launched(backward([scalar], params))[0] == made
+    for reduction in ("none", "sample"):
+        kernels, losses = loss(reduction)
+        assert kernels == ["_reconstruct"]
+        assert launched(backward([losses], params))[0] == recomputed
+    kernels, losses = launched(lambda: elbo_loss(tuple(params), x, leaf(3), likelihood=likelihood))
+    assert kernels == ["_reconstruct", "_total"]
+    assert launched(backward([losses.total], params))[0] == made
 
 
 @pytest.mark.interpreter_only

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.latents import LAYOUTS, drawer
-from tests.kernels.recording import bytes_moved
+from tests.kernels.recording import bytes_moved, second_stage
 from vae_fast import SoftClamp, gaussian_kl, reparameterize, sample_kl, sample_kl_packed, use_backend
 from vae_fast.kernels import tiling
 
@@ -86,7 +86,7 @@ def test_sample_kl_of_rows_over_several_programs_adds_its_partial_sums():
     assert table == moved(
         "_forward", ("mu", "logvar"), ("z",),
         size=4 * mu.numel(), seed=("load", seeds), partials=("store", partials),
-    ) | moved("_sum_partials", size=0, partials=("load", partials), out=("store", 4 * batch))  # fmt: skip
+    ) | second_stage((partials, 4 * batch))  # fmt: skip
     upstream = torch.ones_like(z), torch.ones_like(kl)
     table, _ = counted(lambda: torch.autograd.grad((z, kl), (mu, logvar), upstream))
     assert table == moved(
@@ -150,9 +150,8 @@ def test_a_scalar_kl_adds_one_partial_sum_a_program(reduction):
     mu, logvar = leaves("one long row", torch.float32)
     size, tiles = 4 * mu.numel(), programs(mu, by_sample=False)
     table, kl = counted(lambda: gaussian_kl(mu, logvar, reduction=reduction))
-    assert table == moved("_forward", ("mu", "logvar"), size=size, partials=("store", 4 * tiles)) | moved(
-        "_sum_partials", size=0, partials=("load", 4 * tiles), out=("store", 4)
-    )
+    first = moved("_forward", ("mu", "logvar"), size=size, partials=("store", 4 * tiles))
+    assert table == first | second_stage((4 * tiles, 4))
     table, _ = counted(lambda: torch.autograd.grad(kl, (mu, logvar)))
     assert table == moved("_backward", ("mu", "logvar"), ("d mu", "d logvar"), size=size, grad_kl=("load", 4 * tiles))
 
@@ -161,9 +160,8 @@ def test_a_kl_a_latent_writes_one_partial_sum_for_32_samples():
     mu, logvar = leaves("primes", torch.float32)
     size, partials = 4 * mu.numel(), 4 * 31 * -(-257 // tiling.LATENT_ROWS)
     table, _ = counted(lambda: gaussian_kl(mu, logvar, reduction="latent"))
-    assert table == moved("_forward", ("mu", "logvar"), size=size, partials=("store", partials)) | moved(
-        "_sum_partials", size=0, partials=("load", partials), out=("store", 4 * 31)
-    )
+    first = moved("_forward", ("mu", "logvar"), size=size, partials=("store", partials))
+    assert table == first | second_stage((partials, 4 * 31))
 
 
 def test_an_elementwise_kl_writes_one_number_an_element():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.recording import bytes_moved
+from tests.kernels.recording import bytes_moved, second_stage
 from tests.kernels.sharing import Case
 from tests.kernels.test_traffic_reconstruction import CPU, grads_of
 from vae_fast import use_backend
@@ -44,17 +44,13 @@ def first_stage(case, read, sums, **others):
     return {("_reconstruct", name, kind): count for name, (kind, count) in moved.items()}
 
 
-def second_stage(partials, out):
-    return {("_sum_partials", "partials", "load"): 4 * partials, ("_sum_partials", "out", "store"): 4 * out}
-
-
 @pytest.mark.parametrize("layout", MOVED)
 def test_a_scalar_loss(layout):
     case = Case(layout, CPU)
     programs, read, partials = MOVED[layout]
     table, loss = bytes_moved(case.loss)
     first = first_stage(case, read, partials, partials=("store", 4 * programs))
-    assert table == first | second_stage(programs + partials, 1 + case.params[1].numel())
+    assert table == first | second_stage((4 * programs, 4), (4 * partials, 4 * case.params[1].numel()))
     scaling = 4 * tiling.ceil_div(case.target.numel(), tiling.FLAT_TILE)
     assert grads_of(loss, case) == {("_scale", "scalars[1]", "load"): scaling}
 
@@ -67,7 +63,8 @@ def test_a_loss_a_sample(layout):
     columns = tiling.ceil_div(programs, tiling.ceil_div(len(case.target), 32))  # that the tiles of a row are
     upstream = ("load", 4 * len(case.target) * columns)
     first = first_stage(case, read, partials, **{"upstream[0]": upstream})
-    assert grads_of(loss, case, torch.ones_like(loss)) == first | second_stage(partials, case.params[1].numel())
+    second = second_stage((4 * partials, 4 * case.params[1].numel()))
+    assert grads_of(loss, case, torch.ones_like(loss)) == first | second
 
 
 def test_an_upstream_gradient_of_2_moves_each_gradient_twice():
@@ -83,9 +80,9 @@ def test_elbo_loss():
     case = Case("one number", CPU)
     kl = torch.rand(67, requires_grad=True)
     table, _ = bytes_moved(lambda: case.elbo(kl, 1.0))
-    total = {key: count for key, count in table.items() if key[0] == "_total"}
     first = first_stage(case, 3, 3, partials=("store", 4 * 3))
-    assert table == first | second_stage(3, 1) | total
+    second = second_stage((4 * 3, 4), (4 * 67, 4), (4 * 3, 4), kernel="_total")
+    assert table == first | second | {("_total", "total", "store"): 4}
 
 
 @pytest.mark.parametrize("layout", ["samples", "two dimensions"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.kernels.outputs import LIKELIHOODS, WEIGHTS, Case
-from tests.kernels.recording import bytes_moved
-from tests.kernels.test_traffic_reconstruction import CPU, first_stage, grads_of, scaling, second_stage
+from tests.kernels.recording import bytes_moved, second_stage
+from tests.kernels.test_traffic_reconstruction import CPU, first_stage, grads_of, scaling
 from vae_fast import elbo_loss, use_backend
 from vae_fast.kernels import tiling
 
@@ -32,7 +32,7 @@ def check(case, reduction, **others):
     """The first pass of a scalar loss is all there is."""
     table, loss = bytes_moved(lambda: case.loss(reduction))
     partials = 4 * tiles(case).programs
-    assert table == first_stage(case, partials, **others) | second_stage(partials, 4)
+    assert table == first_stage(case, partials, **others) | second_stage((partials, 4))
     assert grads_of(loss, case) == scaling(case, 1)
 
 
@@ -46,7 +46,7 @@ def test_a_target_moves_the_bytes_of_its_dtype(likelihood, dtype):
 def test_bfloat16_logits_and_bytes_are_5_bytes_an_element(layout):
     case = Case(layout, "bernoulli", CPU, torch.bfloat16, torch.uint8)
     table, _ = bytes_moved(lambda: case.loss("sum"))
-    partials = second_stage(4 * tiles(case).programs, 4)
+    partials = second_stage((4 * tiles(case).programs, 4))
     assert sum(table.values()) == 5 * case.target.numel() + 4 * tiles(case).programs + sum(partials.values())
 
 
