@@ -140,6 +140,16 @@ def test_fault_8_a_sum_keeps_its_digits_however_far_the_posterior_has_collapsed(
     assert_close(gradient(kl, logvar), torch.expm1(v) / 2, terms=torch.expm1(v).abs() / 2 + ROUNDING)
 
 
+@pytest.mark.parametrize("option", ["prior", "logvar_clamp"])
+def test_fault_8_a_collapsed_posterior_beside_a_prior_or_a_clamp(option, backend):
+    mu, logvar = (1e-2 * (values(2, 4096, device=backend.device, seed=seed) - 0.5).float() for seed in (1, 2))
+    standard = torch.zeros((), device=backend.device)
+    options = {"prior": (standard, standard), "logvar_clamp": (-30.0, 20.0)}
+    kl = gaussian_kl(mu, logvar, reduction="sample", **{option: options[option]})
+    m, v = mu.double().cpu(), logvar.double().cpu()
+    assert_loss_close(kl, (m**2 + sum(v**k / math.factorial(k) for k in range(2, 20))).sum(1) / 2, kl)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_fault_8_extreme_gaussian_likelihoods(dtype, backend):
     logvar = torch.tensor([[-30.0, -10.0, 0.0, 30.0, 80.0]], dtype=dtype, device=backend.device).requires_grad_()

@@ -44,12 +44,6 @@ def expm1_minus_x(x, expm1=None):
     return expm1, torch.where(x.abs() < 1, series.mul_(x).mul_(x).div_(2), expm1 - x)
 
 
-def rounded_expm1_minus_x(x, expm1=None):
-    """`expm1_minus_x` with the rounding of exp(x) in both: off by 6e-8 near 0 in float32, where their digits are."""
-    expm1 = exp(x, out=expm1).sub_(ONE[x.dtype])
-    return expm1, expm1 - x
-
-
 def log_ratio(a, b):
     """log(a / b) for a, b > 0; where they are close their difference is exact, and no digit of it is lost."""
     difference = (a - b) / b

@@ -4,7 +4,7 @@ import torch
 
 from vae_fast.eager import general, noise, reductions
 from vae_fast.eager.blocks import blocks
-from vae_fast.eager.elementary import HALF, HALF_LOG2_E, expm1_minus_x, rounded_expm1_minus_x
+from vae_fast.eager.elementary import HALF, HALF_LOG2_E, ONE, exp, expm1_minus_x
 from vae_fast.eager.general import clamped, clamped_gradient
 
 NONE = (None, None)
@@ -53,31 +53,38 @@ def forward_keeping(
 
 def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, noisy, difference, terms):
     """(z, what is kept, and the doubled KL, summed as asked), each in the tensor given for it, or in a new one."""
-    m, v = _widened(mu), clamped(_widened(logvar), clamp)
+    m, x = _widened(mu), _exponent(logvar, prior_logvar, clamp)
     if eps is not None:
+        v = x if prior_logvar is None else _exponent(logvar, None, clamp)
         noisy = torch.mul(v, HALF_LOG2_E[v.dtype], out=noisy).exp2_().mul_(eps)
         z = torch.add(m, noisy, out=z)
     if reduction is None:
         return z, noisy, None, None
-    x = v if prior_logvar is None else v - prior_logvar
     shift = _shift(m, prior_mu, prior_logvar)
-    return z, noisy, *_doubled_kl(x, shift, reduction, difference, terms)
-
-
-def _doubled_kl(x, shift, reduction, difference, terms):
-    """exp(x) - 1, and the terms or sums of exp(x) - 1 - x + the product of `shift`.
-
-    On the CPU the first try is for float32's own digits, at a third of the time: with them the gradient is off by a
-    rounding of 1 at most, and so is each term, which a collapsed posterior's KL would not bear.
-    """
-    if x.is_cpu and reductions.is_sum(reduction):
-        difference, excess = rounded_expm1_minus_x(x, difference)
-        sums = reductions.partial(excess.addcmul_(*shift), reduction)
+    if mu.is_cpu and reductions.is_sum(reduction):
+        difference, sums = _rounded_kl(x, shift, reduction, difference, None if x is logvar else x)
         if reductions.outweigh_rounding(sums, x.numel()):
-            return difference, sums
+            return z, noisy, difference, sums
+        x = _exponent(logvar, prior_logvar, clamp)
     difference, excess = expm1_minus_x(x, difference)
     terms = torch.addcmul(excess, *shift, out=excess if terms is None else terms)
-    return difference, terms if reduction == "none" else reductions.partial(terms, reduction)
+    return z, noisy, difference, terms if reduction == "none" else reductions.partial(terms, reduction)
+
+
+def _exponent(logvar, prior_logvar, clamp):
+    """logvar, widened and clamped, less the prior's: the tensor itself where nothing is to be done to it."""
+    v = clamped(_widened(logvar), clamp)
+    return v if prior_logvar is None else v - prior_logvar
+
+
+def _rounded_kl(x, shift, reduction, difference, scratch):
+    """exp(x) - 1, and sums of exp(x) - 1 - x + the product of `shift`, with float32's own digits.
+
+    That takes a third of the time of all digits. The gradient is off by a rounding of 1 at most, and so is each term,
+    which a collapsed posterior's KL would not bear. x may be the `scratch`.
+    """
+    difference = exp(x, out=difference).sub_(ONE[x.dtype])
+    return difference, reductions.partial(torch.sub(difference, x, out=scratch).addcmul_(*shift), reduction)
 
 
 def backward(
