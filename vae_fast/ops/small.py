@@ -44,9 +44,7 @@ def elbo(output, target, kl, beta, row):
     """(total, reconstruction, kl) with `reconstruct`."""
     if torch.compiler.is_compiling() or type(beta) is not float or not 0 <= beta < math.inf:
         return None
-    if type(kl) not in PLAIN or kl.dtype is not torch.float32:
-        return None
-    if not kl.is_cpu or kl.layout is not torch.strided or kl.dim() > 1:
+    if not _is_plain(kl) or kl.dim() > 1:
         return None
     nll = reconstruct(output, target, row, "sum")
     if nll is None or (kl.dim() and len(kl) != len(target)):
@@ -73,16 +71,24 @@ def _reciprocal(count):
 def takes(a, b, most):
     """Whether they are tensors [B, ...] of one shape and at most `most` elements, and nobody listens."""
     return (
-        type(a) in PLAIN and type(b) in PLAIN
-        and a.dtype is torch.float32 and b.dtype is torch.float32
-        and a.is_cpu and b.is_cpu
-        and a.layout is torch.strided and b.layout is torch.strided
-        and not a._is_zerotensor() and not b._is_zerotensor()
-        and a.shape == b.shape and a.dim() > 0
+        _is_plain(a)
+        and (a is b or (_is_plain(b) and a.shape == b.shape))
         and 0 < a.numel() <= most
+        and a.dim() > 0
         and backend.is_eager_on_cpu()
         and not listening()
-    )  # fmt: skip
+    )
+
+
+def _is_plain(tensor):
+    """Whether it is a float32 tensor of a CPU, whose memory holds its values."""
+    return (
+        type(tensor) in PLAIN
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor._is_zerotensor()
+    )
 
 
 class _Reconstruction(reconstruction.Ordinary):
