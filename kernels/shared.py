@@ -29,8 +29,10 @@ def plan(view, grads, operands, portion):
     """
     whole = view.rows * view.columns
     made = [grad is not None and grad.numel() < whole for grad in grads]
+    if not any(made):
+        return tiling.tiles(view, portion=portion), tuple(operands), (0,) * len(grads), ()
     runs = [_run(view, operand) if shared else 0 for operand, shared in zip(operands, made, strict=True)]
-    group = min((_group(view, run) for run in runs if run), default=tiling.MAX_COLUMNS)
+    group = min(_group(view, run) for run in runs if run)
     within = group if group * view.rows >= tiling.ROW_TILE else tiling.MAX_COLUMNS
     tiles = tiling.tiles(view, over_samples=group < tiling.LATENT_ROWS, portion=portion, within=within)
     groups = tuple(min(_group(view, run), tiles.columns) if run else 0 for run in runs)

@@ -5,6 +5,7 @@ Each op takes the backend as an argument, chosen once in forward, so that the ba
 """
 
 import functools
+import operator
 
 import torch
 from torch.utils import _pytree as pytree
@@ -26,20 +27,18 @@ def listening():
     )
 
 
-def plain(args):
-    """Whether nothing listens to the dispatcher, and every tensor's memory holds its values."""
-    return not (listening() or _special(args))
+def plain(tensors):
+    """Whether nothing listens to the dispatcher, and the memory of each tensor holds its values."""
+    return not (listening() or any(map(_is_special, tensors)))
 
 
-def _special(args):
-    """Whether any argument is a tensor whose memory does not hold its values: a subclass, lazily negated, or zero."""
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            if type(arg) not in PLAIN or arg.is_neg() or arg._is_zerotensor():
-                return True
-        elif isinstance(arg, (list, tuple)) and _special(arg):
-            return True
-    return False
+def _is_special(tensor):
+    """Whether a tensor's memory does not hold its values: of a subclass, lazily negated, zero, or any of a list."""
+    if tensor is None:
+        return False
+    if type(tensor) in PLAIN:
+        return tensor.is_neg() or tensor._is_zerotensor()
+    return any(map(_is_special, tensor)) if type(tensor) in (list, tuple) else True
 
 
 def _direct(op, implementation):
@@ -47,9 +46,11 @@ def _direct(op, implementation):
 
     Where something listens there (a dispatch mode, a transform, the profiler, a special tensor) it is the op.
     """
+    arguments = op._schema.arguments
+    tensors = operator.itemgetter(*(i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)))
 
     def call(*args):
-        return implementation(*args) if plain(args) else op(*args)
+        return implementation(*args) if plain(tensors(args)) else op(*args)
 
     return call
 
