@@ -41,7 +41,7 @@ ISSUED = {
     "discretized_logistic": Issued(sum=81, gradient=68, both=117, each=94),
     "poisson": Issued(sum=47, gradient=11, both=50, each=46),
     "negative_binomial": Issued(sum=96, gradient=77, both=128, each=91),
-    "zero_inflated_negative_binomial": Issued(sum=140, gradient=160, both=189, each=150),
+    "zero_inflated_negative_binomial": Issued(sum=122, gradient=157, both=181, each=131),
 }
 
 
@@ -218,22 +218,20 @@ def zero_inflated_negative_binomial(params, target):
     nll, derivatives = _negative_binomial((params[0], params[1]), target, zero)
     a, b = elementary.exp_minus(tl.abs(pi)), elementary.exp_minus(tl.abs(pi + nll))
     over_a, over_b = elementary.reciprocal(1.0 + a), elementary.reciprocal(1.0 + b)
-    # sigmoid(pi) = share / (1 + a) for a count; sigmoid(-pi) = share / (1 + a) for a zero, which is missed with the
-    # probability missed / (1 + a): not inflated, nor a zero of the negative binomial.
-    share = tl.where((pi >= 0) ^ zero, 1.0, a)
-    missed = elementary.one_minus_exp(nll, elementary.exp_minus(nll)) * share
-    likelihood = 1.0 + a - missed
-    # A likely zero's nll is log1p(missed / likelihood). A rare one's, where pi < 0, is softplus(-pi) - softplus(-pi -
-    # nll), which has log((1 + a) / (1 + b)): log1p of one in [0, 3] less log 2.
-    likely = missed <= likelihood
-    zero_base = tl.where(likely, 0.0, tl.minimum(-1.0 * pi, nll) - 0.69314718055994530942)
-    rare = (1.0 + 2.0 * a - b) * over_b
-    zero_excess = tl.where(likely, missed * elementary.reciprocal(likelihood), rare)
+    # A zero's nll is softplus(-pi) - softplus(-pi - nll), which has log((1 + a) / (1 + b)). That is log1p of one in
+    # [0, 1] where pi >= 0, and of one in [0, 3] less log 2 elsewhere. Its error is a share of the first softplus.
+    excess = (a - b) * over_b
+    certain = pi >= 0
+    zero_base = tl.where(certain, 0.0, tl.minimum(-1.0 * pi, nll) - 0.69314718055994530942)
+    zero_excess = tl.where(certain, excess, 1.0 + 2.0 * excess)
     base = tl.where(zero, zero_base, nll + tl.maximum(pi, 0.0))
     behind = pi + nll >= 0
     weight = tl.where(zero, tl.where(behind, b, 1.0) * over_b, 1.0)
-    # A zero's derivative in pi is the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
-    dpi = tl.where(zero, -1.0 * missed * (tl.where(behind, 1.0, b) * over_b), share) * over_a
+    # sigmoid(pi) = share / (1 + a) for a count; sigmoid(-pi) = share / (1 + a) for a zero. A zero's derivative in pi is
+    # the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
+    share = tl.where(certain ^ zero, 1.0, a)
+    missed = elementary.one_minus_exp(nll, elementary.exp_minus(nll)) * (tl.where(behind, 1.0, b) * over_b)
+    dpi = tl.where(zero, -1.0 * missed * share, share) * over_a
     return base, (tl.where(zero, zero_excess, a),), (weight * derivatives[0], weight * derivatives[1], dpi)
 
 
