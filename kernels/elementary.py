@@ -31,6 +31,15 @@ def exp(x):
 
 
 @triton.jit
+def exp_of_half(x):
+    """exp(x / 2), as `exp`, in one multiplication."""
+    if x.dtype == tl.float64:
+        return tl.exp(0.5 * x)
+    else:
+        return tl.exp2(x * 0.72134752044448170368)
+
+
+@triton.jit
 def exp_minus(x):
     """exp(-x): Triton's own minus is a subtraction from 0, an instruction more."""
     if x.dtype == tl.float64:
