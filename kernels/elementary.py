@@ -31,6 +31,15 @@ def exp(x):
 
 
 @triton.jit
+def exp_of_half(x):
+    """exp(x / 2), as `exp`, in one multiplication."""
+    if x.dtype == tl.float64:
+        return tl.exp(0.5 * x)
+    else:
+        return tl.exp2(x * 0.72134752044448170368)
+
+
+@triton.jit
 def exp_minus(x):
     """exp(-x): Triton's own minus is a subtraction from 0, an instruction more."""
     if x.dtype == tl.float64:
@@ -78,6 +87,27 @@ def log_of_normal(x):
         p = p * z + 0.333367348
         p = p * z - 0.499999613
         return exponent * LOG_2 + (z + z * z * p)
+
+
+@triton.jit
+def rough_log2(x):
+    """(a, b) whose sum is log2 x for a positive normal x below 2^125; of other x they are some numbers.
+
+    a is a multiple of 1/128: its product with a count is exact. The error of b is 4e-7, however near x is to 1, and
+    this takes half the instructions of `log_of_normal`: the high bits of a float32 are its logarithm to 5 %, and x over
+    the power of 2 with just that one is near 1.
+    """
+    if x.dtype == tl.float64:
+        return tl.log2(x), 0.0 * x
+    else:
+        # As the low bits of 2^23 the high ones are a number, in units of 1/128.
+        high = ((x.to(tl.uint32, bitcast=True) >> 16) + 0x4B000000).to(tl.float32, bitcast=True)
+        a = 0.0078125 * high - 65662.953125
+        z = x * tl.exp2(-1.0 * a) - 1.0
+        # log2(1 + z) over z, minimax (error 7e-8)
+        p = 0.480501405 * z - 0.72166351
+        p = p * z + 1.44269527
+        return a, z * p
 
 
 @triton.jit

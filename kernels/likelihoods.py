@@ -39,9 +39,9 @@ ISSUED = {
     "student_t": Issued(sum=38, gradient=25, both=54, each=36),
     "laplace": Issued(sum=13, gradient=16, both=27, each=11),
     "discretized_logistic": Issued(sum=81, gradient=68, both=117, each=94),
-    "poisson": Issued(sum=48, gradient=11, both=51, each=47),
-    "negative_binomial": Issued(sum=121, gradient=86, both=153, each=117),
-    "zero_inflated_negative_binomial": Issued(sum=167, gradient=186, both=214, each=177),
+    "poisson": Issued(sum=47, gradient=11, both=50, each=46),
+    "negative_binomial": Issued(sum=96, gradient=77, both=128, each=91),
+    "zero_inflated_negative_binomial": Issued(sum=122, gradient=157, both=181, each=131),
 }
 
 
@@ -206,7 +206,7 @@ def negative_binomial(params, target):
     The mean is taken as mean + 1e-8: finite where a decoder's mean underflows to 0, still a distribution, and within
     1e-8 of scvi-tools, which adds 1e-8 inside its logarithms: the rest of that is theta log(1 + 1e-8 / theta) < 1e-8.
     """
-    nll, derivatives = _negative_binomial(params, target)
+    nll, derivatives = _negative_binomial(params, target, target == 0)
     return nll, (), derivatives
 
 
@@ -215,71 +215,71 @@ def zero_inflated_negative_binomial(params, target):
     """`negative_binomial`, and with probability sigmoid(pi_logits) a zero instead (scvi-tools' `log_zinb_positive`)."""
     pi = params[2]
     zero = target < 1e-8  # as scvi-tools
-    nll, derivatives = _negative_binomial((params[0], params[1]), tl.where(zero, 0.0, target))
+    nll, derivatives = _negative_binomial((params[0], params[1]), target, zero)
     a, b = elementary.exp_minus(tl.abs(pi)), elementary.exp_minus(tl.abs(pi + nll))
     over_a, over_b = elementary.reciprocal(1.0 + a), elementary.reciprocal(1.0 + b)
-    # sigmoid(pi) = share / (1 + a) for a count; sigmoid(-pi) = share / (1 + a) for a zero, which is missed with the
-    # probability missed / (1 + a): not inflated, nor a zero of the negative binomial.
-    share = tl.where((pi >= 0) ^ zero, 1.0, a)
-    missed = elementary.one_minus_exp(nll, elementary.exp_minus(nll)) * share
-    likelihood = 1.0 + a - missed
-    # A likely zero's nll is log1p(missed / likelihood). A rare one's, where pi < 0, is softplus(-pi) - softplus(-pi -
-    # nll), which has log((1 + a) / (1 + b)): log1p of one in [0, 3] less log 2.
-    likely = missed <= likelihood
-    zero_base = tl.where(likely, 0.0, tl.minimum(-1.0 * pi, nll) - 0.69314718055994530942)
-    rare = (1.0 + 2.0 * a - b) * over_b
-    zero_excess = tl.where(likely, missed * elementary.reciprocal(likelihood), rare)
+    # A zero's nll is softplus(-pi) - softplus(-pi - nll), which has log((1 + a) / (1 + b)). That is log1p of one in
+    # [0, 1] where pi >= 0, and of one in [0, 3] less log 2 elsewhere. Its error is a share of the first softplus.
+    excess = (a - b) * over_b
+    certain = pi >= 0
+    zero_base = tl.where(certain, 0.0, tl.minimum(-1.0 * pi, nll) - 0.69314718055994530942)
+    zero_excess = tl.where(certain, excess, 1.0 + 2.0 * excess)
     base = tl.where(zero, zero_base, nll + tl.maximum(pi, 0.0))
     behind = pi + nll >= 0
     weight = tl.where(zero, tl.where(behind, b, 1.0) * over_b, 1.0)
-    # A zero's derivative in pi is the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
-    dpi = tl.where(zero, -1.0 * missed * (tl.where(behind, 1.0, b) * over_b), share) * over_a
+    # sigmoid(pi) = share / (1 + a) for a count; sigmoid(-pi) = share / (1 + a) for a zero. A zero's derivative in pi is
+    # the difference of sigmoid(-pi - nll) and sigmoid(-pi), as a product.
+    share = tl.where(certain ^ zero, 1.0, a)
+    missed = elementary.one_minus_exp(nll, elementary.exp_minus(nll)) * (tl.where(behind, 1.0, b) * over_b)
+    dpi = tl.where(zero, -1.0 * missed * share, share) * over_a
     return base, (tl.where(zero, zero_excess, a),), (weight * derivatives[0], weight * derivatives[1], dpi)
 
 
 @triton.jit
-def _negative_binomial(params, x):
-    """(nll, derivatives) of the negative binomial.
+def _negative_binomial(params, x, zero):
+    """(nll, derivatives) of the negative binomial; zero: where x is 0.
 
-    Stirling's formula in all three lgammas, with y = theta + x and R its remainder, leaves the log-likelihood
+    Stirling's formula in lgamma(1 + theta + x), lgamma(1 + theta) and lgamma(1 + x), with T = 1 + theta, X = 1 + x, Y =
+    T + x, y = theta + x, t = theta + mean, and R its remainder, leaves the log-likelihood
 
-        theta log(y / (theta + mean)) + x log(y mean / ((theta + mean) (1 + x))) - log((1 + x) y / theta) / 2
-        + R(y) - R(theta) - R(1 + x) + R(1),
+        (theta + 1/2) log(theta Y / (t T)) + x log(mean Y / (t X)) - log(y sqrt(X / (theta t)))
+        + R(Y) - R(T) - R(X) + R(1),
 
-    where no term grows with theta. Below theta = 1, lgamma is brought to Y = 1 + y and T = 1 + theta, where R is known.
-    The logarithms are then those of theta Y / ((theta + mean) T), which is taken theta + 1 times, of
-    Y mean / ((theta + mean) (1 + x)), and of (1 + x) (Y / T) (y / (theta + mean))^2.
+    where no term grows with theta: the first logarithm is that of 1 + u, u = (theta (x - mean) - mean) / (t T). It
+    alone needs all its digits, however small: theta multiplies it. The other two may err by 1e-7 of 1, as a count's nll
+    is hardly less. The other rooms have it in other terms, for which theta above and below 1 are two cases.
     """
     # So that products below stay normal: theta is then in the Poisson limit, and a mean beyond counts as 1e18.
     mean = tl.minimum(params[0] + 1e-8, 1e18, propagate_nan=tl.PropagateNan.ALL)
     theta = tl.minimum(params[1], 1e18, propagate_nan=tl.PropagateNan.ALL)
-    y, total = theta + x, theta + mean
-    plain = (theta >= 1.0) | (x == 0)
-    shift = tl.where(plain, 0.0, tl.full(theta.shape, 1.0, theta.dtype))
-    upper, lower = y + shift, theta + shift  # Y and T
-    over_upper, over_lower = elementary.reciprocal(upper), elementary.reciprocal(lower)
-    over_lower = over_lower + over_lower * (1.0 - lower * over_lower)  # Newton's step: exact but for rounding
-    product = total * (1.0 + x)
-    over_product = elementary.reciprocal(product)
-    over_product = over_product + over_product * (1.0 - product * over_product)  # again
-    inverse, over_x = (1.0 + x) * over_product, total * over_product
-    u = (x - mean) * inverse
-    ratio = y * inverse  # 1 + u
-    growth = upper * over_lower  # Y / T
-    log_ratio, v = special.log_and_rest(tl.where(plain, ratio, theta * inverse * growth), u, plain)
-    counts = (
-        shift * log_ratio
-        + x * elementary.log_of_normal(mean * upper * over_product)
-        - 0.5 * elementary.log_of_normal((1.0 + x) * growth * tl.where(plain, 1.0, ratio * ratio))
-        + (special.stirling_remainder(over_upper) - special.stirling_remainder(over_lower))
-        - (special.stirling_remainder(over_x) - 0.08106146679532725822)
-    )
+    total, difference = theta + mean, x - mean
+    lower, count = 1.0 + theta, 1.0 + x  # T and X
+    upper = lower + x  # Y
+    product = total * lower
+    inverse = elementary.reciprocal(product)
+    inverse = inverse + inverse * (1.0 - product * inverse)  # Newton's step: exact but for rounding
+    over_total, over_lower, over_upper = lower * inverse, total * inverse, elementary.reciprocal(upper)
+    root = tl.rsqrt(count)
+    over_count = root * root
+    shared = upper * inverse  # Y / (t T), of two logarithms
+    log_ratio, v = special.log_and_rest(theta * shared, (theta * difference - mean) * inverse)
     slope = (
-        x * (0.5 * over_lower * over_upper + shift * elementary.reciprocal(theta * y))
+        x * (over_lower * (0.5 * over_upper - over_total) + elementary.reciprocal(theta * (theta + x)))
         + special.stirling_remainder_derivative(over_upper)
         - special.stirling_remainder_derivative(over_lower)
     )
+    dtheta = -1.0 * v - tl.where(zero, 0.0, slope)
+    remainders = (
+        (0.08106146679532725822 + special.stirling_remainder(over_upper))
+        - special.stirling_remainder(over_lower)
+        - special.stirling_remainder(over_count)
+    )
+    width, width_rest = elementary.rough_log2((theta + x) * tl.rsqrt(theta * total) * (count * root))
+    growth, growth_rest = elementary.rough_log2(mean * lower * shared * over_count)
+    logs = x * growth_rest - (width + width_rest) + x * growth
+    counts = 0.69314718055994530942 * logs + (0.5 * log_ratio + remainders)
     # At x = 0 all of that is 0; fused multiplications and additions would leave a rounding error of it.
-    nothing = 0.0 * (u + params[0])  # NaN stays NaN, and infinity not finite
-    nll = (nothing - tl.where(x == 0, 0.0, counts)) - theta * log_ratio
-    return nll, (-1.0 * theta * u * elementary.reciprocal(mean), -1.0 * v - tl.where(x == 0, 0.0, slope))
+    nothing = 0.0 * params[0]  # infinity is not finite
+    nll = (nothing - tl.where(zero, 0.0, counts)) - theta * log_ratio
+    dmean = -1.0 * theta * difference * over_total * elementary.reciprocal(mean)
+    return nll, (dmean, dtheta)

@@ -11,6 +11,7 @@ import triton.language as tl
 from vae_fast.kernels.elementary import (
     exp,
     exp_minus,
+    exp_of_half,
     log1p_unit,
     log_of_normal,
     reciprocal,
@@ -41,7 +42,7 @@ def mean_gradient(gradient, mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
 def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr):
     """(log-variance, standard deviation) that the second tensor gives."""
     if SCALE == "logvar":
-        return x, exp(0.5 * x)
+        return x, exp_of_half(x)
     elif SCALE == "logstd":
         return 2.0 * x, exp(x)
     elif SCALE == "std":
@@ -50,12 +51,12 @@ def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr
         std = tl.maximum(x, 0.0) + log1p_unit(_exp_minus(tl.abs(x), EPSILON)) + EPSILON
         return 2.0 * _log(std, EPSILON), std
     else:
-        logstd = BOUND * tanh_of_half(x * (2.0 / BOUND))
-        std = exp(logstd)
+        logvar = 2.0 * BOUND * tanh_of_half(x * (2.0 / BOUND))
+        std = exp_of_half(logvar)
         if EPSILON > 0:
             std = std + EPSILON
-            logstd = _log(std, EPSILON)
-        return 2.0 * logstd, std
+            logvar = 2.0 * _log(std, EPSILON)
+        return logvar, std
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def deviation_gradient(gradient, x, SCALE: tl.constexpr, BOUND: tl.constexpr, EP
     elif SCALE == "soft_clamp":
         gradient = gradient * sech2_of_half(x * (2.0 / BOUND))
         if EPSILON > 0:
-            return gradient * exp(BOUND * tanh_of_half(x * (2.0 / BOUND)))
+            return gradient * exp_of_half(2.0 * BOUND * tanh_of_half(x * (2.0 / BOUND)))
         else:
             return 2.0 * gradient
     else:

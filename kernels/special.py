@@ -63,15 +63,18 @@ def digamma_difference(x, theta):
 
 
 @triton.jit
-def log_and_rest(x, u, near):
-    """(log x, log x - u) for an x as in `log_of_normal`; where it is 1 + u and `near`, with no cancellation."""
+def log_and_rest(x, u):
+    """(log x, log x - u) for an x as in `log_of_normal` that is 1 + u, with no cancellation; NaN where u is.
+
+    x has the digits where it is near 0, and u where it is near 1.
+    """
     if x.dtype == tl.float64:
-        near = near & (tl.abs(u) < 0.4)
-        start = tl.where(near, u, tl.log(x))
-        rest = log1p_minus_x(tl.where(near, u, 0.0))
+        far = tl.abs(u) > 0.4
+        start = tl.where(far, tl.log(x), u)
+        rest = log1p_minus_x(tl.where(far, 0.0, u))
     else:
         exponent, z = split_exponent(x)
-        z = tl.where(near & (exponent == 0), u, z)
+        z = tl.where(tl.abs(u) > 0.333, z, u)  # whose exponent is 0 below
         start = exponent * LOG_2 + z
         rest = log1p_minus_x(z)
     return start + rest, (start - u) + rest
@@ -106,11 +109,10 @@ def stirling_remainder(s):
     if s.dtype == tl.float64:
         return _remainder_float64(1.0 / s)
     else:
-        # over s, minimax (error 9e-8)
-        p = -4.75146342e-05 * s + 0.000860720557
-        p = p * s - 0.00315209486
-        p = p * s + 7.16054968e-05
-        p = p * s + 0.0833288382
+        # over s, minimax (error 2e-7)
+        p = 0.000739989736 * s - 0.00304467798
+        p = p * s + 3.29214508e-05
+        p = p * s + 0.0833333988
         return s * p
 
 

@@ -26,6 +26,12 @@ def _expm1(x):
 
 
 @triton.jit
+def _rough_log2(x):
+    a, b = elementary.rough_log2(x)
+    return a + b
+
+
+@triton.jit
 def _apply(x, out, size, FUNCTION: tl.constexpr, TILE: tl.constexpr):
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     tl.store(out + at, FUNCTION(tl.load(x + at, mask=at < size, other=0)), mask=at < size)
@@ -77,6 +83,16 @@ def test_the_relative_error_is_that_of_the_exponential_over_the_whole_range(name
     allowed = 1e-6 + 6e-8 * exponent if dtype == torch.float32 else 1e-15 + 2.0**-52 * exponent
     worst = (error / allowed).argmax()
     assert (error <= allowed).all(), f"{name}({x[worst].item()!r}) errs by {error[worst]:.2e} relative"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_rough_logarithm_errs_by_as_much_of_1_near_1(dtype, kernels_device):
+    x = torch.from_numpy(np.outer(2.0 ** np.arange(-126, 125), np.linspace(1, 2 - 2**-23, 65)).ravel()).to(dtype)
+    with mpmath.workdps(30):
+        expected = np.array([float(mpmath.log(value, 2)) for value in x.tolist()])
+    allowed = 4e-7 if dtype == torch.float32 else 1e-15
+    got = apply(_rough_log2, x.to(kernels_device)).cpu().double().numpy()
+    np.testing.assert_allclose(got, expected, rtol=allowed, atol=allowed)
 
 
 @triton.jit
