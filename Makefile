@@ -63,6 +63,8 @@ test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0
 test-peers: .venv/peers/.ready  ## vae_fast.integrations against the projects that it patches (Python >= 3.11)
 	@echo "== diffusers, pythae and scvi-tools, patched and not"
 	.venv/peers/bin/python -m pytest -q tests/peers
+	@echo "== Oobleck's posterior in the interpreter: only kernels sample it"
+	TRITON_INTERPRET=1 .venv/peers/bin/python -m pytest -q tests/peers/test_oobleck.py
 
 # Torch comes first, alone: nothing that depends on it can then choose another build.
 .venv/.ready: pyproject.toml constraints.txt

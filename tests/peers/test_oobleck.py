@@ -33,6 +33,44 @@ def test_kl(shape, backend):
     assert_same(lambda parameters: Oobleck(parameters).kl(), moments(backend.device, shape))
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 6), (3, 2, 5), (4, 6), (2, 4, 3, 5)], ids=str)
+def test_sample_with_a_generator_is_diffusers_own_draw(shape, backend):
+    def sample(parameters):
+        return Oobleck(parameters).sample(torch.Generator().manual_seed(0))
+
+    assert_same(sample, moments(backend.device, shape))
+
+
+def test_sample_with_a_generator_for_each_sample(backend):
+    def sample(parameters):
+        return Oobleck(parameters).sample([torch.Generator().manual_seed(k) for k in range(2)])
+
+    assert_same(sample, moments(backend.device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_samples_have_the_mean_and_the_standard_deviation(dtype, backend):
+    parameters = moments(backend.device, (1, 2, 1)).detach().to(dtype).expand(4096, 2, 2)
+    with fast.patch():
+        posterior = Oobleck(parameters)
+        draws = posterior.sample()
+        assert draws.dtype == dtype
+        again = posterior.sample()
+        assert not torch.equal(again, draws)
+        draws = draws.double()
+        std = posterior.std[0, 0, 0].item()
+        assert abs(draws.mean().item() - posterior.mean[0, 0, 0].item()) < 0.05 * std
+        assert abs(draws.std().item() / std - 1) < 0.05
+
+
+def test_a_sample_after_std_was_set_has_that(backend):
+    parameters = moments(backend.device).detach()
+    with fast.patch():
+        posterior = Oobleck(parameters)
+        posterior.std = torch.zeros_like(posterior.mean)
+        assert torch.equal(posterior.sample(), posterior.mean)
+
+
 def test_kl_is_twice_the_kl_in_nats_per_latent_frame(backend):
     parameters = moments(backend.device).detach()
     with fast.patch():

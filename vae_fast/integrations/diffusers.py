@@ -10,6 +10,7 @@ import torch
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize
 from vae_fast.integrations import oobleck
 from vae_fast.integrations.lazy import Lazy, complete_all, result_dtype, source, state
+from vae_fast.integrations.noise import draw
 from vae_fast.integrations.patching import Project, add, wrap
 
 CLAMP = (-30.0, 20.0)
@@ -23,8 +24,8 @@ def patch(*, force=False):
     `DiagonalGaussianDistribution`: sample(), kl() and nll() are fused; std, var and logvar are made when they are first
     read, so `parameters` must not be overwritten before. A posterior whose std, var or logvar was read or set goes on
     with diffusers' own formula and those values. `sample(generator=...)` draws diffusers' numbers; without a generator
-    the noise is `vae_fast.reparameterize`'s. `OobleckDiagonalGaussianDistribution`: kl() to the standard normal is
-    fused, and its attributes are lazy.
+    the noise is `vae_fast.reparameterize`'s. `OobleckDiagonalGaussianDistribution`: its attributes are lazy, and kl() to
+    the standard normal is fused; sample() is where kernels compute.
 
     kl() has diffusers' shape and dtype: nats per sample [B] for images, [B, W] for video latents [B, C, T, H, W], whose
     kl diffusers sums over dimensions 1, 2 and 3 only. For the sum over all of them call
@@ -101,19 +102,11 @@ def _sample(theirs):
     def sample(self, generator=None):
         if not _is_unread(self, "std"):
             return theirs(self, generator)
-        eps = None if generator is None else _draw(self, generator)
+        eps = None if generator is None else draw(self, generator)
         mean, logvar = self.mean.to(self._dtype), self._raw.to(self._dtype)
         return reparameterize(mean, logvar, logvar_clamp=CLAMP, eps=eps)
 
     return sample
-
-
-def _draw(posterior, generator):
-    """diffusers' own noise: generator may be a list, one a sample, and on another device."""
-    from diffusers.utils.torch_utils import randn_tensor
-
-    like = posterior.parameters
-    return randn_tensor(posterior.mean.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def _kl(theirs):
