@@ -84,7 +84,7 @@ test-peers: .venv/peers/.ready  ## vae_fast.integrations against the projects th
 	@$(BASE_PYTHON) -c "import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f'$(BASE_PYTHON) is Python {v[0]}.{v[1]}: the other projects want 3.11 or newer (make BASE_PYTHON=...)')"
 	test -x .venv/peers/bin/python || $(BASE_PYTHON) -m venv .venv/peers
 	.venv/peers/bin/python -m pip install -c constraints-peers.txt torch==2.13.0 setuptools
-	.venv/peers/bin/python -m pip install -c constraints-peers.txt diffusers scvi-tools imageio pydantic pytest pytest-timeout typer
+	.venv/peers/bin/python -m pip install -c constraints-peers.txt diffusers scvi-tools imageio pydantic pytest pytest-timeout typer "triton; platform_system == 'Linux'"
 	.venv/peers/bin/python -m pip install -c constraints-peers.txt --no-deps pythae
 	.venv/peers/bin/python -c "import diffusers, pythae.models, scvi"
 	@touch $@

@@ -24,8 +24,8 @@ def patch(*, force=False):
     `DiagonalGaussianDistribution`: sample(), kl() and nll() are fused; std, var and logvar are made when they are first
     read, so `parameters` must not be overwritten before. A posterior whose std, var or logvar was read or set goes on
     with diffusers' own formula and those values. `sample(generator=...)` draws diffusers' numbers; without a generator
-    the noise is `vae_fast.reparameterize`'s. `OobleckDiagonalGaussianDistribution`: its attributes are lazy, and kl() to
-    the standard normal is fused; sample() is where kernels compute.
+    the noise is `vae_fast.reparameterize`'s. `OobleckDiagonalGaussianDistribution`: its attributes are lazy, kl() to
+    the standard normal is fused, and sample() is where kernels compute.
 
     kl() has diffusers' shape and dtype: nats per sample [B] for images, [B, W] for video latents [B, C, T, H, W], whose
     kl diffusers sums over dimensions 1, 2 and 3 only. For the sum over all of them call
