@@ -28,7 +28,7 @@ def poisson_both(params, target, outs):
 
 
 class _Parts(NamedTuple):
-    """Of the negative binomial's formula, in the names of the kernel's."""
+    """Of the negative binomial's formula, where theta below 1 is a case of its own: the kernel has another form."""
 
     mean: torch.Tensor
     theta: torch.Tensor
@@ -59,7 +59,7 @@ def _parts(mean, theta, x):
 
 
 def _nll(parts, x):
-    """The formula of the kernel: no term in it grows with theta."""
+    """Stirling's formula in the three lgammas: no term that is left grows with theta."""
     over_1 = 1 / (x + 1)
     counts = (parts.upper * parts.inverse).mul_(parts.mean * over_1).log_().mul_(x)
     counts.sub_((parts.y / parts.theta).mul_(x + 1).div_(parts.f).log_(), alpha=0.5)

@@ -9,7 +9,7 @@ import torch
 
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize
 from vae_fast.integrations import oobleck
-from vae_fast.integrations.lazy import Lazy, complete_all, result_dtype, source, state
+from vae_fast.integrations.lazy import Lazy, complete_all, is_like, is_unread, result_dtype, source, state
 from vae_fast.integrations.noise import draw
 from vae_fast.integrations.patching import Project, add, wrap
 
@@ -79,12 +79,6 @@ def _clamped(posterior):
     return posterior._raw.clamp(*CLAMP)
 
 
-def _is_unread(posterior, *names):
-    """Whether it was made under the patch, and nobody has read or set these attributes."""
-    own = vars(posterior)
-    return "_raw" in own and not any(name in own for name in names)
-
-
 def _init(theirs):
     def __init__(self, parameters, deterministic=False):
         self.parameters = parameters
@@ -100,7 +94,7 @@ def _init(theirs):
 
 def _sample(theirs):
     def sample(self, generator=None):
-        if not _is_unread(self, "std"):
+        if not is_unread(self, "std"):
             return theirs(self, generator)
         eps = None if generator is None else draw(self, generator)
         mean, logvar = self.mean.to(self._dtype), self._raw.to(self._dtype)
@@ -112,7 +106,7 @@ def _sample(theirs):
 def _kl(theirs):
     def kl(self, other=None):
         # Below 4 dimensions diffusers raises an error, and so does this.
-        if not _is_unread(self, "var", "logvar") or self.mean.dim() < 4 or not _fits(self, other):
+        if not is_unread(self, "var", "logvar") or self.mean.dim() < 4 or not _fits(self, other):
             return theirs(self, other)
         prior = None if other is None else (other.mean, _clamped(other))
         reduction = "sample" if self.mean.dim() == 4 else "none"
@@ -124,16 +118,12 @@ def _kl(theirs):
 
 
 def _fits(posterior, other):
-    return other is None or (_is_unread(other, "var", "logvar") and _is_like(other.mean, posterior.mean))
-
-
-def _is_like(tensor, other):
-    return (tensor.shape, tensor.dtype, tensor.device) == (other.shape, other.dtype, other.device)
+    return other is None or (is_unread(other, "var", "logvar") and is_like(other.mean, posterior.mean))
 
 
 def _nll(theirs):
     def nll(self, sample, dims=(1, 2, 3)):
-        if not _is_unread(self, "var", "logvar") or not _is_like(sample, self.mean):
+        if not is_unread(self, "var", "logvar") or not is_like(sample, self.mean):
             return theirs(self, sample, dims)
         mean = self.mean
         if sample.requires_grad:  # a target has no gradient, but the difference is all that counts

@@ -33,6 +33,16 @@ def source(tensor):
     return tensor if torch.is_grad_enabled() else tensor.detach()
 
 
+def is_unread(instance, *names):
+    """Whether it was made under the patch, and nobody has read or set these attributes."""
+    own = vars(instance)
+    return "_raw" in own and not any(name in own for name in names)
+
+
+def is_like(tensor, other):
+    return (tensor.shape, tensor.dtype, tensor.device) == (other.shape, other.dtype, other.device)
+
+
 def complete(instance, lazy, private):
     """Make every `lazy` attribute and drop the `private` ones: what the class's own __init__ leaves."""
     if "_raw" not in vars(instance):  # already complete, or made before the patch

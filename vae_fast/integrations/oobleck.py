@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import softplus
 
 from vae_fast.functional import gaussian_kl, reparameterize
-from vae_fast.integrations.lazy import Lazy, complete, complete_all, result_dtype, source, state
+from vae_fast.integrations.lazy import Lazy, complete, complete_all, is_like, is_unread, result_dtype, source, state
 from vae_fast.integrations.noise import draw
 from vae_fast.integrations.patching import add, wrap
 from vae_fast.ops import backend
@@ -52,11 +52,11 @@ def _init(theirs):
 
 def _is_for_kernels(posterior):
     """Whether a kernel takes mean and scale as they are: nobody has read or set a standard deviation."""
-    own = vars(posterior)
-    if "_raw" not in own or "std" in own or "_std" in own or backend.choose(posterior.mean) != "triton":
-        return False
-    mean, raw = posterior.mean, posterior._raw
-    return (mean.shape, mean.dtype, mean.device) == (raw.shape, raw.dtype, raw.device)
+    return (
+        is_unread(posterior, "std", "_std")
+        and backend.choose(posterior.mean) == "triton"
+        and is_like(posterior.mean, posterior._raw)
+    )
 
 
 def _sample(theirs):
@@ -71,8 +71,7 @@ def _sample(theirs):
 
 def _kl(theirs):
     def kl(self, other=None):
-        own = vars(self)
-        if other is not None or self.deterministic or "_raw" not in own or "var" in own or "logvar" in own:
+        if other is not None or self.deterministic or not is_unread(self, "var", "logvar"):
             return theirs(self, other)
         # The mean over all elements times the channels is the sum over channels, averaged over batch and time.
         if _is_for_kernels(self):

@@ -5,6 +5,7 @@ compiled: the caller then takes the long way, which names what is wrong with the
 """
 
 import functools
+import itertools
 import math
 
 import torch
@@ -99,7 +100,8 @@ class _Reconstruction(reconstruction.Ordinary):
         formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
         ctx.spec = spec
         ctx.save_for_backward(target, None, None, *params)
-        total, ctx.grads = eager.total_of_block(formulas, params, target, None, nowhere, True)
+        total, made = eager.total_of_block(formulas, params, target, None, nowhere, True)
+        ctx.grads = list(itertools.compress(made, ctx.needs_input_grad[4:]))
         return reductions.finish([total], spec.reduction, target.shape)
 
     @staticmethod
@@ -108,5 +110,4 @@ class _Reconstruction(reconstruction.Ordinary):
             return reconstruction.Ordinary.backward(ctx, grad_loss)
         grads, ctx.grads = ctx.grads, None
         eager.scale_(grads, reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction))
-        made = (grad if want else None for grad, want in zip(grads, ctx.needs_input_grad[4:], strict=True))
-        return None, None, None, None, *made
+        return None, None, None, None, *reconstruction.place(grads, ctx.needs_input_grad[4:])
