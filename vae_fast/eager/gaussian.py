@@ -53,7 +53,7 @@ def forward_keeping(
 
 def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, noisy, difference, terms):
     """(z, what is kept, and the doubled KL, summed as asked), each in the tensor given for it, or in a new one."""
-    m, x = _widened(mu), _exponent(logvar, prior_logvar, clamp)
+    m, x = _widened(mu), _exponent(logvar, prior_logvar, clamp, difference)
     if eps is not None:
         v = x if prior_logvar is None else _exponent(logvar, None, clamp)
         noisy = torch.mul(v, HALF_LOG2_E[v.dtype], out=noisy).exp2_().mul_(eps)
@@ -62,18 +62,18 @@ def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, 
         return z, noisy, None, None
     shift = _shift(m, prior_mu, prior_logvar)
     if mu.is_cpu and reductions.is_sum(reduction):
-        difference, sums = _rounded_kl(x, shift, reduction, difference, None if x is logvar else x)
+        difference, sums = _rounded_kl(x, shift, reduction, difference, None if shift[0] is mu else shift[0])
         if reductions.outweigh_rounding(sums, x.numel()):
             return z, noisy, difference, sums
-        x = _exponent(logvar, prior_logvar, clamp)
+        x, shift = _exponent(logvar, prior_logvar, clamp), _shift(_widened(mu), prior_mu, prior_logvar)
     difference, excess = expm1_minus_x(x, difference)
     terms = torch.addcmul(excess, *shift, out=excess if terms is None else terms)
     return z, noisy, difference, terms if reduction == "none" else reductions.partial(terms, reduction)
 
 
-def _exponent(logvar, prior_logvar, clamp):
-    """logvar, widened and clamped, less the prior's: the tensor itself where nothing is to be done to it."""
-    v = clamped(_widened(logvar), clamp)
+def _exponent(logvar, prior_logvar, clamp, room=None):
+    """logvar, widened in the `room` and clamped, less the prior's: the tensor itself if nothing is to be done to it."""
+    v = clamped(_widened(logvar, room), clamp)
     return v if prior_logvar is None else v - prior_logvar
 
 
@@ -81,10 +81,11 @@ def _rounded_kl(x, shift, reduction, difference, scratch):
     """exp(x) - 1, and sums of exp(x) - 1 - x + the product of `shift`, with float32's own digits.
 
     That takes a third of the time of all digits. The gradient is off by a rounding of 1 at most, and so is each term,
-    which a collapsed posterior's KL would not bear. x may be the `scratch`.
+    which a collapsed posterior's KL would not bear. x may be `difference`, and a factor the `scratch`: both are lost.
     """
+    rest = torch.addcmul(x, *shift, value=-1, out=scratch)
     difference = exp(x, out=difference).sub_(ONE[x.dtype])
-    return difference, reductions.partial(torch.sub(difference, x, out=scratch).addcmul_(*shift), reduction)
+    return difference, reductions.partial(torch.sub(difference, rest, out=rest), reduction)
 
 
 def backward(
@@ -170,9 +171,11 @@ def _keep(mu, logvar, prior, seed, eps, clamp, sampled, reduction):
     return kept
 
 
-def _widened(tensor):
-    """In the dtype of the arithmetic; `to` takes a microsecond to find nothing to do."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+def _widened(tensor, room=None):
+    """In the arithmetic's dtype, in new memory or in the `room`; `to` takes a microsecond to find nothing to do."""
+    if tensor.dtype.itemsize >= 4:
+        return tensor
+    return tensor.float() if room is None else room.copy_(tensor)
 
 
 def _noise(mu, seed, eps, samples=None):
