@@ -124,7 +124,7 @@ def _measure_entrants(case, session, entrants: list[Entrant]) -> list[Row]:
                 samples = timing.take_turns(timers, session.effort)
             made = [_timed_row(case, session, e, phase, threads, samples[e.contender.name]) for e in entrants]
             for row in made:
-                _compare(row, made)
+                _compare(row, made, samples)
                 if phase in WHOLE:
                     vars(row).update(counts[row.contender])
             rows += made
@@ -199,10 +199,10 @@ def _timed_row(case, session, entrant, phase, threads, samples) -> Row:
     return row
 
 
-def _compare(row, others):
+def _compare(row, others, samples):
     """How many times longer each other contender takes, graphs against graphs."""
     for other in others:
         if other.captured == row.captured and other.contender != row.contender:
             field = "over_" + other.contender.removesuffix(GRAPH).replace(" ", "_").replace("-", "_")
             if hasattr(row, field):
-                setattr(row, field, other.time / row.time)
+                setattr(row, field, timing.ratio(samples[other.contender], samples[row.contender]))

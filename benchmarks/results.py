@@ -20,7 +20,7 @@ class Row:
     error: of the results against float64, over the largest value, over all phases.
     time: one call after the other, the median of `rounds`, with its 20th and 80th percentiles and its minimum.
     device: on a GPU, the time of queued calls; host: what a call costs the host.
-    over_*: the time of that contender over this one's, captured ones with captured ones.
+    over_*: the time of that contender over this one's, captured ones with captured ones: the median over the rounds.
     peak_bytes: memory over the inputs. launches: on a GPU. passes, moved_bytes: of PyTorch's own ops, see `counting`.
     note: what could not be counted.
     floor_bytes: the fewest bytes. bandwidth: floor over time, in bytes/s; share: of the run's `copy_bandwidth`.

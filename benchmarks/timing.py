@@ -55,6 +55,14 @@ def statistics(samples) -> Statistics | None:
     return Statistics(median, p20, p80, min(samples), len(samples))
 
 
+def ratio(ours: list[dict[str, float]], others: list[dict[str, float]]) -> float:
+    """How many times as long ours take: the median over the rounds, in each of which the machine was the same to both.
+
+    A machine that others share drifts by more between rounds than contenders differ by.
+    """
+    return float(np.median([a["time"] / b["time"] for a, b in zip(ours, others, strict=True)]))
+
+
 def take_turns(samplers: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, list]:
     """Samples of each, in rounds: what the machine does beside is spread over all of them."""
     samples: dict[str, list] = {name: [] for name in samplers}

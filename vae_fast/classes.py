@@ -26,6 +26,7 @@ class Categorical:
     """
 
     ignore_index: int | None = None
+    name = "categorical"
 
     def __post_init__(self):
         index = self.ignore_index
@@ -37,10 +38,14 @@ class Categorical:
             raise ValueError(f"ignore_index is {index}: expected an int in [-2^63, 2^63)")
         object.__setattr__(self, "ignore_index", int(index))
 
+    @property
+    def constants(self):
+        return () if self.ignore_index is None else (self.ignore_index,)
 
-def ignore_index(likelihood):
-    """The target of the elements that `likelihood` leaves out, or None."""
-    return likelihood.ignore_index if isinstance(likelihood, Categorical) else None
+
+def ignore_index(row):
+    """The target of the elements that the likelihood of a `row` leaves out, or None."""
+    return row.constants[0] if row.constants else None
 
 
 def check(target, logits):
@@ -59,7 +64,7 @@ def check(target, logits):
         )
 
 
-def weight(target, logits, likelihood, validate, *, weight, binarize, **others):
+def weight(target, logits, row, validate, *, weight, binarize, **others):
     """The weight expanded to the target's shape, or None. Raises for any other option of a target: it takes none.
 
     validate: look for values out of the domain, too.
@@ -69,15 +74,15 @@ def weight(target, logits, likelihood, validate, *, weight, binarize, **others):
             raise ValueError(f"{name} was given for a categorical likelihood, which takes none")
     weight = targets.weight(weight, target)
     if validate:
-        _validate(target, logits, likelihood, weight)
+        _validate(target, logits, ignore_index(row), weight)
     return weight
 
 
-def _validate(target, logits, likelihood, weight):
+def _validate(target, logits, ignored, weight):
     """Raise ValueError for the first index that is no class and is not left out; waits for the device."""
     bad = (target < 0) | (target >= logits.shape[-1])
     if weight is not None:
         bad &= weight != 0
-    if ignore_index(likelihood) is not None:
-        bad &= target != ignore_index(likelihood)
+    if ignored is not None:
+        bad &= target != ignored
     validation.refuse("target", target, bad, f"class indices in [0, {logits.shape[-1]})")

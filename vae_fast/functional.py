@@ -231,8 +231,8 @@ def reconstruction_loss(
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip
     if row.domain == "classes":
-        weight = classes.weight(target, params[0], likelihood, validate, **options)
-        return categorical.reconstruct(*params, target, weight, _categorical(likelihood, reduction, target))
+        weight = classes.weight(target, params[0], row, validate, **options)
+        return categorical.reconstruct(*params, target, weight, _categorical(row, reduction, target))
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
@@ -285,13 +285,13 @@ def elbo_loss(
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip
     if row.domain == "classes":
-        weight = classes.weight(target, params[0], likelihood, validate, **options)
-        spec = _categorical(likelihood, "batchmean", target)
+        weight = classes.weight(target, params[0], row, validate, **options)
+        spec = _categorical(row, "batchmean", target)
         return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
 
 
-def _categorical(likelihood, reduction, target):
-    return categorical.Spec(classes.ignore_index(likelihood), reduction, backend.choose(target))
+def _categorical(row, reduction, target):
+    return categorical.Spec(classes.ignore_index(row), reduction, backend.choose(target))

@@ -19,7 +19,8 @@ class Likelihood:
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
     targets it is for: "[0, 1]", "real", "counts" or "classes". link: maps any real numbers, as a network's last layer
     gives them, to valid parameters; None where they are valid themselves. check_target(target, parameter) raises unless
-    the target is one; None where that is numbers of the parameter's shape. constants: numbers that the formulas take.
+    the target is one; None where that is numbers of the parameter's shape. constants: numbers that the formulas take;
+    of classes the one that is left out, if there is one.
 
     "classes" are indices into the parameter's last dimension, which the target does not have: kernels and eager have a
     `categorical.py` for them. Their mean is that of their one-hot vectors, the probabilities.
@@ -139,10 +140,8 @@ LIKELIHOODS = {
 
 def lookup(likelihood):
     """The row of `likelihood`, a name or a dataclass. Raises ValueError, naming the choices, for an unknown one."""
-    if isinstance(likelihood, (Huber, StudentT)):
+    if isinstance(likelihood, (Huber, StudentT, Categorical)):
         return replace(LIKELIHOODS[likelihood.name], constants=likelihood.constants)
-    if isinstance(likelihood, Categorical):
-        return LIKELIHOODS["categorical"]
     try:
         return LIKELIHOODS[likelihood]
     except (KeyError, TypeError):

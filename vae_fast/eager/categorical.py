@@ -40,8 +40,7 @@ def _nll(x, target, weight, ignore_index, out, scale):
     `rest` is the sum of the exponentials of all classes but the target's: see the kernel.
     """
     given = target.unsqueeze(-1).long()
-    index = given.clamp(0, x.shape[-1] - 1)
-    invalid = None if x.is_cpu and torch.equal(index, given) else index != given
+    index, invalid = _within(given, x.shape[-1])
     left_out = None if ignore_index is None else given == ignore_index
     if weight is not None:
         weight = weight.unsqueeze(-1)
@@ -55,9 +54,10 @@ def _nll(x, target, weight, ignore_index, out, scale):
     e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None)
     e = exp(e, out=e)
     rest = e.scatter_(-1, index, torch.zeros_like(below)).sum(-1, keepdim=True)  # a number takes three times as long
-    nll = torch.expm1(below).add_(rest).log1p_().sub_(below)
+    excess = torch.expm1(below).add_(rest)  # of the sum of all exponentials, over 1
+    nll = torch.log1p(excess).sub_(below)
     nll = nll if weight is None else nll.mul_(weight)
-    factor = None if out is None else below.exp_().add_(rest).reciprocal_().mul(scale)
+    factor = None if out is None else excess.add_(1).reciprocal_().mul(scale)
     for mask, value in ((invalid, torch.nan), (left_out, 0)):
         if mask is not None:
             nll.masked_fill_(mask, value)
@@ -65,3 +65,13 @@ def _nll(x, target, weight, ignore_index, out, scale):
     if factor is not None:
         torch.mul(e.scatter_(-1, index, rest.neg_()), factor, out=out)
     return nll.squeeze(-1)
+
+
+def _within(given, classes):
+    """(Indices of classes, where none was given: None if there is no such place)."""
+    if given.is_cpu and given.numel():
+        low, high = given.aminmax()
+        if low.item() >= 0 and high.item() < classes:
+            return given, None
+    index = given.clamp(0, classes - 1)
+    return index, index != given

@@ -27,7 +27,7 @@ class Spec(NamedTuple):
 
 def reconstruct(logits, target, weight, spec):
     """The reduced nll of `target` [B, ...], of integers, under logits [B, ..., K]; weight: of its shape, or None."""
-    function = autograd.select(_Ordinary, _Transformable, logits)
+    function = autograd.select(Ordinary, _Transformable, logits)
     if function is None:
         return _forward(logits, target, weight, *spec[:2], False, spec.backend)[0]
     return function.apply(spec, target, weight, logits)
@@ -80,7 +80,7 @@ def _recompute(ctx, grad_loss, call):
     return None, None, None, *autograd.once(backward, grad_loss, *ctx.saved_tensors)
 
 
-class _Ordinary(Function):
+class Ordinary(Function):
     """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else."""
 
     @staticmethod

@@ -9,11 +9,14 @@ import itertools
 import math
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 
+from vae_fast import classes
+from vae_fast.eager import categorical as eager_categorical
 from vae_fast.eager import likelihoods, reductions
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.blocks import BLOCK
-from vae_fast.ops import backend, reconstruction
+from vae_fast.ops import autograd, backend, categorical, reconstruction
 from vae_fast.ops.library import PLAIN, batching, listening
 
 SCALARS = ("batchmean", "sum", "mean")
@@ -21,8 +24,10 @@ SCALARS = ("batchmean", "sum", "mean")
 
 def reconstruct(output, target, row, reduction):
     """The nll: by PyTorch's own op and its autograd, whose backward has no Python, where they take least."""
-    if torch.compiler.is_compiling() or reduction not in SCALARS or row.domain == "classes":
+    if torch.compiler.is_compiling() or reduction not in SCALARS:
         return None
+    if row.domain == "classes":
+        return _reconstruct_classes(output, target, row, reduction)
     params = output if type(output) is tuple else (output,)
     if len(params) != len(row.parameters) or type(target) not in PLAIN or target.requires_grad:
         return None
@@ -41,6 +46,16 @@ def reconstruct(output, target, row, reduction):
     return total if count == 1 else total / count
 
 
+def _reconstruct_classes(logits, target, row, reduction):
+    tracked = torch.is_grad_enabled() and isinstance(logits, torch.Tensor) and logits.requires_grad
+    if not tracked or not takes(logits, logits, BLOCK * torch.get_num_threads()):
+        return None
+    if not _is_plain(target, classes.DTYPES) or logits.dim() < 2 or target.shape != logits.shape[:-1]:
+        return None
+    spec = categorical.Spec(classes.ignore_index(row), reduction, "eager")
+    return _Classes.apply(spec, target, None, logits)
+
+
 def elbo(output, target, kl, beta, row):
     """(total, reconstruction, kl) with `reconstruct`."""
     if torch.compiler.is_compiling() or type(beta) is not float or not 0 <= beta < math.inf:
@@ -48,9 +63,9 @@ def elbo(output, target, kl, beta, row):
     if not _is_plain(kl) or kl.dim() > 1:
         return None
     nll = reconstruct(output, target, row, "sum")
-    if nll is None or (kl.dim() and len(kl) != len(target)):
+    if nll is None or (kl.dim() and kl.shape[0] != target.shape[0]):
         return None
-    return _average(nll, kl, beta, _reciprocal(len(target)))
+    return _average(nll, kl, beta, _reciprocal(target.shape[0]))
 
 
 def _average(nll, kl, beta, share):
@@ -81,18 +96,19 @@ def takes(a, b, most):
     )
 
 
-def _is_plain(tensor):
-    """Whether it is a float32 tensor of a CPU, whose memory holds its values."""
+def _is_plain(tensor, dtypes=(torch.float32,)):
+    """Whether it is a tensor of a CPU, whose memory holds its values, and none that a transform left behind."""
     return (
         type(tensor) in PLAIN
-        and tensor.dtype is torch.float32
+        and tensor.dtype in dtypes
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and not tensor._is_zerotensor()
+        and not is_functorch_wrapped_tensor(tensor)
     )
 
 
-class _Reconstruction(reconstruction.Ordinary):
+class _Reconstruction(autograd.Short, reconstruction.Ordinary):
     """The same in one block, which PyTorch allocates as it goes, with the derivatives that forward finds on its way."""
 
     @staticmethod
@@ -111,3 +127,14 @@ class _Reconstruction(reconstruction.Ordinary):
         grads, ctx.grads = ctx.grads, None
         eager.scale_(grads, reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction))
         return None, None, None, None, *reconstruction.place(grads, ctx.needs_input_grad[4:])
+
+
+class _Classes(autograd.Short, categorical.Ordinary):
+    """The same, with nothing between the Function and what it computes."""
+
+    @staticmethod
+    def forward(ctx, spec, target, weight, logits):
+        loss, *ctx.grads = eager_categorical.forward(logits, target, spec.ignore_index, spec.reduction, True)
+        ctx.spec = spec
+        ctx.save_for_backward(target, weight, logits)
+        return loss

@@ -3,14 +3,12 @@
 import functools
 
 import torch
-from torch.autograd import Function
 
 from vae_fast.checks import LATENT_REDUCTIONS
 from vae_fast.eager import gaussian, reductions
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elementary import HALF
 from vae_fast.ops import autograd
-from vae_fast.ops.library import batching
 from vae_fast.ops.small import takes
 
 
@@ -49,7 +47,7 @@ def _takes_noise(mu, eps):
     return takes(mu, eps, BLOCK) and not eps.requires_grad
 
 
-class _Latent(Function):
+class _Latent(autograd.Short):
     """`ops.gaussian` with the default options, in one block, which PyTorch allocates as it goes.
 
     The inputs are mu, logvar and a dim of 0, or moments that hold both along `dim` and None. eps is drawn where it is
@@ -65,7 +63,7 @@ class _Latent(Function):
         made = gaussian.forward_block(gaussian.NONE, reduction, mu, v, None, None, eps, *gaussian.NOWHERE)
         z, noisy, difference, kl = made
         count = reductions.divisor(reduction, mu.shape)
-        ctx.save_for_backward(posterior, mu, noisy, difference)
+        ctx.save_for_backward(mu, noisy, difference)
         ctx.set_materialize_grads(False)
         return z, kl.mul_(HALF[kl.dtype] if count == 1 else 0.5 / count)
 
@@ -79,14 +77,12 @@ class _Latent(Function):
         return grad_z if passed else d_mu, d_logvar, None, None, None, None
 
 
-def _gradients(reduction, dim, grad_z, grad_kl, posterior, mu, noisy, difference):
+def _gradients(reduction, dim, grad_z, grad_kl, mu, noisy, difference):
     """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None."""
-    packed = torch.empty_like(posterior) if dim and not batching() else None
-    outs = gaussian.NONE if packed is None else packed.chunk(2, dim)
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     made = gaussian.backward_block(
-        gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *outs, None, None
+        gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *gaussian.NOWHERE
     )  # fmt: skip
     if dim:
-        return torch.cat(made, dim) if packed is None else packed, None
+        return torch.cat((grad_z if made[0] is None else made[0], made[1]), dim), None
     return made
