@@ -43,9 +43,9 @@ class Categorical:
         return () if self.ignore_index is None else (self.ignore_index,)
 
 
-def ignore_index(row):
-    """The target of the elements that the likelihood of a `row` leaves out, or None."""
-    return row.constants[0] if row.constants else None
+def fit(target, logits):
+    """Whether `check` is content with two dense tensors."""
+    return target.dtype in DTYPES and logits.dim() > 1 and logits.shape[-1] and target.shape == logits.shape[:-1]
 
 
 def check(target, logits):
@@ -74,15 +74,15 @@ def weight(target, logits, row, validate, *, weight, binarize, **others):
             raise ValueError(f"{name} was given for a categorical likelihood, which takes none")
     weight = targets.weight(weight, target)
     if validate:
-        _validate(target, logits, ignore_index(row), weight)
+        _validate(target, logits, row.constants, weight)
     return weight
 
 
-def _validate(target, logits, ignored, weight):
+def _validate(target, logits, left_out, weight):
     """Raise ValueError for the first index that is no class and is not left out; waits for the device."""
     bad = (target < 0) | (target >= logits.shape[-1])
     if weight is not None:
         bad &= weight != 0
-    if ignored is not None:
-        bad &= target != ignored
+    for index in left_out:
+        bad &= target != index
     validation.refuse("target", target, bad, f"class indices in [0, {logits.shape[-1]})")

@@ -5,7 +5,11 @@ from typing import NamedTuple
 import torch
 
 from vae_fast import checks, classes, latents, likelihoods, outputs
-from vae_fast.ops import backend, categorical, elbo, reconstruction, small, small_latents
+from vae_fast.ops import backend, categorical, elbo, launched, reconstruction, small, small_latents
+
+# Those who may know a shorter way than the checks and ops below: each returns None where it does not.
+LATENTS = small_latents, launched
+LOSSES = small, launched
 
 
 class ELBO(NamedTuple):
@@ -70,9 +74,10 @@ def sample_kl(
     (torch.Size([4, 2]), tensor([0., 0., 0., 0.]))
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = small_latents.sample_kl(mu, logvar, reduction, eps)
-        if made is not None:
-            return made
+        for shortest in LATENTS:
+            made = shortest.sample_kl(mu, logvar, reduction, eps)
+            if made is not None:
+                return made
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
@@ -104,9 +109,10 @@ def sample_kl_packed(
     (torch.Size([4, 3]), torch.Size([4]))
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = small_latents.sample_kl_packed(moments, dim, reduction, eps)
-        if made is not None:
-            return made
+        for shortest in LATENTS:
+            made = shortest.sample_kl_packed(moments, dim, reduction, eps)
+            if made is not None:
+                return made
     dim = checks.moments(moments, dim)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
@@ -140,9 +146,10 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     0.0
     """
     if prior is logvar_clamp is None and latents.are_default(scale):
-        made = small_latents.gaussian_kl(mu, logvar, reduction)
-        if made is not None:
-            return made
+        for shortest in LATENTS:
+            made = shortest.gaussian_kl(mu, logvar, reduction)
+            if made is not None:
+                return made
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     return latents.compute(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
@@ -222,9 +229,10 @@ def reconstruction_loss(
     """
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
-        loss = small.reconstruct(output, target, row, reduction)
-        if loss is not None:
-            return loss
+        for shortest in LOSSES:
+            loss = shortest.reconstruct(output, target, row, reduction)
+            if loss is not None:
+                return loss
     params = outputs.check(output, target, row)
     checks.reduction(reduction, checks.REDUCTIONS)
     options = {
@@ -232,7 +240,8 @@ def reconstruction_loss(
     }  # fmt: skip
     if row.domain == "classes":
         weight = classes.weight(target, params[0], row, validate, **options)
-        return categorical.reconstruct(*params, target, weight, _categorical(row, reduction, target))
+        spec = categorical.Spec.of(row, reduction, backend.choose(target))
+        return categorical.reconstruct(*params, target, weight, spec)
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
@@ -275,9 +284,10 @@ def elbo_loss(
     """
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
-        losses = small.elbo(output, target, kl, beta, row)
-        if losses is not None:
-            return ELBO(*losses)
+        for shortest in LOSSES:
+            losses = shortest.elbo(output, target, kl, beta, row)
+            if losses is not None:
+                return ELBO(*losses)
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.weight("beta", beta, "target", target)
@@ -286,12 +296,8 @@ def elbo_loss(
     }  # fmt: skip
     if row.domain == "classes":
         weight = classes.weight(target, params[0], row, validate, **options)
-        spec = _categorical(row, "batchmean", target)
+        spec = categorical.Spec.of(row, "batchmean", backend.choose(target))
         return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
-
-
-def _categorical(row, reduction, target):
-    return categorical.Spec(classes.ignore_index(row), reduction, backend.choose(target))

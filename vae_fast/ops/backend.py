@@ -57,6 +57,13 @@ def choose(tensor):
     return name
 
 
+def launches(tensor):
+    """Whether `choose` is "triton", and no error."""
+    if _current == "auto":
+        return tensor.is_cuda and HAS_TRITON
+    return _current == "triton" and HAS_TRITON and (tensor.is_cuda or interpreting())
+
+
 def check_environment():
     """Raise ValueError where VAE_FAST_BACKEND names no backend."""
     _checked(_current, "VAE_FAST_BACKEND")

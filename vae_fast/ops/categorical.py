@@ -24,6 +24,11 @@ class Spec(NamedTuple):
     reduction: str
     backend: str
 
+    @classmethod
+    def of(cls, row, reduction, backend):
+        """That of a row of the likelihoods."""
+        return cls(row.constants[0] if row.constants else None, reduction, backend)
+
 
 def reconstruct(logits, target, weight, spec):
     """The reduced nll of `target` [B, ...], of integers, under logits [B, ..., K]; weight: of its shape, or None."""
@@ -80,17 +85,21 @@ def _recompute(ctx, grad_loss, call):
     return None, None, None, *autograd.once(backward, grad_loss, *ctx.saved_tensors)
 
 
+def _run(ctx, call, spec, target, weight, logits):
+    scalar = spec.reduction not in ("none", "sample")
+    (wanted,) = made_in_forward([logits], [scalar])
+    loss, *ctx.grads = call(logits, target, weight, *spec[:2], wanted, spec.backend)
+    ctx.spec = spec
+    ctx.save_for_backward(target, weight, logits)
+    return loss
+
+
 class Ordinary(Function):
     """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else."""
 
     @staticmethod
-    def forward(ctx, spec, target, weight, logits):
-        scalar = spec.reduction not in ("none", "sample")
-        (wanted,) = made_in_forward([logits], [scalar])
-        loss, *ctx.grads = _forward_direct(logits, target, weight, *spec[:2], wanted, spec.backend)
-        ctx.spec = spec
-        ctx.save_for_backward(target, weight, logits)
-        return loss
+    def forward(ctx, *inputs):
+        return _run(ctx, _forward_direct, *inputs)
 
     @staticmethod
     def backward(ctx, grad_loss):
@@ -99,6 +108,14 @@ class Ordinary(Function):
             return _recompute(ctx, grad_loss, _backward_direct)
         _scale(grads, grad_loss, ctx.spec.backend)
         return None, None, None, *grads
+
+
+class Short(autograd.Short, Ordinary):
+    """`Ordinary` of tensors that are known to be plain."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        return _run(ctx, _forward_impl, *inputs)
 
 
 class _Transformable(Function):

@@ -32,7 +32,7 @@ class Given(NamedTuple):
 
 def elbo(params, kl, given, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d."""
-    function = autograd.select(_Ordinary, _Transformable, kl, *params)
+    function = autograd.select(Ordinary, _Transformable, kl, *params)
     if function is None:
         return _forward(params, *_arguments(kl, given, spec), [False] * len(params), spec.backend)
     return function.apply(spec, *given, kl, *params)
@@ -116,18 +116,22 @@ def _gradients(kl_grad, grads):
     return None, None, None, None, None, kl_grad, *grads
 
 
-class _Ordinary(Function):
+def _run(ctx, call, spec, target, weight, seed, beta_tensor, kl, *params):
+    wanted = made_in_forward(params, ctx.needs_input_grad[6:])
+    given = (target, weight, seed, beta_tensor)
+    total, reconstruction, kl_mean, *ctx.grads = call(params, *_arguments(kl, given, spec), wanted, spec.backend)
+    ctx.spec = spec
+    ctx.save_for_backward(*given, kl, *params)
+    ctx.set_materialize_grads(False)
+    return total, reconstruction, kl_mean
+
+
+class Ordinary(Function):
     """For plain calls: keeps the gradients that forward made, as the reconstruction does."""
 
     @staticmethod
-    def forward(ctx, spec, target, weight, seed, beta_tensor, kl, *params):
-        wanted = made_in_forward(params, ctx.needs_input_grad[6:])
-        given = (target, weight, seed, beta_tensor)
-        *losses, ctx.grads = _split(_forward_direct(params, *_arguments(kl, given, spec), wanted, spec.backend))
-        ctx.spec = spec
-        ctx.save_for_backward(*given, kl, *params)
-        ctx.set_materialize_grads(False)
-        return tuple(losses)
+    def forward(ctx, *inputs):
+        return _run(ctx, _forward_direct, *inputs)
 
     @staticmethod
     def backward(ctx, *upstream):
@@ -139,6 +143,14 @@ class _Ordinary(Function):
         _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
         kl_grad = _scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
         return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
+
+
+class Short(autograd.Short, Ordinary):
+    """`Ordinary` of tensors that are known to be plain."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        return _run(ctx, _forward_impl, *inputs)
 
 
 class _Transformable(Function):
@@ -162,8 +174,3 @@ class _Transformable(Function):
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
         return _recompute(ctx, *upstream, _backward)
-
-
-def _split(made):
-    total, reconstruction, kl, *grads = made
-    return total, reconstruction, kl, grads

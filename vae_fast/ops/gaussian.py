@@ -32,7 +32,7 @@ class Spec(NamedTuple):
 def latent(mu, logvar, prior_mu, prior_logvar, seed, eps, spec):
     """The tensors asked for: z where seed or eps is given, kl where a reduction is."""
     tensors = (mu, logvar, prior_mu, prior_logvar, seed, eps)
-    function = autograd.select(_Ordinary, _Transformable, *tensors[:4])
+    function = autograd.select(Ordinary, _Transformable, *tensors[:4])
     return _forward(*tensors, *spec, False) if function is None else function.apply(*tensors, spec)
 
 
@@ -157,21 +157,33 @@ def _differentiate(ctx, grads, saved, call):
     return made[0], made[1], *prior, None, None, None
 
 
-class _Ordinary(Function):
+def _run(ctx, call, *inputs):
+    *tensors, ctx.spec = inputs
+    made = call(*tensors, *ctx.spec, _keeps(ctx.spec))
+    outputs = sum(_asked(*tensors[4:], ctx.spec.reduction))
+    ctx.save_for_backward(*tensors, *made[outputs:])
+    ctx.set_materialize_grads(False)
+    return tuple(made[:outputs])
+
+
+class Ordinary(Function):
     """For plain calls: `ctx` in forward costs 10 microseconds less than `setup_context`."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        *tensors, ctx.spec = inputs
-        made = _forward_direct(*tensors, *ctx.spec, _keeps(ctx.spec))
-        outputs = sum(_asked(*tensors[4:], ctx.spec.reduction))
-        ctx.save_for_backward(*tensors, *made[outputs:])
-        ctx.set_materialize_grads(False)
-        return tuple(made[:outputs])
+        return _run(ctx, _forward_direct, *inputs)
 
     @staticmethod
     def backward(ctx, *grads):
         return _differentiate(ctx, grads, ctx.saved_tensors, _backward_direct)
+
+
+class Short(autograd.Short, Ordinary):
+    """`Ordinary` of tensors that are known to be plain."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        return _run(ctx, _forward_impl, *inputs)
 
 
 class _Transformable(Function):

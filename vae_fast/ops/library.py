@@ -8,6 +8,7 @@ import functools
 import operator
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
 _library = torch.library.Library("vae_fast", "DEF")
@@ -24,6 +25,15 @@ def listening():
         or torch._C._are_functorch_transforms_active()
         or batching()
         or torch.autograd.profiler._is_profiler_enabled
+    )
+
+
+def is_plain(value):
+    """Whether it is a dense tensor whose memory holds its values, and none that a transform left behind."""
+    return (
+        type(value) in PLAIN
+        and value.layout is torch.strided
+        and not (value.is_neg() or value._is_zerotensor() or is_functorch_wrapped_tensor(value))
     )
 
 

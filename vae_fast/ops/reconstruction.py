@@ -103,6 +103,16 @@ def _recompute(ctx, grad_loss, call):
     return None, None, None, None, *place(autograd.once(backward, grad_loss, *tensors), wanted)
 
 
+def _run(ctx, call, spec, target, weight, seed, *params):
+    scalar = spec.reduction not in ("none", "sample")
+    wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
+    keep = not scalar and spec.backend == "eager"
+    loss, *made = call(params, target, weight, seed, *spec[:3], wanted, spec.backend, keep)
+    ctx.spec, ctx.grads = spec, made if scalar else None
+    ctx.save_for_backward(target, weight, seed, *params, *(made if keep else ()))
+    return loss
+
+
 class Ordinary(Function):
     """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else.
 
@@ -110,14 +120,8 @@ class Ordinary(Function):
     """
 
     @staticmethod
-    def forward(ctx, spec, target, weight, seed, *params):
-        scalar = spec.reduction not in ("none", "sample")
-        wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
-        keep = not scalar and spec.backend == "eager"
-        loss, *made = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend, keep)
-        ctx.spec, ctx.grads = spec, made if scalar else None
-        ctx.save_for_backward(target, weight, seed, *params, *(made if keep else ()))
-        return loss
+    def forward(ctx, *inputs):
+        return _run(ctx, _forward_direct, *inputs)
 
     @staticmethod
     def backward(ctx, grad_loss):
@@ -126,6 +130,14 @@ class Ordinary(Function):
             return _recompute(ctx, grad_loss, _backward_direct)
         _scale(grads, grad_loss, ctx.spec.backend)
         return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])
+
+
+class Short(autograd.Short, Ordinary):
+    """`Ordinary` of tensors that are known to be plain."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        return _run(ctx, _forward_impl, *inputs)
 
 
 class _Transformable(Function):

@@ -1,7 +1,7 @@
 """Small float32 calls on the CPU, where a call costs its host time: the shortest way to what the other ops compute.
 
 Each function returns None unless it is certain that the arguments are good, plain and small, and that nothing is being
-compiled: the caller then takes the long way, which names what is wrong with the arguments.
+compiled: the caller then tries `launched`, and takes the long way, which names what is wrong with the arguments.
 """
 
 import functools
@@ -9,15 +9,13 @@ import itertools
 import math
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from vae_fast import classes
-from vae_fast.eager import categorical as eager_categorical
 from vae_fast.eager import likelihoods, reductions
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.ops import autograd, backend, categorical, reconstruction
-from vae_fast.ops.library import PLAIN, batching, listening
+from vae_fast.ops.library import PLAIN, batching, is_plain, listening
 
 SCALARS = ("batchmean", "sum", "mean")
 
@@ -50,17 +48,17 @@ def _reconstruct_classes(logits, target, row, reduction):
     tracked = torch.is_grad_enabled() and isinstance(logits, torch.Tensor) and logits.requires_grad
     if not tracked or not takes(logits, logits, BLOCK * torch.get_num_threads()):
         return None
-    if not _is_plain(target, classes.DTYPES) or logits.dim() < 2 or target.shape != logits.shape[:-1]:
+    if not _is_of_cpu(target, classes.DTYPES) or not classes.fit(target, logits):
         return None
-    spec = categorical.Spec(classes.ignore_index(row), reduction, "eager")
-    return _Classes.apply(spec, target, None, logits)
+    spec = categorical.Spec.of(row, reduction, "eager")
+    return categorical.Short.apply(spec, target, None, logits)
 
 
 def elbo(output, target, kl, beta, row):
     """(total, reconstruction, kl) with `reconstruct`."""
     if torch.compiler.is_compiling() or type(beta) is not float or not 0 <= beta < math.inf:
         return None
-    if not _is_plain(kl) or kl.dim() > 1:
+    if not _is_of_cpu(kl) or kl.dim() > 1:
         return None
     nll = reconstruct(output, target, row, "sum")
     if nll is None or (kl.dim() and kl.shape[0] != target.shape[0]):
@@ -87,8 +85,8 @@ def _reciprocal(count):
 def takes(a, b, most):
     """Whether they are tensors [B, ...] of one shape and at most `most` elements, and nobody listens."""
     return (
-        _is_plain(a)
-        and (a is b or (_is_plain(b) and a.shape == b.shape))
+        _is_of_cpu(a)
+        and (a is b or (_is_of_cpu(b) and a.shape == b.shape))
         and 0 < a.numel() <= most
         and a.dim() > 0
         and backend.is_eager_on_cpu()
@@ -96,16 +94,8 @@ def takes(a, b, most):
     )
 
 
-def _is_plain(tensor, dtypes=(torch.float32,)):
-    """Whether it is a tensor of a CPU, whose memory holds its values, and none that a transform left behind."""
-    return (
-        type(tensor) in PLAIN
-        and tensor.dtype in dtypes
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and not tensor._is_zerotensor()
-        and not is_functorch_wrapped_tensor(tensor)
-    )
+def _is_of_cpu(value, dtypes=(torch.float32,)):
+    return is_plain(value) and value.dtype in dtypes and value.is_cpu
 
 
 class _Reconstruction(autograd.Short, reconstruction.Ordinary):
@@ -127,14 +117,3 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
         grads, ctx.grads = ctx.grads, None
         eager.scale_(grads, reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction))
         return None, None, None, None, *reconstruction.place(grads, ctx.needs_input_grad[4:])
-
-
-class _Classes(autograd.Short, categorical.Ordinary):
-    """The same, with nothing between the Function and what it computes."""
-
-    @staticmethod
-    def forward(ctx, spec, target, weight, logits):
-        loss, *ctx.grads = eager_categorical.forward(logits, target, spec.ignore_index, spec.reduction, True)
-        ctx.spec = spec
-        ctx.save_for_backward(target, weight, logits)
-        return loss
