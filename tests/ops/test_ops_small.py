@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.ops.cases import values
-from vae_fast import elbo_loss, reconstruction_loss, use_backend
+from vae_fast import Categorical, classes, elbo_loss, reconstruction_loss, use_backend
 from vae_fast.eager import likelihoods
 from vae_fast.likelihoods import LIKELIHOODS
 
@@ -122,6 +122,37 @@ def parameters(name, samples=5, elements=7):
 
 def single(params):
     return params[0] if len(params) == 1 else tuple(params)
+
+
+@pytest.mark.parametrize("dtype", classes.DTYPES, ids=str)
+@pytest.mark.parametrize("likelihood", ["categorical", Categorical(), Categorical(ignore_index=2)], ids=str)
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean"])
+def test_classes_give_what_the_op_gives(reduction, likelihood, dtype):
+    logits = (values(4, 3, 5, dtype=torch.float32) * 4 - 2).requires_grad_()
+    target = (torch.arange(12).view(4, 3) % 5).to(dtype)
+    target[1, 1] = 5  # no class: NaN
+    results = []
+    for weight, function in ((None, "Short"), (torch.ones(4), "Ordinary")):
+        loss = 3 * reconstruction_loss(logits, target, likelihood, reduction=reduction, weight=weight)
+        assert function in node(logits, target, likelihood, reduction=reduction, weight=weight)
+        (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, logits)  # which computes it again
+        results += [(loss, first), (loss, again)]
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], equal_nan=True)
+    assert results[0][1].isnan().sum() == 5
+
+
+def test_classes_that_are_not_plain_take_the_long_way():
+    logits, target = values(4, 5, dtype=torch.float32).requires_grad_(), torch.arange(4)
+    assert "Short" in node(logits, target, "categorical")
+    assert "Ordinary" in node(logits.double(), target, "categorical")
+    assert "Ordinary" in node(logits, target, "categorical", reduction="sample")
+    for bad in (target.float(), target[:3], target.to("meta"), [0, 1, 2, 3]):
+        with pytest.raises((TypeError, ValueError)):
+            reconstruction_loss(logits, bad, "categorical")
+    with pytest.raises(ValueError, match="expected"):
+        reconstruction_loss(logits[0], torch.tensor(1), "categorical")
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean"])

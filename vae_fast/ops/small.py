@@ -45,8 +45,8 @@ def reconstruct(output, target, row, reduction):
 
 
 def _reconstruct_classes(logits, target, row, reduction):
-    tracked = torch.is_grad_enabled() and isinstance(logits, torch.Tensor) and logits.requires_grad
-    if not tracked or not takes(logits, logits, BLOCK * torch.get_num_threads()):
+    """Of any size: it is computed in blocks, as on the long way."""
+    if not takes(logits, logits, math.inf) or not (torch.is_grad_enabled() and logits.requires_grad):
         return None
     if not _is_of_cpu(target, classes.DTYPES) or not classes.fit(target, logits):
         return None
