@@ -64,7 +64,10 @@ def select(mask, a, b):
 
 def sum_of_logs(values):
     """The sum of the logarithms of a dense tensor of numbers in [1/2, 2]."""
-    values = values.as_strided((values.numel(),), (1,))
-    whole = len(values) // FACTORS * FACTORS
-    total = values[:whole].view(FACTORS, -1).prod(0).log_().sum()
-    return total if whole == len(values) else total.add_(values[whole:].log().sum())
+    count = values.numel() // FACTORS
+    total = values.as_strided((FACTORS, count), (count, 1)).prod(0).log_().sum()
+    rest = values.numel() - FACTORS * count
+    if rest:
+        start = values.storage_offset() + FACTORS * count
+        total.add_(values.as_strided((rest,), (1,), start).log().sum())
+    return total

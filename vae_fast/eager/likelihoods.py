@@ -267,7 +267,7 @@ def _discretized_logistic_derivatives(params, target, outs):
     return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
 
 
-bernoulli = Likelihood(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**16)
+bernoulli = Likelihood(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=3 * 2**14)
 mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18)
 gaussian = Likelihood(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
