@@ -55,12 +55,12 @@ def statistics(samples) -> Statistics | None:
     return Statistics(median, p20, p80, min(samples), len(samples))
 
 
-def ratio(ours: list[dict[str, float]], others: list[dict[str, float]]) -> float:
-    """How many times as long ours take: the median over the rounds, in each of which the machine was the same to both.
+def ratio(samples: list[dict[str, float]], base: list[dict[str, float]]) -> float:
+    """How many times as long as `base`: the median over the rounds, in each of which the machine was the same to both.
 
     A machine that others share drifts by more between rounds than contenders differ by.
     """
-    return float(np.median([a["time"] / b["time"] for a, b in zip(ours, others, strict=True)]))
+    return float(np.median([a["time"] / b["time"] for a, b in zip(samples, base, strict=True)]))
 
 
 def take_turns(samplers: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, list]:

@@ -232,3 +232,11 @@ def test_losses_of_counts_keep_the_derivatives_that_come_with_them(reduction, sh
             torch.testing.assert_close(torch.autograd.grad(loss, (mean, theta), upstream), first, rtol=0, atol=0)
             results.append((loss, first))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sample", "latent", "sum", "batchmean"])
+def test_a_clamp_that_bfloat16_does_not_hold_bounds_its_gradient(reduction, backend):
+    """Each logvar lies beyond its bound, and is what the bound is rounded to."""
+    logvar = torch.tensor([[0.703125], [-0.69921875]], dtype=torch.bfloat16, device=backend.device, requires_grad=True)
+    kl = gaussian_kl(torch.zeros_like(logvar), logvar, logvar_clamp=(-0.699, 0.702), reduction=reduction)
+    assert not torch.autograd.grad(kl.sum(), logvar)[0].any()

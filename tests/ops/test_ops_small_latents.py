@@ -98,6 +98,25 @@ def test_packed(dim, reduction):
     torch.testing.assert_close(*(differentiated(o, (moments,), (0, 1)) for o in (small, long)))
 
 
+FORMATS = {
+    "channels_last": lambda t: t.unsqueeze(-1).to(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, 2).contiguous().transpose(0, 2),
+    "expanded": lambda t: t[:1].expand(t.shape),
+}
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["z", "kl", "both"])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_packed_gradients_have_the_strides_of_the_long_way(layout, used):
+    moments = FORMATS[layout](values(4, 6, 5, dtype=torch.float32) - 0.5).detach().requires_grad_()
+    gradients = []
+    for dim in (1, 1 - moments.dim()):
+        torch.manual_seed(0)
+        gradients += differentiated(sample_kl_packed(moments, dim), (moments,), used)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].stride() == gradients[1].stride()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_given_noise(layout):
     mu, logvar = pair(layout)

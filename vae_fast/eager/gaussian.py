@@ -41,25 +41,14 @@ def forward_keeping(
         return *general.forward(mu, logvar, _noise(mu, seed, eps, samples), prior=prior, **options), ()
     drawn, dtype = _noise(mu, seed, eps), reductions.accumulator(mu.dtype)
     z = None if drawn is None else torch.empty_like(mu)
-    kept = empty_kept(logvar, prior[0], drawn is not None, reduction is not None)
+    kept = empty_kept(logvar, drawn is not None, reduction is not None)
     elementwise = torch.empty_like(mu, dtype=dtype) if reduction == "none" else None
     pieces = blocks((mu, logvar, *prior, drawn, z, *kept, elementwise))
-    doubled = [_kept_block(clamp, reduction, *piece)[3] for piece in pieces]
+    doubled = [forward_block(clamp, reduction, *piece)[3] for piece in pieces]
     if reduction is None:
         return z, None, kept
     kl = reductions.finish(doubled, reduction, mu.shape) if elementwise is None else elementwise
     return z, kl.mul_(0.5), kept
-
-
-def _kept_block(clamp, reduction, *inputs):
-    """As `forward_block`, with the difference rounded to where it is kept."""
-    *inputs, difference, terms = inputs
-    if difference is None or difference.dtype.itemsize >= 4:
-        return forward_block(clamp, reduction, *inputs, difference, terms)
-    wide = torch.empty_like(difference, dtype=torch.float32)
-    made = forward_block(clamp, reduction, *inputs, wide, terms)
-    difference.copy_(wide)
-    return made
 
 
 def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, noisy, difference, terms):
@@ -167,23 +156,18 @@ def _logvar_gradient(grad_z, g, noisy, difference, out):
     return made if grad_z is None else made.addcmul_(grad_z, noisy, value=0.5)
 
 
-def empty_kept(logvar, prior_mu, sampled, measured):
-    """What `forward_keeping` keeps, to be written: of the standard prior's KL by itself in bfloat16, a bfloat16 tensor.
-
-    Twice as many bytes would be what the call costs; it is rounded again where the upstream gradient is no power of 2.
-    """
+def empty_kept(logvar, sampled, measured):
+    """What `forward_keeping` keeps, to be written."""
     dtype = reductions.accumulator(logvar.dtype)
-    if logvar.dtype == torch.bfloat16 and prior_mu is None and not sampled:
-        dtype = logvar.dtype
     return tuple(torch.empty_like(logvar, dtype=dtype) if want else None for want in (sampled, measured))
 
 
 def _keep(mu, logvar, prior, seed, eps, clamp, sampled, reduction):
     """What forward_keeping keeps."""
-    kept = empty_kept(logvar, prior[0], sampled, reduction is not None)
+    kept = empty_kept(logvar, sampled, reduction is not None)
     drawn = _noise(mu, seed, eps) if sampled else None
     for block in blocks((mu, logvar, *prior, drawn, None, *kept, None)):
-        _kept_block(clamp, reduction, *block)
+        forward_block(clamp, reduction, *block)
     return kept
 
 

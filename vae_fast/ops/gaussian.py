@@ -83,7 +83,7 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
         else:
             one = mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype)
         made.append(sampled_like(one, each))
-    kept = eager.empty_kept(logvar, prior_mu, *asked) if keep else ()
+    kept = eager.empty_kept(logvar, *asked) if keep else ()
     return [*made, *(t for t in kept if t is not None)]
 
 

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from vae_fast import checks, classes, seeds
+from vae_fast import checks, classes, scales, seeds
 from vae_fast.ops import backend, categorical, reconstruction
 from vae_fast.ops import elbo as elbos
 from vae_fast.ops import gaussian as gaussians
@@ -76,7 +76,7 @@ def elbo(output, target, kl, beta, row):
 
 @functools.lru_cache(maxsize=256)
 def _latents(reduction, dim):
-    return gaussians.Spec(reduction, None, None, "logvar", 0.0, 0.0, "closed_form", None, dim, "triton")
+    return gaussians.Spec(reduction, None, None, *scales.LOGVAR, "closed_form", None, dim, "triton")
 
 
 def _takes_latents(reduction, *tensors):

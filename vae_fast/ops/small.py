@@ -55,8 +55,10 @@ def _reconstruct_classes(logits, target, row, reduction):
 
 
 def elbo(output, target, kl, beta, row):
-    """(total, reconstruction, kl) with `reconstruct`."""
+    """(total, reconstruction, kl) with `reconstruct`, but of classes: their gradient is not to be scaled afterwards."""
     if torch.compiler.is_compiling() or type(beta) is not float or not 0 <= beta < math.inf:
+        return None
+    if row.domain == "classes":
         return None
     if not _is_of_cpu(kl) or kl.dim() > 1:
         return None

@@ -9,6 +9,7 @@ from vae_fast.eager import gaussian, reductions
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elementary import HALF
 from vae_fast.ops import autograd
+from vae_fast.ops.library import batching
 from vae_fast.ops.small import takes
 
 
@@ -63,7 +64,7 @@ class _Latent(autograd.Short):
         made = gaussian.forward_block(gaussian.NONE, reduction, mu, v, None, None, eps, *gaussian.NOWHERE)
         z, noisy, difference, kl = made
         count = reductions.divisor(reduction, mu.shape)
-        ctx.save_for_backward(mu, noisy, difference)
+        ctx.save_for_backward(posterior, mu, noisy, difference)
         ctx.set_materialize_grads(False)
         return z, kl.mul_(HALF[kl.dtype] if count == 1 else 0.5 / count)
 
@@ -77,12 +78,13 @@ class _Latent(autograd.Short):
         return grad_z if passed else d_mu, d_logvar, None, None, None, None
 
 
-def _gradients(reduction, dim, grad_z, grad_kl, mu, noisy, difference):
+def _gradients(reduction, dim, grad_z, grad_kl, posterior, mu, noisy, difference):
     """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None."""
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     made = gaussian.backward_block(
         gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *gaussian.NOWHERE
     )  # fmt: skip
     if dim:
-        return torch.cat((grad_z if made[0] is None else made[0], made[1]), dim), None
+        packed = None if batching() else torch.empty_like(posterior)
+        return torch.cat((grad_z if made[0] is None else made[0], made[1]), dim, out=packed), None
     return made
