@@ -5,7 +5,6 @@ being compiled: the caller then takes the long way, which names what is wrong wi
 """
 
 import functools
-import math
 
 import torch
 
@@ -14,7 +13,7 @@ from vae_fast.ops import backend, categorical, reconstruction
 from vae_fast.ops import elbo as elbos
 from vae_fast.ops import gaussian as gaussians
 from vae_fast.ops.library import is_plain, listening
-from vae_fast.ops.small import SCALARS
+from vae_fast.ops.small import SCALARS, fits, is_weight
 
 
 def sample_kl(mu, logvar, reduction, eps):
@@ -64,11 +63,9 @@ def _reconstruct_classes(logits, target, row, reduction):
 def elbo(output, target, kl, beta, row):
     """(total, reconstruction, kl) of a target of floats."""
     params = output if type(output) is tuple else (output,)
-    if type(beta) is not float or not 0 <= beta < math.inf or not _takes_likelihood(params, target, row):
+    if not is_weight(beta) or not _takes_likelihood(params, target, row):
         return None
-    if not is_plain(kl) or kl.dtype is not torch.float32 or kl.device != target.device:
-        return None
-    if kl.dim() > 1 or (kl.dim() and kl.shape[0] != target.shape[0]):
+    if not is_plain(kl) or kl.dtype is not torch.float32 or kl.device != target.device or not fits(kl, target):
         return None
     spec = elbos.Spec(1.0, beta, row.name, "triton")
     return elbos.Short.apply(spec, target, None, None, None, kl, *params)

@@ -56,14 +56,10 @@ def _reconstruct_classes(logits, target, row, reduction):
 
 def elbo(output, target, kl, beta, row):
     """(total, reconstruction, kl) with `reconstruct`, but of classes: their gradient is not to be scaled afterwards."""
-    if torch.compiler.is_compiling() or type(beta) is not float or not 0 <= beta < math.inf:
-        return None
-    if row.domain == "classes":
-        return None
-    if not _is_of_cpu(kl) or kl.dim() > 1:
+    if torch.compiler.is_compiling() or row.domain == "classes" or not is_weight(beta) or not _is_of_cpu(kl):
         return None
     nll = reconstruct(output, target, row, "sum")
-    if nll is None or (kl.dim() and kl.shape[0] != target.shape[0]):
+    if nll is None or not fits(kl, target):
         return None
     return _average(nll, kl, beta, _reciprocal(target.shape[0]))
 
@@ -82,6 +78,15 @@ def _reciprocal(count):
     """1 / count as a tensor: PyTorch takes a microsecond to wrap a number."""
     with torch.inference_mode(False):  # a tensor made in it could not be used outside
         return torch.tensor(1 / count, device="cpu", dtype=torch.float32)
+
+
+def is_weight(beta):
+    return type(beta) is float and 0 <= beta < math.inf
+
+
+def fits(kl, target):
+    """Whether it is one a sample, or averaged over them."""
+    return not kl.dim() or kl.shape == target.shape[:1]
 
 
 def takes(a, b, most):
