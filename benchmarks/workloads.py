@@ -61,6 +61,7 @@ def latent_workloads():
     ops = ("sample_kl", "reparameterize", "gaussian_kl")
     for dtype in checks.FLOATS:
         yield from (_latent(op, dtype=dtype, main=op == "sample_kl") for op in ops)
+    yield _latent("sample_kl", clamp=CLAMP, dtype=torch.float64, main=True)  # PTX clamps float32 alone
     for dtype in COMMON:
         for layout in LAYOUTS:
             yield _latent("sample_kl", dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)

@@ -101,7 +101,10 @@ def clamped(logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
     if LOW is not None:
         low = tl.full((1, 1), LOW, logvar.dtype)  # a bare constant would be rounded to float32 first
         high = tl.full((1, 1), HIGH, logvar.dtype)
-        logvar = tl.clamp(logvar, low, high, propagate_nan=tl.PropagateNan.ALL)
+        if logvar.dtype == tl.float64:  # NVIDIA's minimum that keeps NaN is of float32 alone
+            logvar = tl.where(logvar < low, low, tl.where(logvar > high, high, logvar))
+        else:
+            logvar = tl.clamp(logvar, low, high, propagate_nan=tl.PropagateNan.ALL)
     return logvar
 
 
