@@ -1,8 +1,11 @@
 """torch.func: grad, vmap, vmap of grad, Jacobians; and forward mode, which is not there and must say so."""
 
+import threading
+
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from torch._vmap_internals import _vmap
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from tests.ops.cases import CASES, MAIN, SHAPE, case_id, scalar, tupled, values
@@ -162,6 +165,66 @@ def test_a_vectorised_jacobian(backend):
     )
     assert made.shape == (2, 2, 3)
     torch.testing.assert_close(made.sum(0), torch.sigmoid(logits) - target)
+
+
+class Within(torch.autograd.Function):
+    """A backward pass that calls a function."""
+
+    @staticmethod
+    def forward(ctx, x, function):
+        ctx.function = function
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.enable_grad():
+            ctx.function()
+        return grad, None
+
+
+def within_backward_passes(function, depth):
+    """Call it inside `depth` backward passes, one within the other."""
+    if depth == 0:
+        function()
+        return
+    x = torch.ones((), requires_grad=True)
+    Within.apply(x, lambda: within_backward_passes(function, depth - 1)).backward()
+
+
+def test_a_batch_of_upstream_gradients_in_a_thread_of_autograd(backend):
+    """As on every GPU: the thread of a backward pass knows that there is a batch, but not at which level of vmap."""
+    logits, mu = (numbers(2, 3, backend=backend, seed=i).requires_grad_() for i in range(2))
+    target, upstream = numbers(2, 3, backend=backend, seed=2), numbers(3, 2, backend=backend)
+
+    def check():
+        for leaf, loss, derivative in (
+            (logits, reconstruction_loss(logits, target, reduction="sample"), torch.sigmoid(logits) - target),
+            (mu, gaussian_kl(mu, target, reduction="sample"), mu),
+        ):
+            threads = []
+            loss.register_hook(lambda grad: threads.append(threading.get_ident()))  # noqa: B023 (called at once)
+            (batch,) = torch.autograd.grad(loss, leaf, upstream, is_grads_batched=True)
+            torch.testing.assert_close(batch, upstream[..., None] * derivative)
+            assert threads != [threading.get_ident()]
+
+    within_backward_passes(check, 61)  # after so many autograd takes another thread on the CPU too
+
+
+def test_batches_of_upstream_gradients_within_batches(backend):
+    """Each upstream gradient may be batched at the outer level, at the inner one, or at both."""
+    leaves = [numbers(2, 3, backend=backend, seed=i).requires_grad_() for i in range(2)]
+    outputs = sample_kl(*leaves, seed=0)
+    by_z, by_kl = numbers(4, 2, 3, backend=backend, seed=2), numbers(5, 2, backend=backend, seed=3)
+
+    def gradients(*upstream):
+        return torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+
+    wanted = [torch.stack([torch.stack([gradients(a, b)[i] for b in by_kl]) for a in by_z]) for i in range(2)]
+    for function in (gradients, lambda a, b: gradients(a + 0 * b.sum(), b)):
+        actual = _vmap(lambda a: _vmap(lambda b: function(a, b))(by_kl))(by_z)  # noqa: B023 (called at once)
+        torch.testing.assert_close(list(actual), wanted)
+        actual = _vmap(lambda b: _vmap(lambda a: function(a, b))(by_z))(by_kl)  # noqa: B023
+        torch.testing.assert_close([grad.transpose(0, 1) for grad in actual], wanted)
 
 
 def test_a_batch_of_gradients_cannot_be_differentiated(backend):

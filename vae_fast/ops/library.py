@@ -99,17 +99,29 @@ def _loop_over_gradients(op):
     """The same for `is_grads_batched`, whose batches are of another kind than torch.func's, with no public rules."""
 
     def rule(*args):
-        level = torch._C._vmapmode_increment_nesting() - 1
-        torch._C._vmapmode_decrement_nesting()
         flat, spec = pytree.tree_flatten(args)
-        dims = [0 if isinstance(x, torch.Tensor) and _is_batched(x) else None for x in flat]
+        levels = [_level(x) if isinstance(x, torch.Tensor) else 0 for x in flat]
+        innermost = max(levels)
+        dims = [0 if level == innermost else None for level in levels]
         flat = [
-            x if dim is None else torch._remove_batch_dim(x, level, 0, 0) for x, dim in zip(flat, dims, strict=True)
+            x if dim is None else torch._remove_batch_dim(x, innermost, 0, 0) for x, dim in zip(flat, dims, strict=True)
         ]
         size = next(len(x) for x, dim in zip(flat, dims, strict=True) if dim is not None)
-        return [torch._add_batch_dim(output, 0, level) for output in _stacked(op, size, flat, dims, spec)]
+        return [torch._add_batch_dim(output, 0, innermost) for output in _stacked(op, size, flat, dims, spec)]
 
     return rule
+
+
+def _level(tensor):
+    """The innermost level at which it is batched, 0 if at none: the one whose removal leaves an ordinary tensor.
+
+    PyTorch counts levels for each thread, and the backward pass of a GPU runs in another than its caller's.
+    """
+    level = 0
+    while _is_batched(tensor):
+        level += 1
+        tensor = torch._remove_batch_dim(tensor, level, 0, 0)  # or an empty dimension, at a level that it has not
+    return level
 
 
 def _stacked(op, size, flat, dims, spec):
