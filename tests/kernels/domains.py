@@ -4,6 +4,7 @@ import numpy as np
 import scipy.special
 import torch
 
+from tests.support.tolerance import RELATIVE, ROUNDING
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.reference import likelihoods
 
@@ -30,11 +31,30 @@ def target(domain, shape, generator):
     return (uniform.log() * -8).floor() if domain == "counts" else 3 * (uniform - 0.5)
 
 
-def oracle(name, params, x):
-    """(nll, derivatives, terms, derivative terms, exponent) of float64 arrays."""
+def oracle(name, params, x, scaled=False):
+    """(nll, derivatives, terms, derivative terms, exponent) of float64 arrays; scaled: x is a rounded product."""
     nll, derivatives = getattr(likelihoods, name)(*params, x)
     terms, derivative_terms, exponent = TERMS[name](*params, x)
+    if scaled:
+        terms, *derivative_terms = np.add([terms, *derivative_terms], rounding_of_product(name, params, x))
     return nll, derivatives, terms, derivative_terms, exponent
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def rounding_of_product(name, params, x):
+    """Terms of the nll and of each derivative for a target x that is a product, as that of a byte and 1/255.
+
+    A GPU may take the product into a difference without rounding it, and however small the difference is, it is off by
+    that rounding of x.
+    """
+
+    def results(change):
+        nll, derivatives = getattr(likelihoods, name)(*params, x + change * x)
+        return np.stack([nll, *derivatives])
+
+    rounding = ROUNDING * RELATIVE
+    down, exact, up = map(results, (-rounding, 0, rounding))
+    return np.maximum(np.abs(down - exact), np.abs(up - exact)) / RELATIVE
 
 
 def _gaussian(mean, logvar, x):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from tests.kernels import domains
 from tests.kernels.latents import drawer, like_output
 from tests.support.tolerance import assert_close, assert_loss_close
 from tests.support.ulp import to_numpy
@@ -150,8 +151,9 @@ class Oracle:
                 square = (values[0] - x) ** 2 * np.exp(-values[1])
                 self.terms = (np.abs(values[1]) + square + np.log(2 * np.pi)) / 2
                 self.derivative_terms = (np.abs(self.derivatives[0]), (1 + square) / 2)
-        if scale != 1:  # the product may be rounded or not
-            self.derivative_terms = tuple(terms + np.abs(x) for terms in self.derivative_terms)
+        if scale != 1 and not binarize:
+            rounding = domains.rounding_of_product(likelihood, values, x)
+            self.terms, *self.derivative_terms = np.add([self.terms, *self.derivative_terms], rounding)
         if weight is not None:
             weight = to_numpy(weight.to(dtype))
             self.nll, *self.derivatives = (targets.weighted(v, weight) for v in (self.nll, *self.derivatives))

@@ -37,9 +37,9 @@ def check(name, params, target, reduction):
     """The loss and its gradients for a random upstream gradient."""
     loss = reconstruction_loss(single(params), target, name, reduction=reduction)
     dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
-    nll, derivatives, terms, derivative_terms, exponent = domains.oracle(
-        name, [to_numpy(p) for p in params], to_numpy(target.to(dtype))
-    )
+    scaled = target.dtype == torch.uint8
+    x = to_numpy(target.to(dtype) * (1 / 255 if scaled else 1))
+    nll, derivatives, terms, derivative_terms, exponent = domains.oracle(name, list(map(to_numpy, params)), x, scaled)
     expected, sizes = (reductions.reduce(value, reduction) for value in (nll, terms))
     # the gamma functions hold 1e-13 in float64
     relative = 1e-13 / FLOAT64 if dtype == torch.float64 and LIKELIHOODS[name].domain == "counts" else RELATIVE
@@ -79,6 +79,14 @@ def test_every_dtype(name, dtype, backend):
     for reduction in ("none", "sample", "mean"):
         check(name, *leaves(name, (4, 99), backend, dtype), reduction)
     check(name, *leaves(name, (4, 99), backend, dtype, torch.float32), "sum")
+
+
+@pytest.mark.parametrize("name", [name for name in domains.REST if LIKELIHOODS[name].domain != "counts"])
+def test_bytes(name, backend):
+    params, target = leaves(name, (4, 1024), backend)
+    pixels = (255 * target.abs().clamp(max=1)).round().to(torch.uint8)
+    for reduction in ("none", "sample", "mean"):
+        check(name, params, pixels, reduction)
 
 
 @pytest.mark.parametrize("spread", [0.01, 8.0], ids=["concentrated", "spread"])
@@ -131,8 +139,8 @@ class TestBernoulliProbs:
     """torch's own rules, which are not those of logits at saturation."""
 
     def test_the_bounds_of_the_logarithm_and_of_the_slope(self, backend):
-        p = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1e-30, 1 - 6e-8, 0.5]], device=backend.device)
-        x = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.25]], device=backend.device)
+        p = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1e-30, 1 - 6e-8, 0.9997, 0.5]], device=backend.device)
+        x = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.25]], device=backend.device)
         ours, theirs = p.clone().requires_grad_(), p.clone().requires_grad_()
         loss = reconstruction_loss(ours, x, "bernoulli_probs", reduction="none")
         expected = F.binary_cross_entropy(theirs, x, reduction="none")

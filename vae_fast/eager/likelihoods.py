@@ -107,7 +107,8 @@ def _bernoulli_probs_terms(params, target, out=None):
 
 def _bernoulli_probs_derivatives(params, target, outs):
     p = params[0]
-    return ((p - target).div_(torch.addcmul(p, p, p, value=-1).clamp_(min=1e-12)),)
+    variance = torch.rsub(p, ONE[p.dtype]).mul_(p)  # p - p * p would lose its digits near 1
+    return ((p - target).div_(variance.clamp_(min=1e-12)),)
 
 
 def _continuous_bernoulli_parts(b):
