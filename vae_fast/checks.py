@@ -3,6 +3,7 @@
 None of them reads a tensor's values: on a GPU that would wait for the device.
 """
 
+import math
 import numbers
 import sys
 
@@ -258,10 +259,14 @@ def number(name, value, what="a number"):
     """A finite number >= 0, as a float."""
     if not _is_number(value):
         raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
+    try:
+        made = float(value)  # first: beside a float32 of NumPy's the largest float is infinite
+    except OverflowError:
+        made = math.inf
     # Not isfinite: torch.compile cannot trace it for a number that varies.
-    if not 0 <= value <= sys.float_info.max:
+    if not 0 <= made <= sys.float_info.max:
         raise ValueError(f"{name} is {value}: expected a finite number >= 0")
-    return float(value)
+    return made
 
 
 def positive(name, value):

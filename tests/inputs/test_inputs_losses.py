@@ -154,7 +154,7 @@ def test_kl():
 def test_beta(call):
     for value, name in ((None, "NoneType"), ("1", "str"), (True, "bool"), ([1.0], "list"), (1j, "complex")):
         refuses(TypeError, f"beta is {name}: expected a number or a 0-d tensor", call, beta=value)
-    for value in (-1, -1e-9, math.nan, math.inf, -math.inf):
+    for value in (-1, -1e-9, math.nan, math.inf, -math.inf, np.float32(math.inf)):
         refuses(ValueError, f"beta is {value}: expected a finite number >= 0", call, beta=value)
     for dtype, name in not_floats():
         refuses(TypeError, f"beta is {name}: expected {FLOATS} values", call, beta=torch.tensor(1).to(dtype))
@@ -167,6 +167,7 @@ def test_beta(call):
     refuses(ValueError, message, call, beta=zeros().requires_grad_())
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("beta", [0, 0.0, 2.5, np.float64(0.5), np.float32(0.5), np.int64(2)], ids=repr)
 def test_betas_that_are_fine(beta):
     """Schedules are made with NumPy: its numbers are numbers."""
