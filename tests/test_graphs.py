@@ -44,7 +44,7 @@ class TestCapture:
 
     @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
     def test_the_same_steps_as_without_a_graph(self, optimizer):
-        eager, captured = Seeded(small("cuda")), Seeded(small("cuda"))
+        eager, captured = (Seeded(small()).to("cuda") for _ in range(2))
         options = {"lr": 1e-2} if optimizer is torch.optim.SGD else {"lr": 1e-3, "capturable": True}
         step = capture_step(captured, optimizer(captured.parameters(), **options), batch(0, "cuda"))
         reference = optimizer(eager.parameters(), **options)

@@ -112,7 +112,7 @@ def test_compiled_code_raises_on_a_second_derivative(backend):
     x = values(2, 3, device=backend.device).requires_grad_()
     compiled = torch.compile(lambda a: reconstruction_loss(a, torch.zeros_like(a)), backend="aot_eager")
     (gradient,) = torch.autograd.grad(compiled(x), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward|" + TWICE):
+    with pytest.raises(RuntimeError, match="double backward|does not require grad|" + TWICE):
         gradient.square().sum().backward()
 
 

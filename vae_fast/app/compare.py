@@ -53,7 +53,8 @@ def _discretized_logistic(mean, log_scale, x):
     return torch.where(x < 1 / 510, first, torch.where(x > 1 - 1 / 510, last, inner))
 
 
-# What a user would write: each sums over everything. A likelihood that is not here is not compared.
+# What a user would write: each sums over everything. A likelihood that is not here is not compared. Losses that want
+# one dtype get the target's: in mixed precision that is the float32 which autocast, or its user, casts to.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "bernoulli_probs": lambda output, x: F.binary_cross_entropy(output.to(x.dtype), x, reduction="sum"),
     "continuous_bernoulli": lambda output, x: (
@@ -69,7 +70,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "negative_binomial": lambda output, x: -_log_nb_positive(*output, x).sum(),
     "zero_inflated_negative_binomial": lambda output, x: -_log_zinb_positive(*output, x).sum(),
     "bernoulli": lambda output, x: F.binary_cross_entropy_with_logits(output, x, reduction="sum"),
-    "mse": lambda output, x: F.mse_loss(output, x, reduction="sum"),
+    "mse": lambda output, x: F.mse_loss(output.to(x.dtype), x, reduction="sum"),
     "gaussian": lambda output, x: F.gaussian_nll_loss(
         output[0], x, output[1].exp(), full=True, eps=0.0, reduction="sum"
     ),

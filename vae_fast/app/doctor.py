@@ -45,7 +45,8 @@ def environment(device: torch.device) -> list[tuple[str, str]]:
     return [
         ("vae_fast", vae_fast.__version__),
         ("python", platform.python_version()),
-        *((package, _version(package)) for package in ("torch", "triton", "numpy", "lightning")),
+        ("torch", torch.__version__),  # with the build, which its metadata may lack
+        *((package, _version(package)) for package in ("triton", "numpy", "lightning")),
         ("device", torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})"),
         ("backend", _backend(device)),
     ]
