@@ -19,6 +19,7 @@ import triton.language as tl
 
 from vae_fast.kernels import packed_rows, reductions, targets, tiling
 from vae_fast.kernels.elementary import log_of_normal, reciprocal
+from vae_fast.kernels.launching import launch, replayed
 from vae_fast.kernels.likelihoods import Issued
 
 # A logarithm and a division an element are done by each thread that has a part of its row: the fewer, the better.
@@ -36,6 +37,7 @@ ISSUED_PACKED = Issued(sum=17, gradient=29, both=31, each=17)  # per lane, of wh
 ISSUED_PACKED_ROW = 50
 
 
+@replayed
 def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     """The reduced nll of `target` and, where `wanted`, the gradient of the logits for an upstream gradient of 1.
 
@@ -63,6 +65,7 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     return out, grad
 
 
+@replayed
 def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
     """The gradient of the logits, recomputed, in one launch: reads NK logits, 2NK beyond MAX_CLASSES, and writes NK.
 
@@ -101,12 +104,13 @@ def _launch(logits, target, weight, loss, upstream, grad, ignore_index, reductio
         partials = reductions.workspace(logits, programs)
     strides = tuple(operands[2][1] if operand is None else operand[1] for operand in operands[2:])
     with tiling.on_device(logits):
-        _categorical[(programs,)](
+        launch(
+            _categorical, programs,
             _operand(logits, operands[0], packed), None if grad is None else _operand(grad, operands[1], packed),
             target, weight, loss, upstream, partials, strides, count, view.columns, view.shape, classes,
             0 if ignore_index is None else ignore_index, reductions.divisor(reduction, target.shape),
             IGNORES=ignore_index is not None, PASSES=columns < classes, PACKED=classes if packed else 0,
-            MASKED=classes % columns != 0, FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns, WIDE=wide, num_warps=warps,
+            MASKED=classes % columns != 0, FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns, WIDE=wide, warps=warps,
         )  # fmt: skip
     return partials
 
@@ -128,7 +132,7 @@ def tile(count, classes, inner, aligned, double):
     least = min(least, tiling.power_of_2(count))
     if least * columns > (PASS if double else MAX_CLASSES):
         columns = PASS // least
-        return least, columns, PASS // (32 * tiling.ELEMENTS_PER_THREAD)
+        return least, columns, max(PASS // (32 * tiling.ELEMENTS_PER_THREAD), 1)
     rows = min(max(TILE // columns, least), tiling.power_of_2(count))
     most = ELEMENTS_PER_THREAD // 2 if double else ELEMENTS_PER_THREAD
     # Where wide accesses do not fit, a thread has a little of many short rows: registers end.

@@ -5,9 +5,11 @@ import triton
 import triton.language as tl
 
 from vae_fast.kernels import reconstruction, reductions, targets, tiling
+from vae_fast.kernels.launching import launch, replayed
 from vae_fast.kernels.upstreams import Upstream
 
 
+@replayed
 def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=targets.PLAIN):
     """(total, reconstruction, kl) in nats per sample, 0-d, and the wanted gradients for an upstream gradient of 1.
 
@@ -21,10 +23,11 @@ def forward(params, target, kl, beta_tensor, beta, likelihood, wanted, extras=ta
     sums = nll, reductions.Sum(kl, kl_mean, 1, kl.numel(), strides, divisor=kl.numel()), *grads
     programs, tiles, warps = reductions.grid(sums)
     with tiling.on_device(target):
-        _total[(programs - 1,)](sums, beta_tensor, beta, total, TILES=tiles, num_warps=warps)
+        launch(_total, programs - 1, sums, beta_tensor, beta, total, TILES=tiles, warps=warps)
     return total, stage.loss, kl_mean, stage.grads
 
 
+@replayed
 def backward(
     grad_total, grad_reconstruction, grad_kl, params, target, kl, beta_tensor, beta, likelihood, wanted,
     extras=targets.PLAIN,
@@ -34,6 +37,7 @@ def backward(
     return upstream.kl_grad, reconstruction.backward(upstream, params, target, likelihood, "batchmean", wanted, extras)
 
 
+@replayed
 def scale_(grads, grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta):
     """Multiply the gradients made in forward by their upstream gradient, in place; returns each kl's, 0-d."""
     upstream = gather(grad_total, grad_reconstruction, grad_kl, kl, beta_tensor, beta)

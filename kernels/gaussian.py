@@ -8,12 +8,14 @@ import torch
 from vae_fast.kernels import reductions, tiling
 from vae_fast.kernels.latent_backward import _backward
 from vae_fast.kernels.latent_forward import _forward
+from vae_fast.kernels.launching import launch, replayed
 
 NONE = (None, None)
 LOGVAR = ("logvar", 0.0, 0.0)
 MAX_WARPS = 16
 
 
+@replayed
 def forward(
     mu,
     logvar,
@@ -59,6 +61,7 @@ def forward(
     return z, elementwise if partials is None else _finish(partials, mu, view, tiles, reduction, each)
 
 
+@replayed
 def backward(
     grad_z,
     grad_kl,
@@ -150,11 +153,12 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, sca
     warps = tiles.warps(view) if light else min(2 * tiles.warps(view), MAX_WARPS)
     wide = view.wide or (bool(steps) and steps[0] * max(steps[1:]) > tiling.MAX_INT32_EXTENT)
     with tiling.on_device(mu):
-        kernel[(tiles.programs,)](
+        launch(
+            kernel, tiles.programs,
             tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1], steps,
             LOW=clamp[0], HIGH=clamp[1], SCALE=name, BOUND=bound, EPSILON=epsilon, KL=kl, REDUCTION=reduction,
             MANY=bool(steps), QUADS=view.shape[0] % 4 == 0 and position[1][1] == 1,
-            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, num_warps=warps,
+            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, warps=warps,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from vae_fast.kernels import likelihoods, reductions, shared, targets, tiling, upstreams
 from vae_fast.kernels.elementary import log1p
+from vae_fast.kernels.launching import launch, replayed
 from vae_fast.kernels.upstreams import scale_  # noqa: F401 (one of the entry points)
 
 
@@ -19,6 +20,7 @@ class FirstStage(NamedTuple):
     sums: tuple
 
 
+@replayed
 def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """The reduced nll of `target` and the gradients of the parameters that are `wanted`, for an upstream gradient of 1.
 
@@ -53,6 +55,7 @@ def first_stage(params, target, likelihood, reduction, wanted, extras=targets.PL
     return FirstStage(loss, grads, sums)
 
 
+@replayed
 def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """Gradients of the wanted parameters, recomputed: reads (p + 1)N elements, writes N each, in one launch.
 
@@ -107,7 +110,8 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, groups
     halvings = 2 if params[0].element_size() >= 4 else 3  # elements of one 16-byte access: 4 or 8
     _, seed, scale = extras
     with tiling.on_device(target):
-        _reconstruct[(tiles.programs,)](
+        launch(
+            _reconstruct, tiles.programs,
             *operands, seed, scale, partials, *upstreams.arguments(scalars), (view.rows, view.columns), view.shape,
             reductions.divisor(reduction, target.shape),
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
@@ -115,7 +119,7 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, groups
             GROUPS=groups, WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
             QUADS=operands.positions[1:2] == (1,) and view.shape[0] % 4 == 0,
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
-            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, num_warps=tiles.warps(view),
+            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, warps=tiles.warps(view),
         )  # fmt: skip
 
 

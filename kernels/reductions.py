@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from vae_fast.kernels import tiling
+from vae_fast.kernels.launching import launch
 
 SUM_TILE = 8192  # partial sums that a program adds at a time
 
@@ -48,7 +49,7 @@ def sum_partials(*sums):
     if sums:
         programs, tiles, warps = grid(sums)
         with tiling.on_device(sums[0].out):
-            _sum_partials[(programs,)](sums, TILES=tiles, num_warps=warps)
+            launch(_sum_partials, programs, sums, TILES=tiles, warps=warps)
 
 
 def grid(sums):

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vae_fast.kernels import tiling
+from vae_fast.kernels.launching import launch, replayed
 
 SCALE_PROGRAMS = 1024  # where the upstream gradient is 1 they read it and return; fewer would not fill a large GPU
 
@@ -27,6 +28,7 @@ class Upstream(NamedTuple):
     beta: float = 1.0
 
 
+@replayed
 def scale_(grads, grad_loss):
     """Multiply the gradients made in forward by the upstream gradient, in place, and write the kl's, in one launch.
 
@@ -38,9 +40,10 @@ def scale_(grads, grad_loss):
     programs = min(tiling.ceil_div(size, tiling.FLAT_TILE), SCALE_PROGRAMS)
     wide = size > tiling.MAX_INT32_EXTENT - programs * tiling.FLAT_TILE
     with tiling.on_device(grads[0]):
-        _scale[(programs,)](
+        launch(
+            _scale, programs,
             tuple(grads), *arguments(of(grad_loss)), size, sizes, programs,
-            TILE=tiling.FLAT_TILE, WIDE=wide, num_warps=16 if wide else 8,
+            TILE=tiling.FLAT_TILE, WIDE=wide, warps=16 if wide else 8,
         )  # fmt: skip
 
 

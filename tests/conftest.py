@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from tests.support.environment import BACKENDS, INTERPRETED, MARKERS, describe, skip_reason
+from tests.support.environment import BACKENDS, HAS_TRITON, INTERPRETED, MARKERS, describe, skip_reason
 from tests.support.poison import poisoned
 
 
@@ -40,6 +40,18 @@ def _poison(request):
 def _seed():
     """Every test draws the same numbers, alone or after others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def planning_anew():
+    """Launches are planned at each call: for tests that change what plans are made of, or watch how they are made."""
+    if not HAS_TRITON:
+        yield
+        return
+    from vae_fast.kernels import launching
+
+    with launching.planning_anew():
+        yield
 
 
 # The process that interprets the kernels leaves eager to the one that does not.

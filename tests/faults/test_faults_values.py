@@ -178,6 +178,7 @@ def test_fault_10_one_seed_is_one_sample_whatever_the_allocation(backend):
     assert_noise_close(first.flatten(), reference.normal(3, first.numel()))
 
 
+@pytest.mark.usefixtures("planning_anew")
 @pytest.mark.parametrize("constants", [{"FLAT_TILE": 64}, {"FLAT_TILE": 1024, "ROW_TILE": 128, "MAX_COLUMNS": 32}])
 def test_fault_10_one_seed_is_one_sample_whatever_the_block_size(constants, backend, monkeypatch):
     tiling = pytest.importorskip("vae_fast.kernels.tiling", exc_type=ImportError)

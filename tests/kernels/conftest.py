@@ -13,6 +13,7 @@ if not HAS_TRITON:  # macOS, Windows: what remains is the eager backend against 
         "test_count_likelihoods.py",
         "test_elementary.py",
         "test_int64.py",
+        "test_launching.py",
         "test_launches.py",
         "test_noise.py",
         "test_noise_in_ops.py",

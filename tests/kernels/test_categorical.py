@@ -232,6 +232,7 @@ def test_sums_are_deterministic(backend):
     assert np.isfinite(losses[0].item())
 
 
+@pytest.mark.usefixtures("planning_anew")
 def test_in_64_bit_arithmetic(backend, monkeypatch):
     from vae_fast.kernels import tiling
 

@@ -99,7 +99,7 @@ def offset(row, column, shape, strides):
 
 
 @pytest.fixture
-def everything_wide(monkeypatch):
+def everything_wide(monkeypatch, planning_anew):
     """64-bit arithmetic for every launch."""
     monkeypatch.setattr(tiling, "MAX_INT32_EXTENT", 0)
     tiling._merge.cache_clear()
@@ -122,6 +122,7 @@ def test_reconstruction_in_64_bit_arithmetic(layout, reduction, backend, everyth
     case.check(reconstruction_loss(case.output, case.target, "gaussian", reduction=reduction), reduction)
 
 
+@pytest.mark.usefixtures("planning_anew")
 def test_64_bit_arithmetic_gives_the_same_bits(kernels_device, monkeypatch):
     def results():
         tiling._merge.cache_clear()

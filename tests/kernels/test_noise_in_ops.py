@@ -72,6 +72,7 @@ def test_eps_of_channels_last_images(channels, backend):
     assert_noise_close(z.permute(0, 2, 3, 1).flatten(), reference.normal(11, z.numel()))
 
 
+@pytest.mark.usefixtures("planning_anew")
 @pytest.mark.parametrize("constants", [{"FLAT_TILE": 64}, {"ROW_TILE": 256, "MAX_COLUMNS": 128}, {"FLAT_TILE": 8192}])
 @pytest.mark.parametrize("shape", [(6, 4), (5, 7), (3, 260), (2, 8, 5, 4)], ids=str)
 @pytest.mark.parametrize("reduction", ["sample", "latent", "sum"])

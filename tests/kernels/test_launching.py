@@ -1,0 +1,159 @@
+"""Launches that are played give what their launcher gives, and what is of another kind is planned anew."""
+
+import itertools
+
+import pytest
+import torch
+
+from vae_fast import Categorical, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed
+from vae_fast.kernels import gaussian, launching, reconstruction, reductions
+
+CALLS = 4  # the first is planned, the second written down, the others are played
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """How many calls have been played, of launchers that have no plans yet."""
+    for launcher in (gaussian.forward, gaussian.backward, reconstruction.forward):
+        launcher.plans.clear()
+    counts = []
+    play = launching._Plan.play
+    monkeypatch.setattr(launching._Plan, "play", lambda *args: counts.append(1) or play(*args))
+    return counts
+
+
+def draw(seed, *shape, device):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def gradients(outputs, leaves):
+    upstream = [torch.full_like(output, 0.5 + k) for k, output in enumerate(outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, leaves, upstream)]
+
+
+def latents(seed, device):
+    mu, logvar, a, b = (draw(4 * seed + k, 3, 10, device=device).requires_grad_() for k in range(4))
+    drawn = torch.full((1,), seed, device=device)
+    outputs = *sample_kl(mu, logvar, seed=drawn, prior=(a, b)), gaussian_kl(mu, logvar, reduction="latent")
+    return gradients(outputs, (mu, logvar, a, b))
+
+
+def several_samples(seed, device):
+    mu, logvar = (draw(2 * seed + k, 3, 10, device=device).requires_grad_() for k in range(2))
+    drawn = torch.full((1,), seed, device=device)
+    outputs = sample_kl(mu, logvar, seed=drawn, kl="monte_carlo", num_samples=3, reduction="latent")
+    return gradients(outputs, (mu, logvar))
+
+
+def packed(seed, device):
+    moments = draw(seed, 3, 32, device=device).requires_grad_()
+    return gradients(sample_kl_packed(moments, seed=torch.full((1,), seed, device=device)), (moments,))
+
+
+def shared_scale(seed, device):
+    mean, x = draw(seed, 3, 8, device=device).requires_grad_(), draw(seed + 9, 3, 8, device=device)
+    logvar = draw(seed, 1, device=device).requires_grad_()
+    mask = draw(seed + 5, 3, 8, device=device) > 0.5
+    loss = reconstruction_loss((mean, logvar.expand(3, 8)), x, "gaussian", reduction="sample", weight=mask)
+    return gradients([loss], (mean, logvar))
+
+
+def classes(seed, device):
+    logits = draw(seed, 3, 20, device=device).requires_grad_()
+    target = (19 * draw(seed + 7, 3, device=device)).long()
+    return gradients([reconstruction_loss(logits, target, Categorical(ignore_index=2))], (logits,))
+
+
+def whole_loss(seed, device):
+    """beta is another in each call, and still played."""
+    logits, kl = (draw(seed + k, 3, 8, device=device).requires_grad_() for k in (0, 1))
+    losses = elbo_loss(logits, draw(seed + 2, 3, 8, device=device), kl.sum(1), beta=0.25 * seed)
+    return gradients(losses, (logits, kl))
+
+
+@pytest.mark.parametrize("call", [latents, several_samples, packed, shared_scale, classes, whole_loss])
+def test_what_is_played_has_the_bits_of_what_is_planned(call, kernels_device, played):
+    with launching.planning_anew():
+        planned = [call(seed, kernels_device) for seed in range(CALLS)]
+    assert not played
+    for seed, expected in enumerate(planned):
+        actual = call(seed, kernels_device)
+        assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(actual, expected, strict=True))
+    assert played
+
+
+def losses(params, target, wanted=(True,)):
+    return reconstruction.forward(params, target, "mse", "sum", list(wanted))[0].item()
+
+
+def test_other_shapes_strides_dtypes_and_options_are_of_another_kind(kernels_device, played):
+    def kinds():
+        for shape, dtype in itertools.product([(2, 6), (6, 2), (3, 4)], (torch.float32, torch.bfloat16)):
+            yield torch.ones(shape, dtype=dtype, device=kernels_device)
+        yield torch.ones(6, 2, device=kernels_device).t()
+
+    for _ in range(CALLS):
+        assert [losses((a,), 0 * a) for a in kinds()] == [12.0] * 7
+        assert (
+            losses((torch.ones(2, 6, device=kernels_device),), torch.zeros(2, 6, device=kernels_device), [False]) == 12
+        )
+    assert len(played) == 8 * (CALLS - 2)
+
+
+def test_an_unaligned_tensor_is_planned_anew(kernels_device, played):
+    """Triton compiles another kernel for it."""
+    memory = torch.arange(17.0, device=kernels_device)
+    for _ in range(CALLS):
+        aligned, other = memory[:16].view(2, 8), memory[1:].view(2, 8)
+        assert losses((aligned,), torch.zeros_like(aligned)) == sum(k**2 for k in range(16))
+        assert losses((other,), torch.zeros_like(other)) == sum(k**2 for k in range(1, 17))
+    assert len(played) == CALLS - 2
+
+
+def test_a_tensor_in_two_places_says_nothing_of_two_tensors(kernels_device, played):
+    same, other = (torch.full((2, 8), value, device=kernels_device) for value in (1.0, 3.0))
+    for _ in range(CALLS):
+        assert losses((same,), same) == 0
+    assert not played
+    assert [losses((same,), other) for _ in range(CALLS)] == [64.0] * CALLS
+    assert losses((same,), same) == 0
+    assert played
+
+
+def test_a_launcher_that_computes_on_its_way_is_never_played(kernels_device, played):
+    @launching.replayed
+    def doubled_sum(values):
+        out = values.new_empty(())
+        reductions.sum_partials(reductions.Sum(values * 2, out, 1, values.numel(), (0, 1)))
+        return out
+
+    assert [doubled_sum(torch.full((8,), 1.0 + k, device=kernels_device)).item() for k in range(CALLS)] == [
+        16.0, 32.0, 48.0, 64.0
+    ]  # fmt: skip
+    assert not played
+
+
+def test_plans_are_forgotten_before_they_fill_the_memory(kernels_device, played, monkeypatch):
+    monkeypatch.setattr(launching, "MOST_PLANS", 2)
+    for size in (1, 2, 3, 4, 4, 4, 4):
+        assert (
+            losses((torch.ones(1, size, device=kernels_device),), torch.zeros(1, size, device=kernels_device)) == size
+        )
+    assert len(played) == 2
+
+
+@pytest.mark.cuda_only
+def test_hooks_of_triton_see_every_launch(kernels_device, played):
+    import triton
+
+    seen = []
+    hooks = triton.knobs.runtime.launch_enter_hook
+    a = torch.ones(2, 8, device=kernels_device)
+    for _ in range(CALLS):
+        losses((a,), 0 * a)
+    hooks.add(seen.append)
+    try:
+        losses((a,), 0 * a)
+    finally:
+        hooks.remove(seen.append)
+    assert len(seen) == 2
