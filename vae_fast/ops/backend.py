@@ -64,6 +64,11 @@ def launches(tensor):
     return _current == "triton" and HAS_TRITON and (tensor.is_cuda or interpreting())
 
 
+def is_auto():
+    """Whether nobody asked for kernels where PyTorch's own op takes less."""
+    return _current == "auto"
+
+
 def check_environment():
     """Raise ValueError where VAE_FAST_BACKEND names no backend."""
     _checked(_current, "VAE_FAST_BACKEND")
