@@ -15,6 +15,7 @@ from vae_fast.benchmarks.results import OK, Row
 
 COLORS = {"eager": "C7", "compile": "C0", "compile max-autotune": "C9", "vae_fast": "C1"}
 OVER = {"eager": "over_eager", "compile": "over_compile", "compile max-autotune": "over_compile_max_autotune"}
+ON_DEVICE = {name: f"device_{field}" for name, field in OVER.items()}
 MARKERS = {"float32": "o", "bfloat16": "s", "bfloat16+float32": "D"}
 COLUMNS = 4
 
@@ -44,6 +45,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     ops = [row for row in rows if row.phase != "step"]
     drawn = []
     for name, function, chosen in (
+        ("device", device_speedup, [row for row in ops if row.contender == "vae_fast" and row.device_over_eager]),
         ("speedup", speedup, [row for row in ops if row.contender == "vae_fast" and row.over_eager]),
         ("steps", training_steps, [row for row in rows if row.phase == "step"]),
         ("bandwidth", bandwidth, [row for row in ops if row.share]),
@@ -59,10 +61,19 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 
 def speedup(rows: list[Row], path: Path) -> None:
-    """How many times faster than each other contender, forward and backward, by size."""
+    """How many times faster than each other contender, forward and backward, by size: one call after the other."""
+    _speedup(rows, path, OVER, f"speed-up of vae_fast, forward + backward, on {rows[0].device}")
+
+
+def device_speedup(rows: list[Row], path: Path) -> None:
+    """The same of the device's time alone."""
+    _speedup(rows, path, ON_DEVICE, f"speed-up of vae_fast's kernels, forward + backward, on {rows[0].device}")
+
+
+def _speedup(rows, path, over, title):
     lines: dict[str, dict[Line, list]] = {}
     for row in rows:
-        for name, field in OVER.items():
+        for name, field in over.items():
             if getattr(row, field):
                 line = Line(name, row.precision, row.threads)
                 lines.setdefault(row.op, {}).setdefault(line, []).append((row.elements, getattr(row, field)))
@@ -78,7 +89,7 @@ def speedup(rows: list[Row], path: Path) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}x"))
         axes.yaxis.set_minor_formatter(NullFormatter())
 
-    _panels(lines, path, f"speed-up of vae_fast, forward + backward, on {rows[0].device}", dress, "over ")
+    _panels(lines, path, title, dress, "over ")
 
 
 def bandwidth(rows: list[Row], path: Path) -> None:

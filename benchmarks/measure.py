@@ -205,4 +205,6 @@ def _compare(row, others, samples):
         if other.captured == row.captured and other.contender != row.contender:
             field = "over_" + other.contender.removesuffix(GRAPH).replace(" ", "_").replace("-", "_")
             if hasattr(row, field):
-                setattr(row, field, timing.ratio(samples[other.contender], samples[row.contender]))
+                pair = samples[other.contender], samples[row.contender]
+                setattr(row, field, timing.ratio(*pair))
+                setattr(row, f"device_{field}", timing.ratio(*pair, "device"))

@@ -21,6 +21,7 @@ class Row:
     time: one call after the other, the median of `rounds`, with its 20th and 80th percentiles and its minimum.
     device: on a GPU, the time of queued calls; host: what a call costs the host.
     over_*: the time of that contender over this one's, captured ones with captured ones: the median over the rounds.
+    device_over_*: the same of the device's time alone.
     peak_bytes: memory over the inputs. launches: on a GPU. passes, moved_bytes: of PyTorch's own ops, see `counting`.
     note: what could not be counted.
     floor_bytes: the fewest bytes. bandwidth: floor over time, in bytes/s; share: of the run's `copy_bandwidth`.
@@ -54,6 +55,9 @@ class Row:
     over_eager: float | None = None
     over_compile: float | None = None
     over_compile_max_autotune: float | None = None
+    device_over_eager: float | None = None
+    device_over_compile: float | None = None
+    device_over_compile_max_autotune: float | None = None
     peak_bytes: int | None = None
     launches: int | None = None
     passes: int | None = None

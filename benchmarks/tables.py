@@ -8,23 +8,28 @@ from vae_fast.benchmarks.results import OK, Row
 
 NOISE = 1.05  # two runs of one contender differ by this much: less is neither a win nor a loss
 OVER = {"eager": "over_eager", "compile": "over_compile", "max-autotune": "over_compile_max_autotune"}
+ON_DEVICE = {f"{name} on device": f"device_{field}" for name, field in OVER.items()}
 
 FASTER = tuple(f"x {name}" for name in OVER)
+FASTER_ON_DEVICE = tuple(f"x {name}" for name in ON_DEVICE)
 TIMES = "x: how many times as fast as that"
+DEVICE_TIMES = "on device: without the host's time, as in a CUDA graph or behind other work"
 
-OVERVIEW = ("op", *FASTER, "of copy bandwidth", "memory")
-HEADER = ("case", "threads", "eager", "compile", "vae_fast", *FASTER, "(min)", "of copy")
+OVERVIEW = ("op", *FASTER_ON_DEVICE, *FASTER, "of copy bandwidth", "memory")
+HEADER = ("case", "threads", "eager", "compile", "vae_fast", *FASTER_ON_DEVICE, *FASTER, "(min)", "of copy")
 MORE = ("memory", "eager's bytes")
 
 # What stands in a column whose name does not say it.
 OVERVIEW_MEANINGS = {
     **dict.fromkeys(FASTER, f"{TIMES}, at worst and at best over all sizes and dtypes"),
+    **dict.fromkeys(FASTER_ON_DEVICE, DEVICE_TIMES),
     "of copy bandwidth": "of copy bandwidth: the share of it at the largest size in float32",
     "memory": "memory: the peak over the inputs at the largest size in float32, as a share of eager's",
 }
 MEANINGS = {
     "vae_fast": "milliseconds, medians",
     **dict.fromkeys(FASTER, TIMES),
+    **dict.fromkeys(FASTER_ON_DEVICE, DEVICE_TIMES),
     "(min)": "(min): as fast as eager by the minima, which other work disturbs less",
     "of copy": "of copy: share of a copy's bandwidth, on the floor's bytes",
     "memory": "memory: over the inputs, as a share of eager's",
@@ -47,9 +52,9 @@ def is_win(ratio: float) -> bool:
     return ratio > NOISE
 
 
-def ratios(row: Row) -> dict[str, float]:
+def ratios(row: Row, over: dict[str, str] = OVER) -> dict[str, float]:
     """How many times as fast as each other contender."""
-    found = {name: getattr(row, field) for name, field in OVER.items()}
+    found = {name: getattr(row, field) for name, field in over.items()}
     return {name: ratio for name, ratio in found.items() if ratio}
 
 
@@ -58,7 +63,11 @@ def overview(rows: list[Row]) -> list[tuple[str, ...]]:
     lines = []
     for op, own in _by_op(ours(rows)).items():
         largest = max(own, key=lambda row: (row.precision == "float32", row.elements, row.threads or 0))
-        speeds = [_range([ratios(row)[name] for row in own if name in ratios(row)]) for name in OVER]
+        speeds = [
+            _range([ratios(row, over)[name] for row in own if name in ratios(row, over)])
+            for over in (ON_DEVICE, OVER)
+            for name in over
+        ]
         memory = _memory(largest, _partner(rows, largest, "eager"))
         lines.append((op, *speeds, _percent(largest.share), memory))
     return lines
@@ -71,7 +80,7 @@ def cases(rows: list[Row], mark: Callable[[str, float], str]) -> list[tuple[str,
         eager, compiled = (_partner(rows, row, name) for name in ("eager", "compile"))
         times = [milliseconds(other.time) if other else "" for other in (eager, compiled, row)]
         by_minima = eager.time_min / row.time_min if eager and row.threads else None
-        speeds = [ratios(row).get(name) for name in OVER]
+        speeds = [ratios(row, over).get(name) for over in (ON_DEVICE, OVER) for name in over]
         marked = [mark(f"{speed:.2f}", speed) if speed else "" for speed in (*speeds, by_minima)]
         moved = f"{eager.moved_bytes / eager.floor_bytes:.1f}" if eager and eager.moved_bytes else ""
         name, threads = row.case + GRAPH * row.captured, str(row.threads or "")
@@ -90,12 +99,12 @@ def overheads(rows: list[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def losses(rows: list[Row]) -> list[str]:
+def losses(rows: list[Row], over: dict[str, str] = OVER) -> list[str]:
     """Where another contender is faster by more than the noise: a line for each op and contender."""
     lines = []
     for op, own in _by_op(ours(rows)).items():
-        for name in OVER:
-            speeds = {row.case + row.on_threads: ratios(row)[name] for row in own if name in ratios(row)}
+        for name in over:
+            speeds = {row.case + row.on_threads: ratios(row, over)[name] for row in own if name in ratios(row, over)}
             lost = sum(map(is_loss, speeds.values()))
             if lost:
                 worst = min(speeds, key=speeds.get)

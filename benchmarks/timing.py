@@ -55,12 +55,13 @@ def statistics(samples) -> Statistics | None:
     return Statistics(median, p20, p80, min(samples), len(samples))
 
 
-def ratio(samples: list[dict[str, float]], base: list[dict[str, float]]) -> float:
+def ratio(samples: list[dict[str, float]], base: list[dict[str, float]], kind: str = "time") -> float | None:
     """How many times as long as `base`: the median over the rounds, in each of which the machine was the same to both.
 
-    A machine that others share drifts by more between rounds than contenders differ by.
+    A machine that others share drifts by more between rounds than contenders differ by. None without times of the kind.
     """
-    return float(np.median([a["time"] / b["time"] for a, b in zip(samples, base, strict=True)]))
+    pairs = [(a[kind], b[kind]) for a, b in zip(samples, base, strict=True) if kind in a and kind in b]
+    return float(np.median([a / b for a, b in pairs])) if pairs else None
 
 
 def take_turns(samplers: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, list]:
