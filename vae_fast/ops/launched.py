@@ -16,8 +16,8 @@ from vae_fast.ops import gaussian as gaussians
 from vae_fast.ops.library import is_plain, listening
 from vae_fast.ops.small import SCALARS, fits, is_weight, native
 
-# Elements up to which PyTorch's own op and its autograd, which have no Python, are done before our host has launched:
-# of bernoulli, mse, l1 and huber, each one kernel there.
+# Elements of a bernoulli, mse or l1 up to which PyTorch's own op is taken, whose autograd has no Python. Beside an H200
+# it saves 30 us of 220 of the host, and takes 20 us more of the device at this size; beyond, what it moves shows.
 NATIVE = 2**17
 
 
