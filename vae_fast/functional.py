@@ -208,7 +208,7 @@ def reconstruction_loss(
 
     Returns:
         float32 (float64 for a float64 output), differentiable once: a second derivative raises RuntimeError, or is
-        right where PyTorch's own op computes (some small float32 losses). A scalar loss makes its gradient in the
+        right where PyTorch's own op computes (small float32 losses on the CPU). A scalar loss makes its gradient in the
         forward pass. An empty batch sums to 0 and averages to NaN.
 
     Raises:

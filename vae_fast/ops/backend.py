@@ -25,8 +25,7 @@ _current = os.environ.get("VAE_FAST_BACKEND", "auto")
 def use_backend(name):
     """Within the block, compute with "triton", "eager", or "auto".
 
-    "auto" is Triton for CUDA tensors where it is installed, but for small float32 losses that are one op of PyTorch's
-    own, and eager otherwise. It holds for all threads of the
+    "auto" is Triton for CUDA tensors where it is installed, and eager otherwise. It holds for all threads of the
     process. The environment variable VAE_FAST_BACKEND sets the default. A backward pass uses the backend of its
     forward, wherever it runs. "triton" takes CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1, set before
     triton is imported).
@@ -63,11 +62,6 @@ def launches(tensor):
     if _current == "auto":
         return tensor.is_cuda and HAS_TRITON
     return _current == "triton" and HAS_TRITON and (tensor.is_cuda or interpreting())
-
-
-def is_auto():
-    """Whether nobody asked for kernels where PyTorch's own op takes less."""
-    return _current == "auto"
 
 
 def check_environment():

@@ -9,16 +9,11 @@ import functools
 import torch
 
 from vae_fast import checks, classes, scales, seeds
-from vae_fast.eager import likelihoods
 from vae_fast.ops import backend, categorical, reconstruction
 from vae_fast.ops import elbo as elbos
 from vae_fast.ops import gaussian as gaussians
 from vae_fast.ops.library import is_plain, listening
-from vae_fast.ops.small import SCALARS, fits, is_weight, native
-
-# Elements of a bernoulli, mse or l1 up to which PyTorch's own op is taken, whose autograd has no Python. Beside an H200
-# it saves 30 us of 220 of the host, and takes 20 us more of the device at this size; beyond, what it moves shows.
-NATIVE = 2**17
+from vae_fast.ops.small import SCALARS, fits, is_weight
 
 
 def sample_kl(mu, logvar, reduction, eps):
@@ -51,9 +46,6 @@ def reconstruct(output, target, row, reduction):
     params = output if type(output) is tuple else (output,)
     if reduction not in SCALARS or not _takes_likelihood(params, target, row):
         return None
-    formulas = getattr(likelihoods, row.name)
-    if formulas.native is not None and target.numel() <= NATIVE and _waits_for_host(params[0], target):
-        return native(formulas, params[0], target, row, reduction)
     spec = reconstruction.Spec(1.0, row.name, reduction, "triton")
     return reconstruction.Short.apply(spec, target, None, None, *params)
 
@@ -77,15 +69,6 @@ def elbo(output, target, kl, beta, row):
         return None
     spec = elbos.Spec(1.0, beta, row.name, "triton")
     return elbos.Short.apply(spec, target, None, None, None, kl, *params)
-
-
-def _waits_for_host(output, target):
-    """Whether nothing but the time of the host counts: no graph is captured, and nobody asked for the kernels."""
-    return (
-        output.dtype is target.dtype is torch.float32
-        and backend.is_auto()
-        and not torch.cuda.is_current_stream_capturing()
-    )
 
 
 @functools.lru_cache(maxsize=256)

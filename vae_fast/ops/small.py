@@ -39,12 +39,7 @@ def reconstruct(output, target, row, reduction):
             return None
         spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
         return _Reconstruction.apply(spec, target, None, None, *params)
-    return native(formulas, params[0], target, row, reduction)
-
-
-def native(formulas, output, target, row, reduction):
-    """PyTorch's own op."""
-    total = formulas.native(output, target, likelihoods.SUM, *row.constants)
+    total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
     count = reductions.divisor(reduction, target.shape)
     return total if count == 1 else total / count
 
