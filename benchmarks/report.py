@@ -84,10 +84,14 @@ def _origin(rows):
     said = {name: sorted({getattr(row, name) for row in rows}) for name in ("torch", "triton", "vae_fast", "commit")}
     dates = sorted(row.date for row in rows)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    copies = {row.threads: row.copy_bandwidth for row in rows if row.copy_bandwidth}
+    copies: dict[int | None, set[float]] = {}
+    for row in rows:
+        if row.copy_bandwidth:
+            copies.setdefault(row.threads, set()).add(row.copy_bandwidth)
     copy = ", ".join(
-        f"{value / 1e9:,.1f} GB/s{f' on {threads} thread' + 's' * (threads > 1) if threads else ''}"
-        for threads, value in copies.items()
+        f"{' to '.join(f'{value / 1e9:,.1f}' for value in sorted({min(values), max(values)}))} GB/s"
+        f"{f' on {threads} thread' + 's' * (threads > 1) if threads else ''}"
+        for threads, values in copies.items()
     )
     lines = [
         f"{when}; " + ", ".join(f"{name} {' and '.join(values)}" for name, values in said.items())

@@ -192,10 +192,13 @@ def test_threads_are_left_as_they_were(session):
 
 def test_contenders_are_compared_turn_by_turn(session, monkeypatch):
     times = {"eager": (2.0, 6.0, 40.0), "vae_fast": (1.0, 2.0, 40.0)}
-    turns = {name: [{"time": time} for time in found] for name, found in times.items()}
+    turns = {name: [{"time": time, "device": time**2} for time in found] for name, found in times.items()}
     monkeypatch.setattr(timing, "take_turns", lambda samplers, effort: turns)
     eager, ours = measure.measure(CASE, session, TWO)[:2]
     assert (eager.time, ours.time, ours.over_eager) == (6.0, 2.0, 2.0)
+    assert (eager.device_over_eager, ours.device_over_eager) == (None, 4.0)
+    del turns["eager"][0]["device"]  # a contender that waits for the device has none
+    assert measure.measure(CASE, session, TWO)[1].device_over_eager == 5.0
 
 
 def test_graphs_are_compared_with_graphs():

@@ -97,10 +97,36 @@ def test_what_has_no_figures_is_listed(tmp_path):
 
 @pytest.mark.usefixtures("no_figures")
 def test_rows_of_several_runs(tmp_path):
-    rows = changed(fake_rows(ops=OPS), lambda row: row.op == "step_mlp", commit="later", date="2001-01-01 00:00 UTC")
-    text = written(rows, tmp_path)
+    later = {"commit": "later", "date": "2001-01-01 00:00 UTC", "copy_bandwidth": 2e12}
+    text = written(changed(fake_rows(ops=OPS), lambda row: row.op == "step_mlp", **later), tmp_path)
+    assert "A copy within the device: 1,000.0 to 2,000.0 GB/s" in text
     assert "2000-01-01 00:00 UTC to 2001-01-01 00:00 UTC" in text
     assert "commit fake and later" in text
+
+
+def of_device(**ratios):
+    return changed(fake_rows(ops=OPS), lambda row: row.contender == "vae_fast", **ratios)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_times_of_the_device_are_compared_apart(tmp_path):
+    text = written(of_device(device_over_eager=4.0, device_over_compile=0.5), tmp_path)
+    top = section(text, "In ten seconds")
+    assert "| op | x eager on device | x compile on device | x eager | x compile |" in top
+    assert "| sample_kl | 4.00x | 0.50x | 1.25x to 3.99x | 0.75x to 1.50x |" in top
+    assert "**Slower on the device by more than 5% in 27 of 54 comparisons.**" in top
+    assert "- sample_kl: slower than compile on device in 11 of 11, at worst 2.00 times as slow" in top
+    assert "| bernoulli/1x32/float32 | 0.05 | 0.03 | 0.04 | 4.00 | **0.50** | 1.25 | **0.75** |" in section(
+        text, "Every case"
+    )
+
+
+def test_the_speed_up_on_the_device_has_a_figure(tmp_path):
+    names = {path.name for path in charts.draw(of_device(device_over_eager=4.0), tmp_path)}
+    assert names == {*FIGURES, "device.png"}
+    assert "![Speed-up over eager and torch.compile on the device" in written(
+        of_device(device_over_eager=4.0), tmp_path
+    )
 
 
 def test_nothing_but_skipped_cases(tmp_path):
