@@ -30,10 +30,8 @@ _plans_anew = False
 
 def launch(kernel, programs, *arguments, warps, **constants):
     """Launch `kernel` on its arguments and, by name and in any order, its compile-time constants."""
-    tape, _thread.tape = (
-        getattr(_thread, "tape", None),
-        None,
-    )  # the interpreter's own operators are none of a launcher's
+    # The interpreter's own operators are none of the launcher's.
+    tape, _thread.tape = getattr(_thread, "tape", None), None
     compiled = kernel[(programs,)](*arguments, **constants, num_warps=warps)
     _thread.tape = tape
     if tape is not None:
