@@ -1,20 +1,26 @@
 """Launches that are played give what their launcher gives, and what is of another kind is planned anew."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
 
 from vae_fast import Categorical, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed
-from vae_fast.kernels import gaussian, launching, reconstruction, reductions
+from vae_fast.kernels import categorical, elbo, gaussian, launching, reconstruction, reductions
 
+LAUNCHERS = (
+    gaussian.forward, gaussian.backward, reconstruction.forward, reconstruction.backward, reconstruction.scale_,
+    elbo.forward, elbo.backward, elbo.scale_, categorical.forward, categorical.backward,
+)  # fmt: skip
 CALLS = 4  # the first is planned, the second written down, the others are played
 
 
 @pytest.fixture
 def played(monkeypatch):
     """How many calls have been played, of launchers that have no plans yet."""
-    for launcher in (gaussian.forward, gaussian.backward, reconstruction.forward):
+    for launcher in LAUNCHERS:
         launcher.plans.clear()
     counts = []
     play = launching._Plan.play
@@ -64,22 +70,44 @@ def classes(seed, device):
     return gradients([reconstruction_loss(logits, target, Categorical(ignore_index=2))], (logits,))
 
 
-def whole_loss(seed, device):
+def whole_loss(seed, device, dtype=torch.float32):
     """beta is another in each call, and still played."""
-    logits, kl = (draw(seed + k, 3, 8, device=device).requires_grad_() for k in (0, 1))
+    logits, kl = (draw(seed + k, 3, 8, device=device) for k in (0, 1))
+    logits, kl = logits.to(dtype).requires_grad_(), kl.requires_grad_()
     losses = elbo_loss(logits, draw(seed + 2, 3, 8, device=device), kl.sum(1), beta=0.25 * seed)
     return gradients(losses, (logits, kl))
 
 
-@pytest.mark.parametrize("call", [latents, several_samples, packed, shared_scale, classes, whole_loss])
-def test_what_is_played_has_the_bits_of_what_is_planned(call, kernels_device, played):
+def recomputed_loss(seed, device):
+    """In float16 backward makes the gradients."""
+    return whole_loss(seed, device, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("call", "launchers"),
+    [
+        (latents, (gaussian.forward, gaussian.backward)),
+        (several_samples, (gaussian.forward, gaussian.backward)),
+        (packed, (gaussian.forward, gaussian.backward)),
+        (shared_scale, (reconstruction.forward, reconstruction.backward)),
+        (classes, (categorical.forward,)),
+        (whole_loss, (elbo.forward, elbo.scale_)),
+        (recomputed_loss, (elbo.forward, elbo.backward)),
+    ],
+)
+def test_what_is_played_has_the_bits_of_what_is_planned(call, launchers, kernels_device, played):
     with launching.planning_anew():
         planned = [call(seed, kernels_device) for seed in range(CALLS)]
     assert not played
     for seed, expected in enumerate(planned):
         actual = call(seed, kernels_device)
         assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(actual, expected, strict=True))
-    assert played
+    assert all(map(is_played, launchers))
+    assert len(played) >= (CALLS - 2) * len(launchers)
+
+
+def is_played(launcher):
+    return bool(launcher.plans) and all(isinstance(plan, launching._Plan) for plan in launcher.plans.values())
 
 
 def losses(params, target, wanted=(True,)):
@@ -131,6 +159,39 @@ def test_a_launcher_that_computes_on_its_way_is_never_played(kernels_device, pla
         16.0, 32.0, 48.0, 64.0
     ]  # fmt: skip
     assert not played
+
+
+def test_a_launcher_that_reads_a_value_is_never_played(kernels_device, played):
+    @launching.replayed
+    def read(values):
+        return torch.empty_like(values), values[0].item()
+
+    assert [read(torch.full((8,), 1.0 + k, device=kernels_device))[1] for k in range(CALLS)] == [1, 2, 3, 4]
+    assert not played
+
+
+def test_a_launcher_inside_another_has_no_plans_of_its_own(kernels_device, played):
+    """Or each step of an annealed beta would leave one, where the tensors are not aligned."""
+    grads, one = (torch.ones(3, 8, device=kernels_device),), torch.ones((), device=kernels_device)
+    kl = torch.ones(5, device=kernels_device)[1:4]
+    for step in range(CALLS):
+        assert elbo.scale_(grads, one, None, None, kl, None, 0.5 * step).item() == pytest.approx(0.5 * step / 3)
+    assert not played
+    assert not reconstruction.scale_.plans
+
+
+def test_a_call_that_is_written_down_keeps_no_tensor(kernels_device, played):
+    def call():
+        output = torch.ones(2, 8, device=kernels_device)
+        loss, (gradient,) = reconstruction.forward((output,), 0 * output, "mse", "sum", [True])
+        return [weakref.ref(t) for t in (output, loss, gradient)]
+
+    gc.disable()
+    try:
+        assert not any(kept() is not None for _ in range(CALLS) for kept in call())
+    finally:
+        gc.enable()
+    assert played
 
 
 def test_plans_are_forgotten_before_they_fill_the_memory(kernels_device, played, monkeypatch):

@@ -10,7 +10,7 @@ from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define, plain
+from vae_fast.ops.library import define
 from vae_fast.ops.reconstruction import place
 
 
@@ -184,10 +184,6 @@ class Short(autograd.Short, Ordinary):
     @staticmethod
     def forward(ctx, *inputs):
         return _run(ctx, _forward_impl, *inputs)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return _differentiate(ctx, grads, ctx.saved_tensors, _backward_impl if plain(grads) else _backward_direct)
 
 
 class _Transformable(Function):
