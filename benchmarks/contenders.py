@@ -9,6 +9,7 @@ from torch import Tensor
 from vae_fast import capture_step
 from vae_fast.benchmarks import steps
 from vae_fast.benchmarks.formulas import OPS
+from vae_fast.graphs import CapturedStep
 
 GRAPH = " graph"  # what the name of a captured contender ends in
 MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
@@ -44,7 +45,7 @@ class Contender:
             return lambda x: captured(x).total
         loss = self._compiled(steps.STEPS[op].fused if self.fused else steps.STEPS[op].eager)
         step = steps.training_step(model, loss, optimizer)
-        return steps.capture(step, example) if self.captured else step
+        return CapturedStep(step, example) if self.captured else step
 
     def _compiled(self, function: Callable) -> Callable:
         """Static shapes: a user trains at one, and would not want the slower code that serves many."""

@@ -12,7 +12,6 @@ from vae_fast.app import compare
 from vae_fast.benchmarks import peers
 
 LEARNING_RATE = 1e-3
-WARM_UP = 3  # steps before a capture: optimiser state, workspaces and cuDNN's plans must exist
 
 
 def _mlp() -> VAE:
@@ -60,27 +59,6 @@ def training_step(model: nn.Module, loss: Callable, optimizer: torch.optim.Optim
 def adam(model: nn.Module, captured: bool) -> torch.optim.Optimizer:
     """Adam as users make it; `capturable` keeps its step count on the device, as a graph needs."""
     return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, capturable=captured)
-
-
-def capture(step: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
-    """`step` as one CUDA graph, replayed on a copy of its batch."""
-    batch = example.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            step(batch)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step(batch)
-
-    def replay(x: Tensor) -> Tensor:
-        batch.copy_(x)
-        graph.replay()
-        return loss
-
-    return replay
 
 
 def quieten(model: VAE) -> VAE:

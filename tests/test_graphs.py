@@ -1,12 +1,18 @@
 """The training step as one CUDA graph, and the compiled model: what they compute, and bad arguments."""
 
+import contextlib
 import copy
+import gc
+import weakref
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import nn
 
-from vae_fast import VAE, capture_step
+from vae_fast import VAE, capture_step, graphs
+from vae_fast.benchmarks import cases, steps
+from vae_fast.benchmarks.contenders import CONTENDERS
 from vae_fast.ops.backend import interpreting
 
 SHAPE = (8, 8)
@@ -95,6 +101,48 @@ class TestCapture:
         for _ in range(300):
             loss = step(x)
         assert loss.total.item() < first
+
+
+@pytest.fixture
+def played_cuda(monkeypatch):
+    """A CUDA that captures nothing, on CPU tensors."""
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph", "device"):
+        monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
+    monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)
+    monkeypatch.setattr(graphs, "_check_optimizer", lambda optimizer: None)
+
+
+@on_the_cpu
+@pytest.mark.usefixtures("played_cuda")
+class TestWhatAGraphWritesTo:
+    """A graph does not keep the memory that its kernels write to: freed, it would be another tensor's by the replay."""
+
+    def check(self, make):
+        model = small()
+        optimizer = torch.optim.Adam(model.parameters())
+        step = make(model, optimizer)
+        step(batch(1))
+        kept = [weakref.ref(model), weakref.ref(optimizer), weakref.ref(model.encoder)]
+        kept += [weakref.ref(value) for value in optimizer.state[next(model.parameters())].values()]
+        del model, optimizer
+        gc.collect()
+        assert all(reference() is not None for reference in kept)
+        del step
+        gc.collect()
+        assert not any(reference() is not None for reference in kept)
+
+    def test_is_kept_by_the_step(self):
+        self.check(lambda model, optimizer: capture_step(model, optimizer, batch(0)))
+
+    @pytest.mark.parametrize("name", ["eager graph", "vae_fast graph"])
+    def test_is_kept_by_a_contender(self, name, monkeypatch):
+        def make(model, optimizer):
+            monkeypatch.setattr(steps, "adam", lambda model, captured, held=[optimizer]: held.pop())
+            return CONTENDERS[name].step(cases.CASES["step_mlp/128x784/float32"].op, model, batch(0))
+
+        self.check(make)
 
 
 class TestBadArguments:

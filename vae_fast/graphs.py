@@ -1,11 +1,13 @@
 """A whole training step as one CUDA graph."""
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vae_fast.functional import ELBO
 
-WARM_UP = 3  # steps before the capture: kernels are compiled, and the optimiser makes its state
+WARM_UP = 3  # steps before the capture: kernels are compiled, cuDNN plans, and the optimiser makes its state
 
 
 def capture_step(model, optimizer, example):
@@ -23,7 +25,8 @@ def capture_step(model, optimizer, example):
 
     Returns:
         A callable: step(x) copies x in, takes one training step, and returns `ELBO(total, reconstruction, kl)` of x.
-        The three 0-d tensors are overwritten by the next call: read or clone them before.
+        The three 0-d tensors are overwritten by the next call: read or clone them before. It keeps the model and the
+        optimizer alive.
 
     Raises:
         RuntimeError: example is not on a CUDA device.
@@ -38,31 +41,36 @@ def capture_step(model, optimizer, example):
     _check_model(model)
     _check_optimizer(optimizer)
     _check_example(example, model)
-    with torch.cuda.device(example.device):
-        return _CapturedStep(model, optimizer, example)
 
-
-class _CapturedStep:
-    def __init__(self, model, optimizer, example):
-        self._x = example.detach().clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self._step(model, optimizer)
-        torch.cuda.current_stream().wait_stream(side)
-        # Without gradients at the start, backward writes them where the graph keeps them instead of adding to them.
+    def step(x):
         optimizer.zero_grad(set_to_none=True)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._losses = self._step(model, optimizer)
-
-    def _step(self, model, optimizer):
-        optimizer.zero_grad(set_to_none=True)
-        losses = model.loss(self._x)
+        losses = model.loss(x)
         losses.total.backward()
         optimizer.step()
         return ELBO(*(loss.detach() for loss in losses))
+
+    return CapturedStep(step, example)
+
+
+class CapturedStep:
+    """`step(x)` as one CUDA graph, for any x like the example; what it returns is overwritten by the next call.
+
+    The step must set its gradients to None before it makes them: they are then the graph's own.
+    """
+
+    def __init__(self, step: Callable[[Tensor], object], example: Tensor):
+        self._step = step  # a graph does not keep the memory that it writes to: weights, and the optimizer's state
+        self._x = example.detach().clone()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(example.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    step(self._x)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self._graph):
+                self._result = step(self._x)
 
     def __call__(self, x):
         if not isinstance(x, torch.Tensor):
@@ -72,7 +80,7 @@ class _CapturedStep:
         with torch.cuda.device(self._x.device):
             self._x.copy_(x, non_blocking=True)
             self._graph.replay()
-        return self._losses
+        return self._result
 
 
 def _check_model(model):
