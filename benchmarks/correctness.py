@@ -1,8 +1,8 @@
 """The gate: no speed is reported for a result that does not match the float64 reference.
 
 The reference is the formula that users write, in float64, or for a likelihood the NumPy reference, on the same inputs
-and the same noise. Its noise is that of the contract, so the fused op is checked as it is timed: making its noise from
-a seed, on a GPU inside the kernel.
+and the same noise: first that of the contract, which the fused op makes from a seed, then what a contender draws for
+itself, as it does when it is timed, read back from its sample. A fused op is warm by then, as when it is timed.
 """
 
 import copy
@@ -22,7 +22,9 @@ CHUNK = 2**23  # elements that the reference takes at a time: float64 and autogr
 # is rounded to 4e-3, and a formula of several bfloat16 steps several times.
 ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 ALLOWED_IN_STEP = 1e-4
-ALLOWED_IN_TF32 = 1e-1  # of a step that was compiled or captured with it: gradients of eager ones err by 6e-2
+ALLOWED_IN_TF32 = 1e-1  # of a step that was compiled with it: gradients of eager ones err by 6e-2
+WARM_UP = 2  # calls of a kind after which its launches are played, as `kernels.launching` has it
+SIGMAS = 6  # of the mean and the variance of drawn noise
 
 
 class Wrong(Exception):
@@ -42,19 +44,40 @@ def check_op(case, contender, function, inputs, eps_and_seed) -> float:
     """The largest relative error of the outputs and gradients. Raises Wrong if it is more than allowed."""
     seed, eps = eps_and_seed
     given = seed if contender.fused else eps if eps is None else eps.to(case.dtype)
+    for _ in range(WARM_UP if contender.fused else 0):
+        _call(function, inputs, given)
     _poison(inputs)
-    outputs = function(inputs.leaves, inputs.target, given)
-    gradients = torch.autograd.grad(outputs, inputs.leaves, upstream_for(outputs, inputs))
     errors = _Errors()
-    _compare_with_reference(case, errors, inputs, eps, [o.detach() for o in outputs], gradients)
+    _compare_with_reference(case, errors, inputs, eps, *_call(function, inputs, given))
+    errors.check(ALLOWED[case.dtype])
+    if eps is not None:
+        outputs, gradients = _call(function, inputs, None)
+        drawn = OPS[case.op].drawn(inputs.leaves, outputs)
+        _check_noise(drawn, ALLOWED[case.dtype])
+        _compare_with_reference(case, errors, inputs, drawn, outputs, gradients)
     return errors.check(ALLOWED[case.dtype])
+
+
+def _call(function, inputs, noise):
+    """(outputs, gradients)"""
+    outputs = function(inputs.leaves, inputs.target, noise)
+    gradients = torch.autograd.grad(outputs, inputs.leaves, upstream_for(outputs, inputs))
+    return [o.detach() for o in outputs], gradients
+
+
+def _check_noise(eps, rounding):
+    """Raise Wrong where it is not that of a standard normal, as far as so many numbers tell."""
+    for what, actual, wanted, spread in (("mean", eps.mean(), 0, 1), ("mean square", eps.square().mean(), 1, 2)):
+        if not abs(actual.item() - wanted) <= SIGMAS * (spread / eps.numel()) ** 0.5 + rounding:
+            raise Wrong(f"wrong: the noise that it drew has a {what} of {actual.item():.3f}, expected {wanted}")
 
 
 def check_step(case, contender, device) -> float:
     """The same of one training step: its loss, and the gradient of every weight."""
-    if contender.mode or contender.captured or device.type != "cuda":
+    if contender.mode or device.type != "cuda":
         return _check_step(case, contender, device)
-    # TF32, which convolutions on a GPU take unless told otherwise, would hide an error of the loss.
+    # TF32, which convolutions on a GPU take unless told otherwise, would hide an error of the loss. (Code compiled
+    # without it could be taken up again when the step is timed.)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return _check_step(case, contender, device)
 

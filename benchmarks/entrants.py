@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.benchmarks import correctness, peers, steps
+from vae_fast.benchmarks import correctness, memory, peers, steps
 from vae_fast.benchmarks.contenders import Contender
 from vae_fast.benchmarks.formulas import Inputs, draw_inputs
 from vae_fast.benchmarks.results import OK
@@ -90,11 +90,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _rotation(size: int, device: torch.device) -> int:
-    """How many sets of inputs of `size` bytes to rotate through, so that none is found in a GPU's L2."""
+    """How many sets of inputs of `size` bytes to rotate through, so that none is found in a GPU's L2.
+
+    Where MOST_SETS are fewer bytes, they are more than the calls of a batch, before which the L2 is emptied.
+    """
     if device.type != "cuda":
         return 1
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    return min(max(math.ceil(3 * cache / size), 1), MOST_SETS)
+    return min(max(math.ceil(3 * memory.cache_bytes(device) / size), 1), MOST_SETS)
 
 
 def _phases(function: Callable, sets: list[Inputs]) -> dict[str, Work]:

@@ -55,6 +55,7 @@ class Op:
     floor: case -> the fewest bytes of each phase, for which the vectors [B] and the seed do not count.
     oracle: what results are held against, as `eager` but in float64; None for eager itself.
     latents: case -> the shape of the noise, None where there is none.
+    drawn: (leaves, outputs) -> the noise in float32, read back from the sample.
     averages: the scalar output is a mean over the batch; otherwise a sum.
     """
 
@@ -64,6 +65,7 @@ class Op:
     floor: Callable
     oracle: Callable | None = None
     latents: Callable = lambda case: None
+    drawn: Callable | None = None
     averages: bool = False
 
 
@@ -118,6 +120,15 @@ def _halves(case, draw):
 def _sampled(case, draw, shape):
     """Upstream gradients of z and of the kl [B]."""
     return draw(torch.randn, shape, case.dtype), draw(torch.rand, shape[:1], torch.float32)
+
+
+def _noise_of(z, mu, logvar):
+    return (z.float() - mu.detach().float()) / torch.exp(0.5 * logvar.detach().float())
+
+
+def _noise_of_packed(z, moments):
+    """CLAMP is far from the moments that are drawn."""
+    return _noise_of(z, *moments.chunk(2, dim=1))
 
 
 def _latent_floor(case):
@@ -229,6 +240,7 @@ OPS: dict[str, Op] = {
         _eager_sample_kl, _fused_sample_kl,
         inputs=lambda case, draw: Inputs(_halves(case, draw), None, _sampled(case, draw, case.shape)),
         floor=_latent_floor, latents=lambda case: case.shape,
+        drawn=lambda leaves, outputs: _noise_of(outputs[0], *leaves),
     ),
     "sample_kl_packed": Op(
         _eager_packed, _fused_packed,
@@ -236,6 +248,7 @@ OPS: dict[str, Op] = {
             (_moments(case, draw, case.shape),), None, _sampled(case, draw, case.shape)
         ),
         floor=_latent_floor, latents=lambda case: case.shape,
+        drawn=lambda leaves, outputs: _noise_of_packed(outputs[0], *leaves),
     ),
     "kl": Op(
         _eager_kl, _fused_kl, inputs=lambda case, draw: Inputs(_halves(case, draw), None, (None,)), floor=_kl_floor
@@ -248,6 +261,7 @@ OPS: dict[str, Op] = {
     "loss": Op(
         _eager_loss, _fused_loss, _loss_inputs, _loss_floor,
         latents=lambda case: (case.shape[0], case.latents), averages=True,
+        drawn=lambda leaves, outputs: _noise_of_packed(outputs[1], leaves[0]),
     ),
 }  # fmt: skip
 

@@ -118,9 +118,8 @@ def _measure_entrants(case, session, entrants: list[Entrant]) -> list[Row]:
     for threads in session.copy_bandwidth:
         for phase in dict.fromkeys(phase for entrant in entrants for phase in entrant.works):
             with using_threads(threads), timing.no_collection():
-                timers = {
-                    e.contender.name: _timer(e, phase, session.device, counts[e.contender.name], room) for e in entrants
-                }
+                rotation = _rotation(entrants[0].sets, session.device)
+                timers = {e.contender.name: _timer(e, phase, rotation, counts[e.contender.name], room) for e in entrants}
                 samples = timing.take_turns(timers, session.effort)
             made = [_timed_row(case, session, e, phase, threads, samples[e.contender.name]) for e in entrants]
             for row in made:
@@ -131,13 +130,18 @@ def _measure_entrants(case, session, entrants: list[Entrant]) -> list[Row]:
     return rows
 
 
-def _timer(entrant, phase, device, counted, room):
+def _rotation(sets, device):
+    """None on a CPU, where one set of inputs is used again and again."""
+    return timing.Rotation(sets, memory.cache_bytes(device)) if device.type == "cuda" else None
+
+
+def _timer(entrant, phase, rotation, counted, room):
     """room: bytes that are free, of which the results of a batch take a quarter at most."""
     work = entrant.works[phase]
-    if device.type != "cuda":
+    if rotation is None:
         return timing.HostTimer(work)
     most = min(MOST_CALLS, QUEUE // (counted["launches"] or USUAL_LAUNCHES), room // 4 // (counted["peak_bytes"] or 1))
-    return timing.DeviceTimer(work, entrant.sets, max(most, 1))
+    return timing.DeviceTimer(work, rotation, max(most, 1))
 
 
 def _count(case, entrant, device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 
 from vae_fast.benchmarks.counting import quiet_profiler
-from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Work, statistics, take_turns
+from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Rotation, Work, statistics, take_turns
 
 COPY_BYTES = 2**30  # a GPU's; far beyond any cache
 COPY_BYTES_CPU = 2**28
@@ -23,6 +23,11 @@ def free_memory(device: torch.device) -> int | None:
     except OSError:  # not Linux
         return None
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Of a GPU's L2."""
+    return torch.cuda.get_device_properties(device).L2_cache_size
 
 
 def peak_memory(call: Callable, device: torch.device) -> int:
@@ -54,12 +59,13 @@ def _peak_on_cpu(call: Callable) -> int:
 
 
 def copy_bandwidth(device: torch.device, effort: Effort) -> float:
-    """Bytes a second of a large copy within the device: those read and those written."""
+    """Bytes a second of a large copy within the device: those read and those written. Timed as what is held to it."""
     wanted = COPY_BYTES if device.type == "cuda" else COPY_BYTES_CPU
     free = free_memory(device)
     size = min(wanted, (free or wanted) // 8)
     source = torch.rand(size // 4, device=device)
     work = Work(torch.empty_like(source).copy_, lambda number: source)
-    timer = DeviceTimer(work, sets=1, most=10) if device.type == "cuda" else HostTimer(work)
+    on_gpu = device.type == "cuda"
+    timer = DeviceTimer(work, Rotation(1, cache_bytes(device)), most=10) if on_gpu else HostTimer(work)
     samples = take_turns({"copy": timer}, effort)["copy"]
-    return 2 * source.nbytes / (statistics([s["time"] for s in samples]).median / 1e3)
+    return 2 * source.nbytes / (statistics([s.get("device", s["time"]) for s in samples]).median / 1e3)

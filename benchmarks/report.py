@@ -34,7 +34,8 @@ CPU_NOTE = (
 GPU_METHOD = """\
 - Time is that of one call after the other on a GPU that was idle, by CUDA events around batches. Device time is that of
   calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full.
-- Inputs and results rotate through three times the L2: nothing is found there.
+- The L2 is emptied before each batch of calls, and inputs and results rotate: a call finds there what it has made
+  itself, and nothing else.
 """
 CPU_METHOD = """\
 - Time is that of a call on the host's clock. One set of inputs is used again and again, so small cases find theirs in

@@ -2,11 +2,12 @@
 
 A GPU is timed in three ways. *Device* time is that of calls queued behind a sleeping GPU, so that launches leave no
 gaps. *Host* time is what the same calls cost the host, whose queue is never full. *Time* alone is that of calls made
-one after the other on a GPU that was idle, which is the larger of the two: what a training loop sees. Inputs and
-results rotate through more memory than the L2 holds.
+one after the other on a GPU that was idle, which is the larger of the two: what a training loop sees. The L2 is emptied
+before each batch of calls, and no call of a batch finds there what an earlier one has left: inputs and results rotate.
 """
 
 import gc
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -108,57 +109,77 @@ class HostTimer:
         return {"time": 1e3 * seconds}
 
 
+class Rotation:
+    """What the timers of one phase share: whose turn it is among the sets of inputs, and how to empty the L2.
+
+    Were each timer to count for itself, a contender would find in the L2 what the one before it has read.
+    """
+
+    def __init__(self, sets: int, cache: int):
+        """sets: of inputs; cache: bytes of the L2, 0 for none."""
+        self.sets = sets
+        self.numbers = itertools.count()
+        self._other = torch.empty(2 * cache, dtype=torch.uint8, device="cuda") if cache else None
+
+    def empty_cache(self) -> None:
+        if self._other is not None:
+            self._other.fill_(0)
+
+
 class DeviceTimer:
     """Times batches of calls on a GPU. Calling it gives one sample: milliseconds a call of the three kinds.
 
-    sets: how many sets of inputs rotate; most: calls in a batch, for which queue and memory must have room.
+    most: calls in a batch, for which queue and memory must have room.
     """
 
-    SAMPLE = 2e-3  # seconds: long against the resolution of an event, half a microsecond
+    # Seconds of a batch: long against the resolution of an event, half a microsecond, and against what the first call
+    # pays for the cores that went to sleep while the host waited.
+    SAMPLE = 1e-2
     CLOCK = 2e9  # cycles a second, about: a sleep that is too short is found out and doubled
     LONGEST_SLEEP = 4e8
     ATTEMPTS = 6
 
-    def __init__(self, work: Work, sets: int, most: int):
-        self.work = work
-        self.number = 0
+    def __init__(self, work: Work, rotation: Rotation, most: int):
+        self.work, self.rotation, self.most = work, rotation, most
         # Results are kept as long as a set of inputs rests, so that they rotate too; one alone is larger than the L2.
-        self.results: deque = deque(maxlen=sets if sets > 1 else 0)
+        self.results: deque = deque(maxlen=rotation.sets if rotation.sets > 1 else 0)
         self.start, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         self.sleep = 1e6
         self.synchronizes = False
         for _ in range(WARM_UP):
             self._batch(1)
-        seconds = self._batch(1)[0]
-        self.calls = max(int(min(self.SAMPLE / seconds, most)), 1)
+        self.calls = self._calls(self._batch(1)[0])
+        # As many calls, bound by the host, are soon done by the device.
+        self.queued_calls = self._calls(self._queued(self.calls).get("device", 1e3) / 1e3)
 
     def __call__(self) -> dict[str, float]:
-        sample = {"time": 1e3 * self._batch(self.calls)[0]}
-        if not self.synchronizes:
-            sample |= self._queued()
-        return sample
+        return {"time": 1e3 * self._batch(self.calls)[0], **self._queued(self.queued_calls)}
 
-    def _queued(self) -> dict[str, float]:
+    def _calls(self, seconds: float) -> int:
+        """How many make a batch, of calls that take so long."""
+        return max(int(min(self.SAMPLE / seconds, self.most)), 1)
+
+    def _queued(self, calls: int) -> dict[str, float]:
         """Device and host time, of calls that were all queued before the first one began."""
-        for _ in range(self.ATTEMPTS):
-            device, host, began = self._batch(self.calls, self.sleep)
+        for _ in range(0 if self.synchronizes else self.ATTEMPTS):
+            device, host, began = self._batch(calls, self.sleep)
             if not began:
                 return {"device": 1e3 * device, "host": 1e3 * host}
-            self.sleep = min(2 * max(self.sleep, host * self.calls * self.CLOCK), self.LONGEST_SLEEP)
+            self.sleep = min(2 * max(self.sleep, host * calls * self.CLOCK), self.LONGEST_SLEEP)
         self.synchronizes = True  # the contender waits for the device itself: no such times can be told apart
         return {}
 
     def _batch(self, calls: int, sleep: float = 0) -> tuple[float, float, bool]:
         """Seconds a call on the device and on the host, and whether the first began before the last was queued."""
-        states = [self.work.prepare(self.number + i) for i in range(calls)]
-        self.number += calls
+        states = deque(self.work.prepare(next(self.rotation.numbers)) for _ in range(calls))
+        self.rotation.empty_cache()  # of what was prepared, too
         torch.cuda.synchronize()
         if sleep:
             torch.cuda._sleep(int(sleep))
         self.start.record()
         before = time.perf_counter()
         while states:
-            self.results.append(self.work.run(states.pop()))
+            self.results.append(self.work.run(states.popleft()))
         host = time.perf_counter() - before
         self.end.record()
         began = self.start.query()

@@ -45,8 +45,10 @@ def test_right_contenders_pass(op, contender, precision):
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_reference_is_the_same_in_chunks(op, monkeypatch):
+    torch.manual_seed(0)
     whole = check(small(op), FUSED)
     monkeypatch.setattr(correctness, "CHUNK", 100)
+    torch.manual_seed(0)
     assert check(small(op), FUSED) == pytest.approx(whole, rel=1e-2)
 
 
@@ -90,6 +92,51 @@ def test_wrong_noise_is_found():
 
     with pytest.raises(Wrong, match="output 0"):
         check(small("sample_kl"), FUSED, other_noise)
+
+
+def test_a_fused_op_is_warm_when_it_is_checked():
+    calls = []
+
+    def counted(leaves, target, noise):
+        calls.append(noise)
+        return OPS["mse"].fused(leaves, target, noise)
+
+    check(small("mse"), FUSED, counted)
+    assert len(calls) == 3
+    calls.clear()
+    check(small("mse"), EAGER, counted)
+    assert len(calls) == 1
+
+
+class Doubled(torch.autograd.Function):
+    """The identity, with a wrong gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+@pytest.mark.parametrize("contender", [EAGER, FUSED], ids=lambda contender: contender.name)
+@pytest.mark.parametrize("op", ["sample_kl", "sample_kl_packed", "loss"])
+def test_what_draws_its_own_noise_is_checked_too(op, contender):
+    def wrong_where_drawn(leaves, target, noise):
+        leaves = [Doubled.apply(leaf) if noise is None else leaf for leaf in leaves]
+        return contender.function(op)(leaves, target, noise)
+
+    with pytest.raises(Wrong, match="gradient 0 is off by"):
+        check(small(op), contender, wrong_where_drawn)
+
+
+def test_drawn_noise_that_is_not_normal_is_found():
+    def narrow(leaves, target, eps):
+        return OPS["sample_kl"].eager(leaves, target, torch.rand(SHAPES["sample_kl"]) if eps is None else eps)
+
+    with pytest.raises(Wrong, match=r"the noise that it drew has a mean of 0\.\d+, expected 0"):
+        check(small("sample_kl"), EAGER, narrow)
 
 
 def test_a_result_of_another_shape_is_found():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vae_fast.benchmarks import timing
-from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Work
+from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Rotation, Work
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
 
@@ -107,7 +107,7 @@ def play(monkeypatch):
 
 def test_a_call_bound_by_launches(play):
     gpu = play(device=5e-6, host=50e-6)
-    sample = DeviceTimer(Work(gpu.call, int), sets=4, most=40)()
+    sample = DeviceTimer(Work(gpu.call, int), Rotation(4, 0), most=40)()
     assert sample["device"] == pytest.approx(5e-3)
     assert sample["host"] == pytest.approx(50e-3)
     assert sample["time"] == pytest.approx(50e-3, rel=0.1)
@@ -115,14 +115,14 @@ def test_a_call_bound_by_launches(play):
 
 def test_a_call_bound_by_the_device(play):
     gpu = play(device=1e-3, host=50e-6)
-    sample = DeviceTimer(Work(gpu.call, int), sets=4, most=40)()
+    sample = DeviceTimer(Work(gpu.call, int), Rotation(4, 0), most=40)()
     assert sample["device"] == pytest.approx(1.0)
     assert sample["time"] == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_sleep_that_is_too_short_is_found_out(play):
     gpu = play(device=5e-6, host=400e-6)
-    timer = DeviceTimer(Work(gpu.call, int), sets=1, most=40)
+    timer = DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40)
     assert timer()["device"] == pytest.approx(5e-3)
     assert len(gpu.slept) > 1
     assert gpu.slept[-1] / timer.CLOCK > timer.calls * 400e-6
@@ -130,28 +130,56 @@ def test_a_sleep_that_is_too_short_is_found_out(play):
 
 def test_a_contender_that_waits_for_the_device_has_one_time_only(play):
     gpu = play(device=1e-3, host=50e-6, waits=True)
-    timer = DeviceTimer(Work(gpu.call, int), sets=1, most=40)
+    timer = DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40)
     assert set(timer()) == {"time"}
     assert timer.synchronizes
     assert set(timer()) == {"time"}
 
 
 def test_calls_fit_the_sample_and_the_most(play):
-    gpu = play(device=1e-3, host=1e-6)
-    assert DeviceTimer(Work(gpu.call, int), sets=1, most=40).calls == 1
+    gpu = play(device=3e-3, host=1e-6)
+    assert DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40).calls == 3
     gpu = play(device=1e-6, host=1e-6)
-    assert DeviceTimer(Work(gpu.call, int), sets=1, most=40).calls == 40
+    assert DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40).calls == 40
     gpu = play(device=1.0, host=1e-6)
-    assert DeviceTimer(Work(gpu.call, int), sets=1, most=40).calls == 1
+    assert DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40).calls == 1
+
+
+def test_a_batch_is_long_for_the_device_where_the_host_is_slow(play):
+    gpu = play(device=5e-6, host=1e-3)
+    timer = DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40)
+    assert (timer.calls, timer.queued_calls) == (9, 40)
 
 
 def test_inputs_and_results_rotate(play):
-    gpu = play(device=1e-4, host=1e-6)
+    gpu = play(device=1e-3, host=1e-6)
     numbers = []
-    timer = DeviceTimer(Work(gpu.call, lambda number: numbers.append(number) or number), sets=8, most=40)
+    timer = DeviceTimer(Work(gpu.call, lambda number: numbers.append(number) or number), Rotation(8, 0), most=40)
     timer()
     assert numbers == list(range(len(numbers)))
     assert len(set(timer.results)) == 8
-    alone = DeviceTimer(Work(gpu.call, int), sets=1, most=40)
+    alone = DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40)
     alone()
     assert not alone.results
+
+
+def test_no_contender_takes_the_inputs_of_the_one_before(play):
+    """Those would lie in the L2."""
+    gpu = play(device=1e-3, host=1e-6)
+    rotation, numbers = Rotation(100, 0), []
+    work = Work(gpu.call, lambda number: numbers.append(number) or number)
+    samplers = {name: DeviceTimer(work, rotation, most=4) for name in "abc"}
+    timing.take_turns(samplers, Effort(0.0, 4, 4))
+    assert numbers == list(range(len(numbers)))
+
+
+def test_the_cache_is_emptied_of_what_is_prepared(play, monkeypatch):
+    gpu = play(device=1e-3, host=1e-6)
+    log, rotation = [], Rotation(100, 0)
+    monkeypatch.setattr(rotation, "empty_cache", lambda: log.append("empty"))
+    work = Work(lambda state: log.append(("run", state)) or gpu.call(), lambda number: log.append(number) or number)
+    timer = DeviceTimer(work, rotation, most=2)
+    log.clear()
+    timer._batch(3)
+    first, second, third = log[:3]
+    assert log[3:] == ["empty", ("run", first), ("run", second), ("run", third)]
