@@ -119,7 +119,10 @@ def _measure_entrants(case, session, entrants: list[Entrant]) -> list[Row]:
         for phase in dict.fromkeys(phase for entrant in entrants for phase in entrant.works):
             with using_threads(threads), timing.no_collection():
                 rotation = _rotation(entrants[0].sets, session.device)
-                timers = {e.contender.name: _timer(e, phase, rotation, counts[e.contender.name], room) for e in entrants}
+                timers = {
+                    name: _timer(entrant, phase, rotation, counts[name], room)
+                    for name, entrant in ((e.contender.name, e) for e in entrants)
+                }
                 samples = timing.take_turns(timers, session.effort)
             made = [_timed_row(case, session, e, phase, threads, samples[e.contender.name]) for e in entrants]
             for row in made:
