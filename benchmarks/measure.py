@@ -52,7 +52,7 @@ def run(
 
     say: takes a line for each case. named: those that the user asked for by name, which a CPU measures at any size.
     """
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), timing.short_collections():
         session = begin(device, quick)
         for number, case in enumerate(cases, start=1):
             rows = measure(case, session, contenders, case.name in named)
@@ -115,21 +115,24 @@ def _measure_entrants(case, session, entrants: list[Entrant]) -> list[Row]:
     entrants = [entrant for entrant in entrants if entrant.works]
     counts = {entrant.contender.name: _count(case, entrant, session.device) for entrant in entrants}
     room = memory.free_memory(session.device) or 0
-    for threads in session.copy_bandwidth:
-        for phase in dict.fromkeys(phase for entrant in entrants for phase in entrant.works):
-            with using_threads(threads), timing.no_collection():
-                rotation = _rotation(entrants[0].sets, session.device)
-                timers = {
-                    name: _timer(entrant, phase, rotation, counts[name], room)
-                    for name, entrant in ((e.contender.name, e) for e in entrants)
-                }
-                samples = timing.take_turns(timers, session.effort)
-            made = [_timed_row(case, session, e, phase, threads, samples[e.contender.name]) for e in entrants]
-            for row in made:
-                _compare(row, made, samples)
-                if phase in WHOLE:
-                    vars(row).update(counts[row.contender])
-            rows += made
+    with timing.no_collection():
+        for threads in session.copy_bandwidth:
+            for phase in dict.fromkeys(phase for entrant in entrants for phase in entrant.works):
+                with using_threads(threads):
+                    rows += _measure_phase(case, session, entrants, phase, threads, counts, room)
+    return rows
+
+
+def _measure_phase(case, session, entrants, phase, threads, counts, room):
+    rotation = _rotation(entrants[0].sets, session.device)
+    names = [entrant.contender.name for entrant in entrants]
+    timers = {name: _timer(e, phase, rotation, counts[name], room) for name, e in zip(names, entrants)}
+    samples = timing.take_turns(timers, session.effort)
+    rows = [_timed_row(case, session, e, phase, threads, samples[name]) for name, e in zip(names, entrants)]
+    for row in rows:
+        _compare(row, rows, samples)
+        if phase in WHOLE:
+            vars(row).update(counts[row.contender])
     return rows
 
 
