@@ -1,5 +1,6 @@
 """The figures of a report, as PNG files: speed-up, bandwidth, memory, host overhead and whole training steps."""
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,17 +8,16 @@ from typing import NamedTuple
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vae_fast.app.figures import _figure as figure
+from vae_fast.app.figures import figure
 from vae_fast.benchmarks import tables
 from vae_fast.benchmarks.contenders import GRAPH
 from vae_fast.benchmarks.entrants import WHOLE
-from vae_fast.benchmarks.results import OK, Row
+from vae_fast.benchmarks.results import OK, OVER, Row
 
 COLORS = {"eager": "C7", "compile": "C0", "compile max-autotune": "C9", "vae_fast": "C1"}
-OVER = {"eager": "over_eager", "compile": "over_compile", "compile max-autotune": "over_compile_max_autotune"}
-ON_DEVICE = {name: f"device_{field}" for name, field in OVER.items()}
 MARKERS = {"float32": "o", "bfloat16": "s", "bfloat16+float32": "D"}
 COLUMNS = 4
+TITLE_WIDTH = 11  # characters an inch
 
 
 class Line(NamedTuple):
@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """Draw every figure for which there are figures, and return their paths; one that was there before goes."""
+    """Draw every figure for which there are figures, and return their paths; any other that was there before goes."""
     rows = [row for row in rows if row.status == OK and row.phase in WHOLE]
     ops = [row for row in rows if row.phase != "step"]
     drawn = []
@@ -53,30 +53,33 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
         ("host", host, [row for row in ops if row.host_time or row.kind == "cpu"]),
     ):
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
         if chosen:
             function(chosen, path)
             drawn.append(path)
+        else:
+            path.unlink(missing_ok=True)
     return drawn
 
 
 def speedup(rows: list[Row], path: Path) -> None:
     """How many times faster than each other contender, forward and backward, by size: one call after the other."""
-    _speedup(rows, path, OVER, f"speed-up of vae_fast, forward + backward, on {rows[0].device}")
+    _speedup(rows, path, "", f"whole calls: speed-up of vae_fast, forward + backward, on {rows[0].device}")
 
 
 def device_speedup(rows: list[Row], path: Path) -> None:
     """The same of the device's time alone."""
-    _speedup(rows, path, ON_DEVICE, f"speed-up of vae_fast's kernels, forward + backward, on {rows[0].device}")
+    title = f"device time, the host's left out: speed-up of vae_fast, forward + backward, on {rows[0].device}"
+    _speedup(rows, path, "device_", title)
 
 
-def _speedup(rows, path, over, title):
+def _speedup(rows, path, kind, title):
     lines: dict[str, dict[Line, list]] = {}
     for row in rows:
-        for name, field in over.items():
-            if getattr(row, field):
+        for name, field in OVER.items():
+            ratio = getattr(row, kind + field)
+            if ratio:
                 line = Line(name, row.precision, row.threads)
-                lines.setdefault(row.op, {}).setdefault(line, []).append((row.elements, getattr(row, field)))
+                lines.setdefault(row.op, {}).setdefault(line, []).append((row.elements, ratio))
     values = [y for panel in lines.values() for points in panel.values() for _, y in points]
     low, high = min(0.45, 0.8 * min(values)), max(2.2, 1.25 * max(values))
 
@@ -109,45 +112,44 @@ def bandwidth(rows: list[Row], path: Path) -> None:
 
 
 def memory(rows: list[Row], path: Path) -> None:
-    """Peak memory over the inputs, in tensors of the case's size, at the largest size that all have in common."""
+    """Peak memory over the inputs, in tensors of the case's size: of each op's largest size, in float32 where it is."""
     _bars(
-        _at_size(rows, max),
+        _of_one_case(rows, lambda row: (row.precision != "float32", -row.elements)),
         path,
-        f"peak memory over the inputs at the largest size, forward + backward, on {rows[0].device}",
+        f"peak memory over the inputs, forward + backward, on {rows[0].device}",
         "tensors of the op's size",
         lambda row: row.peak_bytes / (row.elements * (2 if row.dtype == "bfloat16" else 4)),
         "{:.1f}".format,
+        _case,
     )
 
 
 def host(rows: list[Row], path: Path) -> None:
-    """What a call costs the host, at the smallest size; on a CPU, where host and device are one, the whole call."""
-    on_cpu = rows[0].kind == "cpu"
-    what = f"a call on {min(row.elements for row in rows)} elements" if on_cpu else "host time of a call"
+    """What a call costs the host, at each op's smallest size; on a CPU, where host and device are one, all of it."""
+    what = "a call" if rows[0].kind == "cpu" else "host time of a call"
     _bars(
-        _at_size(rows, min),
+        _of_one_case(rows, lambda row: (row.elements, row.precision != "float32")),
         path,
-        f"overhead: {what}, forward + backward, on {rows[0].device}",
+        f"{what} at the smallest size, forward + backward, on {rows[0].device}",
         "microseconds",
         lambda row: 1e3 * (row.host_time or row.time),
         "{:.0f}".format,
+        _case,
     )
 
 
 def training_steps(rows: list[Row], path: Path) -> None:
     """Time of a whole training step, eager calls and CUDA graphs."""
     title = f"a whole training step on {rows[0].device}"
-    _bars(rows, path, title, "milliseconds", lambda row: row.time, tables.milliseconds)
+    _bars(rows, path, title, "milliseconds", lambda row: row.time, tables.milliseconds, _op)
 
 
-def _at_size(rows, choose) -> list[Row]:
-    """One float32 row a contender and op: at its smallest or largest size, on all threads."""
+def _of_one_case(rows, order) -> list[Row]:
+    """The rows, on all threads, of one case of each op: the first by `order`."""
     threads = max((row.threads or 0 for row in rows), default=0)
-    rows = [row for row in rows if row.precision == "float32" and (row.threads or 0) == threads]
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row.op] = choose(row.elements, sizes.get(row.op, row.elements))
-    return [row for row in rows if row.elements == sizes[row.op]]
+    rows = [row for row in rows if (row.threads or 0) == threads]
+    first = {op: min((row for row in rows if row.op == op), key=order).case for op in {row.op for row in rows}}
+    return [row for row in rows if row.case == first[row.op]]
 
 
 def _panels(lines: dict[str, dict[Line, list]], path: Path, title: str, dress: Callable, prefix: str = "") -> None:
@@ -190,16 +192,29 @@ def _legend(canvas, lines: list[Line], prefix: str) -> None:
     canvas.axes[-1].legend(handles=handles, frameon=False, loc="center")
 
 
-def _bars(rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float], text: Callable) -> None:
-    """Bars of every contender, grouped by op, with their numbers."""
+def _bars(
+    rows: list[Row],
+    path: Path,
+    title: str,
+    unit: str,
+    value: Callable[[Row], float],
+    text: Callable,
+    label: Callable[[Row], str],
+) -> None:
+    """Bars of every contender, with their numbers, grouped by label and, where it varies, the number of threads."""
     threads = {row.threads for row in rows}
-    groups = list(dict.fromkeys(_group(row, threads) for row in rows))
+
+    def group(row):
+        return label(row) if len(threads) == 1 else f"{label(row)}\n{_threads(row.threads)}"
+
+    groups = list(dict.fromkeys(map(group, rows)))
     names = list(dict.fromkeys(row.contender for row in rows))
     width = 0.8 / len(names)
-    with figure(path, max(5.0, max(1.2, 0.44 * len(names)) * len(groups) + 2.2), 3.4) as canvas:
+    across = max(5.0, max(1.2, 0.44 * len(names)) * len(groups) + 2.2)
+    with figure(path, across, 3.6) as canvas:
         axes = canvas.subplots()
         for number, name in enumerate(names):
-            own = {_group(row, threads): value(row) for row in rows if row.contender == name}
+            own = {group(row): value(row) for row in rows if row.contender == name}
             base, graph = name.removesuffix(GRAPH), name.endswith(GRAPH)
             bars = axes.bar(
                 [groups.index(group) + (number - (len(names) - 1) / 2) * width for group in own],
@@ -212,16 +227,20 @@ def _bars(rows: list[Row], path: Path, title: str, unit: str, value: Callable[[R
                 label=f"{base}, CUDA graph" if graph else name,
             )
             axes.bar_label(bars, labels=[text(v) for v in own.values()], fontsize=7, padding=1)
-        axes.set(title=title, ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
+        axes.set(ylabel=unit, xticks=range(len(groups)), xticklabels=groups)
+        canvas.suptitle(textwrap.fill(title, int(TITLE_WIDTH * across)), fontsize=11)
         axes.margins(y=0.12)
         axes.grid(False, axis="x")
         axes.set_axisbelow(True)
         canvas.legend(loc="outside right upper", frameon=False)
 
 
-def _group(row, threads):
-    name = row.op.replace("_", "\n")  # side by side, long names would run into each other
-    return name if len(threads) == 1 else f"{name}\n{_threads(row.threads)}"
+def _op(row):
+    return row.op.replace("_", "\n")  # side by side, long names would run into each other
+
+
+def _case(row):
+    return "\n".join((_op(row), row.shape, *([row.precision] if row.precision != "float32" else ())))
 
 
 def _threads(count):

@@ -2,9 +2,11 @@
 
 python -m vae_fast.benchmarks.likelihood_table [FOLDER]    # of results, for the last column; prints Markdown
 
-Without a FOLDER the last column is of the newest results in benchmarks/results, of a GPU if there are any.
+Without a FOLDER the last column is of the newest results in benchmarks/results that have every likelihood, of a GPU if
+there are any.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -121,8 +123,21 @@ def _speeds(rows):
     return wrong | {name: f"{min(values):.2f} to {max(values):.2f}" for name, values in found.items()}
 
 
-if __name__ == "__main__":
-    if "--json" in sys.argv:
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        "python -m vae_fast.benchmarks.likelihood_table", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("folder", nargs="?", type=Path, help="of results, for the last column [the newest]")
+    parser.add_argument("--json", action="store_true", help="errors and traffic alone, for another program")
+    chosen = parser.parse_args(arguments)
+    if chosen.json:
         json.dump(_measure_here(), sys.stdout)
-    else:
-        print(table(Path(sys.argv[1]) if len(sys.argv) > 1 else None))
+        return
+    if chosen.folder is not None and not (chosen.folder / Results.JSON).is_file():
+        parser.error(f"{chosen.folder} holds no {Results.JSON}: expected a folder that `vae-fast bench` has written")
+    print("in Triton's interpreter this takes some minutes", file=sys.stderr)
+    print(table(chosen.folder))
+
+
+if __name__ == "__main__":
+    main()

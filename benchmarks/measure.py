@@ -9,7 +9,7 @@ import torch
 from vae_fast.benchmarks import counting, machine, memory, peers, timing
 from vae_fast.benchmarks.contenders import CONTENDERS, GRAPH, Contender
 from vae_fast.benchmarks.entrants import WHOLE, Entrant, enter, is_out_of_memory
-from vae_fast.benchmarks.results import OK, Results, Row
+from vae_fast.benchmarks.results import OK, OVER, Results, Row
 
 MOST_CALLS = 50  # in a batch on a GPU
 QUEUE = 800  # launches in a batch: CUDA takes about a thousand before it makes the host wait
@@ -213,8 +213,8 @@ def _compare(row, others, samples):
     """How many times longer each other contender takes, graphs against graphs."""
     for other in others:
         if other.captured == row.captured and other.contender != row.contender:
-            field = "over_" + other.contender.removesuffix(GRAPH).replace(" ", "_").replace("-", "_")
-            if hasattr(row, field):
+            field = OVER.get(other.contender.removesuffix(GRAPH))
+            if field:
                 pair = samples[other.contender], samples[row.contender]
                 setattr(row, field, timing.ratio(*pair))
                 setattr(row, f"device_{field}", timing.ratio(*pair, "device"))

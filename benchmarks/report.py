@@ -3,24 +3,26 @@
 python -m vae_fast.benchmarks.report FOLDER writes it again, from the folder's results.json, on any machine.
 """
 
-import sys
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 from vae_fast.benchmarks import charts, tables, traffic_table
 from vae_fast.benchmarks.cases import CASES
+from vae_fast.benchmarks.entrants import WHOLE
 from vae_fast.benchmarks.results import Results, Row, load
 from vae_fast.models.storage import atomic_path
 
 REPORT = "report.md"
 FIGURES = {
     "device": "Speed-up over eager and torch.compile on the device: the host's time left out, as in a CUDA graph.",
-    "speedup": "Speed-up over eager and torch.compile by size. In the red part vae_fast is slower.",
+    "speedup": "Speed-up over eager and torch.compile by size, whole calls. In the red part vae_fast is slower.",
     "steps": "A whole training step, the network and Adam included.",
     "bandwidth": "Share of the copy bandwidth by size: the fewest bytes over the time. A copy is the red line.",
     "memory": "Peak memory over the inputs.",
     "host": "Host overhead.",
 }
+TRAFFIC_TITLE, METHOD_TITLE = "## Traffic\n\n", "## How it was measured\n\n"
 TRAFFIC_NOTE = (
     "Bytes that the kernels load and store over the fewest, by the interpreter's count, in every option, dtype and "
     "layout. Small tensors: vectors [B] and partial sums weigh more here than at a real size."
@@ -43,8 +45,8 @@ CPU_METHOD = """\
 """
 METHOD = """\
 - No speed is shown for a result that does not match float64 first: outputs and gradients, with the same noise for all.
-- Timed calls draw their noise, as in training. Contenders take turns in one run; figures are medians, with the 20th and
-  80th percentiles, and the minimum, in results.csv. How many times as fast is the median over the turns, in each of
+- Timed calls draw their noise, as in training. Contenders take turns in one run; figures are medians, and the 20th and
+  80th percentiles and the minimum stand in results.csv. How many times as fast is the median over the turns, in each of
   which the machine was the same to both.
 - Graphs are compared with graphs, calls with calls. Every contender of torch.compile gets static shapes.
 - The floor is the fewest bytes: 8 elements a latent for sample and KL, 2p + 1 for p parameters of a likelihood. What
@@ -55,10 +57,12 @@ METHOD = """\
 def write(rows: list[Row], folder: Path, traffic: bool = True) -> Path:
     """Write report.md and the figures into `folder`; returns the path of the first.
 
-    traffic: count the kernels' traffic as well, which takes a minute and is the same on every machine.
+    traffic: count the kernels' traffic, which takes a minute and is the same on every machine. Otherwise what an
+    earlier report there says of it stays.
     """
     drawn = {path.stem for path in charts.draw(rows, folder)}
-    text = "\n\n".join(section.strip() for section in _sections(rows, drawn, traffic) if section) + "\n"
+    counted = _traffic() if traffic else _earlier_traffic(folder) or TRAFFIC_COMMAND
+    text = "\n\n".join(section.strip() for section in _sections(rows, drawn, counted) if section) + "\n"
     with atomic_path(folder / REPORT) as path:
         path.write_text(text, encoding="utf-8")
     return folder / REPORT
@@ -70,12 +74,13 @@ def _sections(rows, drawn, traffic) -> Iterable[str]:
     yield _overview(rows)
     yield _losses(rows)
     yield _unmeasured(rows)
+    yield _notes(rows)
     yield "\n\n".join(f"![{text}]({name}.png)\n\n*{text}*" for name, text in FIGURES.items() if name in drawn)
     yield _every_case(rows)
     yield _overheads(rows)
-    yield "## Traffic\n\n" + (_traffic() if traffic else TRAFFIC_COMMAND)
+    yield f"{TRAFFIC_TITLE}{traffic}"
     method = GPU_METHOD if rows[0].kind == "cuda" else CPU_METHOD
-    yield f"## How it was measured\n\n{METHOD}{method}"
+    yield f"{METHOD_TITLE}{METHOD}{method}"
     yield "## The cases\n\n" + markdown(("case", "why this one"), _reasons(rows), words=("why this one",))
 
 
@@ -128,24 +133,32 @@ def _with_note(header, lines, meanings):
 
 
 def _losses(rows):
-    """Those of the device first, where it has times of its own."""
-    return "\n\n".join(
-        _losses_by(rows, over, where) for over, where in ((tables.ON_DEVICE, " on the device"), (tables.OVER, ""))
-    )
+    """Of whole calls, those of the device first, where it has times of its own; then of each direction by itself."""
+    found = [_losses_by(rows, over, where) for where, over in (("on the device", tables.ON_DEVICE), ("", tables.OVER))]
+    for phase in ("forward", "backward"):
+        on_device = _losses_by(rows, tables.ON_DEVICE, f"on the device, {phase} alone,", (phase,))
+        found.append(on_device or _losses_by(rows, tables.OVER, f", {phase} alone,", (phase,)))
+    return "\n\n".join(filter(None, found))
 
 
-def _losses_by(rows, over, where):
-    compared = [ratio for row in tables.ours(rows) for ratio in tables.ratios(row, over).values()]
+def _losses_by(rows, over, where, phases=WHOLE):
+    compared = [ratio for row in tables.ours(rows, phases) for ratio in tables.ratios(row, over).values()]
     if not compared:
         return ""
-    listed = "".join(f"\n- {line}" for line in tables.losses(rows, over))
+    listed = "".join(f"\n- {line}" for line in tables.losses(rows, over, phases))
     counts = f"{sum(map(tables.is_loss, compared))} of {len(compared)} comparisons"
-    return f"**Slower{where} by more than {tables.NOISE - 1:.0%} in {counts}.**\n{listed}"
+    slower = f"Slower {where} by".replace("  ", " ").replace(" ,", ",")
+    return f"**{slower} more than {tables.NOISE - 1:.0%} in {counts}.**\n{listed}"
 
 
 def _unmeasured(rows):
     lines = tables.unmeasured(rows)
     return "**Without figures:**\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
+
+
+def _notes(rows):
+    lines = tables.notes(rows)
+    return "**Notes:**\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
 def _every_case(rows):
@@ -177,6 +190,14 @@ def _traffic():
     return f"{TRAFFIC_NOTE}\n\n{markdown(header, lines, words=('which',))}\n\n{problems or NO_PROBLEMS}"
 
 
+def _earlier_traffic(folder):
+    try:
+        text = (folder / REPORT).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    return text.partition(TRAFFIC_TITLE)[2].partition(METHOD_TITLE)[0]
+
+
 def _call(row):
     return ", ".join(filter(None, (row.options, row.dtype, row.layout)))
 
@@ -185,6 +206,16 @@ def _reasons(rows):
     return [(name, CASES[name].why) for name in dict.fromkeys(row.case for row in rows) if name in CASES]
 
 
+def main(arguments=None):
+    parser = argparse.ArgumentParser("python -m vae_fast.benchmarks.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help=f"where {Results.JSON} is, such as benchmarks/results/nvidia-h200")
+    folder = parser.parse_args(arguments).folder
+    try:
+        rows = load(folder / Results.JSON)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(write(rows, folder))
+
+
 if __name__ == "__main__":
-    FOLDER = Path(sys.argv[1])
-    print(write(load(FOLDER / Results.JSON), FOLDER))
+    main()

@@ -9,6 +9,8 @@ from vae_fast.models.storage import atomic_path, writable_folder
 
 FORMAT = "vae_fast.benchmarks"
 OK = "ok"
+# The fields that compare a row with another contender; of the device's time alone, they begin with "device_".
+OVER = {"eager": "over_eager", "compile": "over_compile", "compile max-autotune": "over_compile_max_autotune"}
 
 
 @dataclass

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 
+from vae_fast.benchmarks import results
 from vae_fast.benchmarks.contenders import GRAPH
 from vae_fast.benchmarks.entrants import WHOLE
 from vae_fast.benchmarks.results import OK, Row
 
 NOISE = 1.05  # two runs of one contender differ by this much: less is neither a win nor a loss
-OVER = {"eager": "over_eager", "compile": "over_compile", "max-autotune": "over_compile_max_autotune"}
+OVER = {name.removeprefix("compile "): field for name, field in results.OVER.items()}  # short names for columns
 ON_DEVICE = {f"{name} on device": f"device_{field}" for name, field in OVER.items()}
 
 FASTER = tuple(f"x {name}" for name in OVER)
@@ -39,9 +40,9 @@ OVERHEAD = ("op", "host: eager", "compile", "vae_fast", "launches: eager", "comp
 OVERHEAD_NOTE = "microseconds of the host, and kernels, copies and fills, of one call at the smallest size"
 
 
-def ours(rows: list[Row]) -> list[Row]:
-    """The rows of vae_fast that have figures, of whole calls."""
-    return [row for row in rows if row.contender.startswith("vae_fast") and row.phase in WHOLE and row.status == OK]
+def ours(rows: list[Row], phases: tuple[str, ...] = WHOLE) -> list[Row]:
+    """The rows of vae_fast that have figures, of whole calls or of these phases."""
+    return [row for row in rows if row.contender.startswith("vae_fast") and row.phase in phases and row.status == OK]
 
 
 def is_loss(ratio: float) -> bool:
@@ -99,10 +100,10 @@ def overheads(rows: list[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def losses(rows: list[Row], over: dict[str, str] = OVER) -> list[str]:
+def losses(rows: list[Row], over: dict[str, str] = OVER, phases: tuple[str, ...] = WHOLE) -> list[str]:
     """Where another contender is faster by more than the noise: a line for each op and contender."""
     lines = []
-    for op, own in _by_op(ours(rows)).items():
+    for op, own in _by_op(ours(rows, phases)).items():
         for name in over:
             speeds = {row.case + row.on_threads: ratios(row, over)[name] for row in own if name in ratios(row, over)}
             lost = sum(map(is_loss, speeds.values()))
@@ -117,6 +118,18 @@ def unmeasured(rows: list[Row]) -> list[str]:
     """What has no figures, and why."""
     faulty = [row for row in rows if row.status != OK]
     return [f"{row.case}{', ' * bool(row.contender)}{row.contender}: {row.status}" for row in faulty]
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What is said of rows, and of how many: what could not be counted, or where they come from."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.note:
+            found.setdefault(row.note.strip(), []).append(row)
+    return [
+        f"{', '.join(dict.fromkeys(row.op for row in own))}, {len(own)} of all {len(rows)} results: {note}"
+        for note, own in found.items()
+    ]
 
 
 def note(columns: Iterable[str], meanings: dict[str, str]) -> str:

@@ -23,9 +23,9 @@ from vae_fast.kernels import tiling
 MOST_PLANS = 4096  # of a launcher: dynamic shapes must not fill the memory
 ALIGNMENT = 16  # bytes: Triton compiles another kernel where an address is no multiple of it
 SEEN, NEVER = object(), object()  # in place of a plan: once so far, and where there can be none
-VALUES = {type(None), bool, int, float, str}  # beside tensors, and tuples of all these
 
 _thread = threading.local()
+_writing = threading.Lock()  # PyTorch's dispatch modes save and restore flags of the whole process
 _plans_anew = False
 
 
@@ -72,13 +72,16 @@ def replayed(launcher):
             if len(plans) >= MOST_PLANS:
                 plans.clear()
             plans[key] = SEEN
-        elif plan is SEEN and _can_be_written_down(tensors):
-            if varying is not None:
-                arguments = *arguments[:varying], _Varying(number), *arguments[varying + 1 :]
-            with _planning(), _Tape(tensors) as tape:
-                result = launcher(*arguments, **options)
-            plans[key] = tape.plan(result)
-            return result
+        elif plan is SEEN and _can_be_written_down(tensors) and _writing.acquire(blocking=False):
+            try:
+                if varying is not None:
+                    arguments = *arguments[:varying], _Varying(number), *arguments[varying + 1 :]
+                with _planning(), _Tape(tensors) as tape:
+                    result = launcher(*arguments, **options)
+                plans[key] = tape.plan(result)
+                return result
+            finally:
+                _writing.release()
         elif plan is not SEEN and plan is not NEVER:
             addresses = [t.data_ptr() for t in tensors]
             if not functools.reduce(operator.or_, addresses) % ALIGNMENT:
@@ -115,13 +118,13 @@ def _kind(values, tensors):
     """What a plan depends on, hashable; appends the tensors to those before."""
     kinds = []
     for value in values:
-        if type(value) in VALUES:
-            kinds.append(value)
+        if isinstance(value, torch.Tensor):
+            tensors.append(value)
+            kinds += (value.shape, value.stride(), value.dtype, value.device)
         elif isinstance(value, (tuple, list)):
             kinds.append(_kind(value, tensors))
         else:
-            tensors.append(value)
-            kinds += (value.shape, value.stride(), value.dtype, value.device)
+            kinds.append(value)
     return tuple(kinds)
 
 
@@ -206,6 +209,11 @@ class _Tape(TorchDispatchMode):
         super().__init__()
         self.inputs, self.allocated, self.launches = tensors, [], []
         self.computes = False
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """No, or the first call would import all of torch._dynamo, to be left alone by it: seconds, in a launcher."""
+        return False
 
     def __enter__(self):
         _thread.tape = self

@@ -57,7 +57,6 @@ def test_the_parts_are_told_apart_and_add_up(monkeypatch):
     assert 0 < found.samples_per_second < 8 / 0.02
     assert 20 <= found.milliseconds[profile.WAITING] < 1e3 * (time.perf_counter() - start) / 4
     assert all(found.milliseconds[part] > 0 for part in profile.NOTES)
-    assert found.milliseconds[profile.WAITING] == max(found.milliseconds.values())
 
 
 @pytest.mark.cuda_only

@@ -1,6 +1,8 @@
 """`vae-fast bench`: one real run of the smallest case, and what it says of bad input."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,6 +74,21 @@ def test_a_gpu_where_there_is_none():
     assert "'--device': device is 'cuda': PyTorch finds 0 CUDA devices here" in result.output
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("TRITON_INTERPRET", "1", "it is set: Triton's interpreter would be timed"),
+        ("VAE_FAST_BACKEND", "nope", "VAE_FAST_BACKEND is 'nope': expected one of"),
+    ],
+)
+def test_what_would_time_something_else(name, value, message, tmp_path):
+    command = [sys.executable, "-m", "vae_fast", "bench", "--quick", "--case", CASE, "--output", tmp_path / "new"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, name: value})
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     result = run("--quick", "--case", CASE, "--output", tmp_path / "file" / "folder")
@@ -108,4 +125,4 @@ def test_a_case_that_does_not_fit_is_a_line_and_no_crash(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**10)
     result = run("--quick", "--case", CASE, "--device", "cpu", "--output", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "without figures:" not in result.output or "skipped" in result.output
+    assert f"{CASE}: skipped: it takes about " in result.output

@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 
 from tests.benchmarks.bench_rows import FAKE_CPU, FAKE_GPU, fake_rows
-from vae_fast.benchmarks import charts, report, tables, traffic_table
+from vae_fast.benchmarks import charts, report, results, tables, traffic_table
 from vae_fast.benchmarks.traffic_table import Row as TrafficRow
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
@@ -27,6 +27,7 @@ def changed(rows, condition, **values):
 
 
 def written(rows, folder):
+    folder.mkdir(exist_ok=True)
     return report.write(rows, folder, traffic=False).read_text()
 
 
@@ -96,6 +97,26 @@ def test_what_has_no_figures_is_listed(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_losses_of_one_direction_are_shown_too(tmp_path):
+    rows = [row for row in fake_rows(ops=OPS) if row.op == "sample_kl"]
+    for phase, values in (("forward", {"over_eager": 0.5}), ("backward", {"device_over_compile": 0.25})):
+        half = [dataclasses.replace(row, phase=phase, over_eager=None, over_compile=None) for row in rows[:4]]
+        rows = [*rows, *changed(half, lambda row: row.contender == "vae_fast", **values)]
+    top = section(written(rows, tmp_path), "In ten seconds")
+    assert "**Slower, forward alone, by more than 5% in 1 of 1 comparisons.**" in top
+    assert "- sample_kl: slower than eager in 1 of 1, at worst 2.00 times as slow (sample_kl/1x32/float32)" in top
+    assert "**Slower on the device, backward alone, by more than 5% in 1 of 1 comparisons.**" in top
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_notes_are_shown(tmp_path):
+    rows = fake_rows(ops=OPS)
+    said = changed(rows, lambda row: row.op == "bernoulli" and row.contender == "eager", note="from a log. ")
+    assert f"**Notes:**\n\n- bernoulli, 13 of all {len(rows)} results: from a log." in written(said, tmp_path)
+    assert "Notes" not in written(rows, tmp_path)
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_rows_of_several_runs(tmp_path):
     later = {"commit": "later", "date": "2001-01-01 00:00 UTC", "copy_bandwidth": 2e12}
     text = written(changed(fake_rows(ops=OPS), lambda row: row.op == "step_mlp", **later), tmp_path)
@@ -160,7 +181,15 @@ def test_traffic_that_cannot_be_counted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(traffic_table, "traffic_table", fail)
     assert "Not counted: pip install triton" in report.write(fake_rows(ops=OPS), tmp_path).read_text()
-    assert "python -m vae_fast.benchmarks.report" in written(fake_rows(ops=OPS), tmp_path)
+    assert report.TRAFFIC_COMMAND in written(fake_rows(ops=OPS), tmp_path / "other")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_traffic_of_an_earlier_report_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(traffic_table, "traffic_table", lambda: TRAFFIC)
+    first = report.write(fake_rows(ops=OPS), tmp_path).read_text()
+    assert "| sample_kl | 2 | 1.000 | 1.100 |" in written(fake_rows(ops=OPS), tmp_path)
+    assert written(fake_rows(ops=OPS), tmp_path) == first
 
 
 @pytest.mark.parametrize(("machine", "threads"), [(FAKE_GPU, (None,)), (FAKE_CPU, (1, 2))])
@@ -181,6 +210,29 @@ def test_a_figure_without_figures_goes(tmp_path):
     drawn = charts.draw([row for row in fake_rows(ops=OPS) if row.phase == "step"], tmp_path)
     assert [path.name for path in drawn] == ["steps.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["steps.png"]
+
+
+def test_bars_are_of_one_case_whatever_its_dtype():
+    """A figure that took float32 alone showed the host's time of one op at the largest size, of others at the least."""
+    rows = [row for row in fake_rows(ops=OPS) if row.phase != "step"]
+    rows = [row for row in rows if not (row.op == "bernoulli" and row.precision == "float32" and row.elements < 2**20)]
+    smallest = charts._of_one_case(rows, lambda row: (row.elements, row.precision != "float32"))
+    assert {row.case for row in smallest} == {"sample_kl/1x32/float32", "bernoulli/128x784/bfloat16"}
+    assert [charts._case(row) for row in smallest if row.contender == "eager"] == [
+        "sample\nkl\n1x32", "bernoulli\n128x784\nbfloat16"
+    ]  # fmt: skip
+
+
+def test_the_command_writes_a_report_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(traffic_table, "traffic_table", lambda: TRAFFIC)
+    results.Results(tmp_path, FAKE_GPU["device"]).put(fake_rows(ops=OPS))
+    report.main([str(tmp_path)])
+    assert capsys.readouterr().out == f"{tmp_path / 'report.md'}\n"
+    assert (tmp_path / "steps.png").exists()
+    for arguments, message in (([], "folder"), ([str(tmp_path / "nowhere")], "No such file")):
+        with pytest.raises(SystemExit):
+            report.main(arguments)
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("contenders", [("eager", "vae_fast"), ("vae_fast",)])

@@ -2,12 +2,18 @@
 
 import gc
 import itertools
+import subprocess
+import sys
+import threading
 import weakref
+from enum import Enum
 
+import numpy as np
 import pytest
 import torch
+from torch.utils import _python_dispatch
 
-from vae_fast import Categorical, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed
+from vae_fast import Categorical, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed, use_backend
 from vae_fast.kernels import categorical, elbo, gaussian, launching, reconstruction, reductions
 
 LAUNCHERS = (
@@ -128,6 +134,47 @@ def test_other_shapes_strides_dtypes_and_options_are_of_another_kind(kernels_dev
     assert len(played) == 8 * (CALLS - 2)
 
 
+class Reduction(str, Enum):
+    SUM = "sum"
+
+
+def test_names_may_be_of_an_enumeration(kernels_device, played):
+    a = torch.full((2, 8), 2.0, device=kernels_device, requires_grad=True)
+    with use_backend("triton"):
+        for reduction in (Reduction.SUM, "sum", np.str_("sum")) * CALLS:
+            assert gaussian_kl(a, torch.zeros_like(a), reduction=reduction).item() == 32
+            assert reconstruction_loss(a, torch.zeros_like(a), "mse", reduction=reduction).item() == 64
+    assert played
+
+
+def test_what_is_written_down_in_another_thread_meanwhile_is_planned(kernels_device, played):
+    """Two of PyTorch's dispatch modes that end in the order they began leave the flags of both behind."""
+
+    inside, outside, results = threading.Event(), threading.Event(), []
+
+    @launching.replayed
+    def slow(values):
+        if threading.current_thread() is other:
+            inside.set()
+            outside.wait(60)
+        elif inside.is_set():  # the other began before, and ends before
+            outside.set()
+            other.join()
+        return losses((values,), 0 * values)
+
+    def call():
+        results.append(slow(torch.ones(2, 8, device=kernels_device)))
+
+    other = threading.Thread(target=call)
+    call()
+    other.start()
+    assert inside.wait(60)
+    call()
+    call()
+    assert results == [16] * 4
+    assert not _python_dispatch.is_in_torch_dispatch_mode()
+
+
 def test_an_unaligned_tensor_is_planned_anew(kernels_device, played):
     """Triton compiles another kernel for it."""
     memory = torch.arange(17.0, device=kernels_device)
@@ -192,6 +239,18 @@ def test_a_call_that_is_written_down_keeps_no_tensor(kernels_device, played):
     finally:
         gc.enable()
     assert played
+
+
+def test_what_is_written_down_does_not_import_the_compiler(kernels_device):
+    """It would in the second call of a loss, for seconds."""
+    code = (
+        "import sys, torch, vae_fast.kernels.reconstruction as room\n"
+        f"a = torch.ones(2, 8, device={str(kernels_device)!r})\n"
+        "for _ in range(3): room.forward((a,), 0 * a, 'mse', 'sum', [False])\n"
+        "print(type(*room.forward.plans.values()).__name__, 'torch._dynamo' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "_Plan False\n", result.stderr
 
 
 def test_plans_are_forgotten_before_they_fill_the_memory(kernels_device, played, monkeypatch):

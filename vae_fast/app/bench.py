@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vae_fast.app.options import argument
-from vae_fast.app.training import resolve_device
+from vae_fast.app.options import BACKEND, argument, trainable_device
 from vae_fast.benchmarks import cases, machine, measure, report, tables
 from vae_fast.benchmarks.results import Results, Row
+from vae_fast.ops import backend
 
 console = Console(highlight=False)
 
@@ -25,26 +26,38 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder to write; other cases in it stay. [benchmarks/results/<name of the device>]"),
+        typer.Option(help="Folder to write; other cases in it stay. [benchmarks/results/<device>, or <device>-quick]"),
     ] = None,
 ) -> None:
     """Measure speed and memory against eager PyTorch and torch.compile, and write the results with a report."""
     names = tuple(case or ())
     chosen = argument("--case", cases.select, names, quick)
-    target = argument("--device", resolve_device, device)
+    target = _device(device)
     description = machine.describe(target)
     folder = output or RESULTS / (machine.folder_name(description) + ("-quick" if quick else ""))
     results = argument("--output", Results, folder, description["device"])
     _say(f"{len(chosen)} cases on {description['device']}; results in {folder}/")
+    complete = False
     try:
         measure.run(chosen, target, results, _say, quick=quick, named=names)
+        complete = True
     except KeyboardInterrupt:
         _say("interrupted: the cases above are kept")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if results.rows:
             _show(results.rows)
-            _say(f"written to {report.write(results.rows, folder, traffic=not (quick or names))}")
+            _say(f"written to {report.write(results.rows, folder, traffic=complete and not (quick or names))}")
+
+
+def _device(name: str) -> torch.device:
+    """The device, where what is timed there is what its users run."""
+    device = trainable_device(name)
+    if device.type == "cuda" and backend.choose(torch.empty(0, device=device)) != "triton":
+        raise typer.BadParameter("it is 'eager': vae_fast would be timed without its kernels", param_hint=BACKEND)
+    if backend.interpreting():
+        raise typer.BadParameter("it is set: Triton's interpreter would be timed", param_hint="'TRITON_INTERPRET'")
+    return device
 
 
 def _show(rows: list[Row]) -> None:
@@ -63,7 +76,11 @@ def _show(rows: list[Row]) -> None:
         table.add_row(f" {size}", *figures)
     console.print(table)
     _say(tables.note(columns, tables.MEANINGS))
-    for title, faults in (("slower:", tables.losses(rows)), ("without figures:", tables.unmeasured(rows))):
+    for title, faults in (
+        ("slower on the device:", tables.losses(rows, tables.ON_DEVICE)),
+        ("slower:", tables.losses(rows)),
+        ("without figures:", tables.unmeasured(rows)),
+    ):
         if faults:
             _say("\n  ".join((title, *faults)))
 

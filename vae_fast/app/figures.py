@@ -18,33 +18,33 @@ PANELS = (("negative_elbo", "negative ELBO"), ("reconstruction", "reconstruction
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of this size in inches, written to `path` in one piece. No window system is touched."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
+        canvas = Figure(figsize=(width, height), layout="constrained")
+        yield canvas
         with atomic_path(path) as file:
-            figure.savefig(file, format="png", dpi=150)
+            canvas.savefig(file, format="png", dpi=150)
 
 
 def curves(history: list[dict[str, float]], path: Path) -> None:
     """The negative ELBO and its two parts against the epoch, in training and in testing."""
     epochs = [row["epoch"] for row in history]
-    with _figure(path, 9, 3) as figure:
-        for axes, (key, title) in zip(figure.subplots(1, 3), PANELS):
+    with figure(path, 9, 3) as canvas:
+        for axes, (key, title) in zip(canvas.subplots(1, 3), PANELS):
             for part, style in (("train", "C0--"), ("test", "C1-")):
                 axes.plot(epochs, [row[f"{part}_{key}"] for row in history], style, label=part)
             axes.set(title=title, xlabel="epoch", ylabel="nats per sample")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.axes[0].legend(frameon=False)
+        canvas.axes[0].legend(frameon=False)
 
 
 def reconstructions(model: VAE, images: Tensor, path: Path, columns: int = 12) -> None:
     """Test images, and below each what the model makes of it."""
     images = images[:columns]
     pairs = torch.stack((images, model.reconstruct(images).to(images)))
-    with _figure(path, 0.7 * len(images) + 1, 1.6) as figure:
-        grid = figure.subplots(2, len(images), squeeze=False)
+    with figure(path, 0.7 * len(images) + 1, 1.6) as canvas:
+        grid = canvas.subplots(2, len(images), squeeze=False)
         for row, name in enumerate(("test image", "reconstruction")):
             for axes, image in zip(grid[row], pairs[row]):
                 _show(axes, image, vmin=float(images.min()), vmax=float(images.max()))
@@ -54,10 +54,10 @@ def reconstructions(model: VAE, images: Tensor, path: Path, columns: int = 12) -
 def samples(model: VAE, path: Path, generator: torch.Generator, side: int = 10) -> None:
     """Images generated from the prior: the mean of each, without pixel noise."""
     images = model.generate(side * side, generator=generator)
-    with _figure(path, 5, 5.3) as figure:
-        for axes, image in zip(figure.subplots(side, side).flat, images):
+    with figure(path, 5, 5.3) as canvas:
+        for axes, image in zip(canvas.subplots(side, side).flat, images):
             _show(axes, image, vmin=float(images.min()), vmax=float(images.max()))
-        figure.suptitle("samples from the prior")
+        canvas.suptitle("samples from the prior")
 
 
 @torch.no_grad()
@@ -66,15 +66,15 @@ def latent(model: VAE, images: Tensor, labels: Tensor | None, path: Path) -> Non
     posterior = model.encode(images)
     means = posterior.mode().flatten(1).float().cpu()
     points, share = _principal_components(means)
-    with _figure(path, 5.6, 4.6) as figure:
-        axes = figure.subplots()
+    with figure(path, 5.6, 4.6) as canvas:
+        axes = canvas.subplots()
         if labels is None:
             kl = posterior.kl(reduction="sample").float().cpu()
-            figure.colorbar(axes.scatter(*points.T, c=kl, s=12), label="KL, nats per sample")
+            canvas.colorbar(axes.scatter(*points.T, c=kl, s=12), label="KL, nats per sample")
         else:
             for number, label in enumerate(labels.unique().tolist()):
                 axes.scatter(*points[labels == label].T, s=12, color=f"C{number}", label=str(label))
-            figure.legend(title="digit", loc="outside right upper", frameon=False, markerscale=1.5)
+            canvas.legend(title="digit", loc="outside right upper", frameon=False, markerscale=1.5)
         axes.set(
             title="posterior means of test images",
             xlabel=f"component 1 ({share[0]:.0%} of the variance)",

@@ -9,6 +9,8 @@ import typer
 from vae_fast.app.training import resolve_device
 from vae_fast.ops import backend
 
+BACKEND = "'VAE_FAST_BACKEND'"
+
 
 def argument(option: str, function: Callable, *values: Any) -> Any:
     """Call `function`; what it finds wrong is said of `option`."""
@@ -25,5 +27,5 @@ def trainable_device(name: str) -> torch.device:
     try:
         backend.choose(torch.empty(0, device=device))
     except RuntimeError as error:
-        raise typer.BadParameter(str(error), param_hint="'VAE_FAST_BACKEND'") from error
+        raise typer.BadParameter(str(error), param_hint=BACKEND) from error
     return device

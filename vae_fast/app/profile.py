@@ -62,7 +62,7 @@ def profile(
     folder = argument("--output", writable_folder, output, "the folder")
     with atomic_path(folder / TRACE) as trace:
         found = profile_training(vae.to(target), images, steps=steps, batch_size=batch_size, trace=trace)
-    _show(found, steps, batch_size, target)
+    _show(found, steps, min(batch_size, len(images)), target)
     console.print(f"written to {folder / TRACE}: open it in https://ui.perfetto.dev", soft_wrap=True)
 
 

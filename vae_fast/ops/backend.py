@@ -21,9 +21,8 @@ def _checked(name, source):
 _current = os.environ.get("VAE_FAST_BACKEND", "auto")
 
 
-@contextlib.contextmanager
 def use_backend(name):
-    """Within the block, compute with "triton", "eager", or "auto".
+    """Within the block `with use_backend(name):`, compute with "triton", "eager", or "auto".
 
     "auto" is Triton for CUDA tensors where it is installed, and eager otherwise. It holds for all threads of the
     process. The environment variable VAE_FAST_BACKEND sets the default. A backward pass uses the backend of its
@@ -37,8 +36,13 @@ def use_backend(name):
     ...     gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item()
     0.0
     """
+    return _using(_checked(name, "backend"))
+
+
+@contextlib.contextmanager
+def _using(name):
     global _current
-    before, _current = _current, _checked(name, "backend")
+    before, _current = _current, name
     try:
         yield
     finally:

@@ -81,6 +81,7 @@ def _takes_latents(reduction, *tensors):
         not torch.compiler.is_compiling()
         and _is_one_kind(tensors)
         and tensors[0].dtype in checks.FLOATS
+        and type(reduction) is str
         and reduction in checks.LATENT_REDUCTIONS
     )
 
