@@ -1,10 +1,12 @@
 """Fixtures and markers of all tests; what they are made of is in tests/support."""
 
 import contextlib
+import gc
 
 import pytest
 import torch
 
+from tests.support import interpreter
 from tests.support.environment import BACKENDS, HAS_TRITON, INTERPRETED, MARKERS, describe, skip_reason
 from tests.support.poison import poisoned
 
@@ -12,7 +14,15 @@ from tests.support.poison import poisoned
 def pytest_configure(config):
     for marker, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
+    if INTERPRETED:
+        interpreter.look_once()
     config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation:UserWarning")
+
+
+def pytest_collection_finish():
+    """Python's garbage collector need not look at a million objects of imports and tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header():
