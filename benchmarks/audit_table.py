@@ -231,13 +231,19 @@ def _scalars(report, operands, lanes, width, moved):
     """How many narrow accesses a thread may have: all, where they are of seeds, numbers of rows, and sums.
 
     These are fewer bytes than a thread takes of the smallest tensor, or else the wide accesses, which move so many
-    bytes an element, take every tensor whole; where a tensor's own are narrow, none.
+    bytes an element, take every tensor whole, and there are wide ones in the same direction; where a tensor's own are
+    narrow, none.
     """
-    narrow = [i.bits for i in report.main if i.access and i.bits < width]
     smallest = min((tensor.element_size() for tensor, _ in operands), default=0)
     whole = sum(tensor.element_size() for tensor, (_, innermost, *_) in operands if innermost)
-    few = sum(narrow) / 8 * report.threads < smallest * lanes
-    return len(narrow) if few or 0 < whole <= moved else 0
+    allowed = 0
+    for accesses in (report.loads, report.stores):
+        narrow = {bits: count for bits, count in accesses.items() if bits < width}
+        few = sum(bits * count for bits, count in narrow.items()) / 8 * report.threads < smallest * lanes
+        if not few and not (0 < whole <= moved and len(narrow) < len(accesses)):
+            return 0
+        allowed += sum(narrow.values())
+    return allowed
 
 
 def _widths(accesses):

@@ -146,4 +146,6 @@ def lookup(likelihood):
         return LIKELIHOODS[likelihood]
     except (KeyError, TypeError):
         choices = ", ".join(map(repr, LIKELIHOODS))
-        raise ValueError(f"likelihood is {likelihood!r}: expected one of {choices}") from None
+        raise ValueError(
+            f"likelihood is {likelihood!r}: expected one of {choices}, Huber(...), StudentT(...) or Categorical(...)"
+        ) from None

@@ -184,5 +184,7 @@ def _target_options_repr(module):
 
 def _check_weight(name, value):
     """A number, or what only a call can check: a tensor or a schedule."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}: expected a schedule made of it")
     if not callable(value) and not isinstance(value, torch.Tensor):
         checks.number(name, value, "a number or a 0-d tensor")

@@ -44,6 +44,14 @@ def test_timings(monkeypatch):
     torch.testing.assert_close(vae.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_slow_machine_does_few_rounds(monkeypatch):
+    monkeypatch.setattr(compare, "SECONDS", 0)
+    rounds = []
+    monkeypatch.setattr(compare, "_time", lambda *arguments: rounds.append(1) or (1.0, torch.tensor(2.0)))
+    compare.compare(model("mse"), torch.rand(10, 4, 5), batch_size=4, learning_rate=1e-3)
+    assert len(rounds) == 2 * (compare.WARM_UP + compare.FEWEST)
+
+
 def test_a_likelihood_without_an_eager_formula_is_not_compared(monkeypatch):
     monkeypatch.delitem(compare.FORMULAS, "mse")
     assert compare.compare(model("mse"), torch.rand(10, 4, 5), batch_size=4, learning_rate=1e-3) == []

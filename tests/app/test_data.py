@@ -55,6 +55,11 @@ def test_float_images_stay_as_they_are(tmp_path, shape):
     np.testing.assert_array_equal(images.numpy(), array.astype(np.float32))
 
 
+def test_bool_images_are_0_and_1(tmp_path):
+    array = np.array([[[False, True]], [[True, True]]])
+    assert load_images(saved(tmp_path / "a.npy", array)).tolist() == [[[0, 1]], [[1, 1]]]
+
+
 def test_uint8_images_are_divided_by_255(tmp_path):
     array = np.array([[[0, 51]], [[102, 255]]], dtype=np.uint8)
     images = load_images(saved(tmp_path / "a.npy", array))
@@ -62,7 +67,8 @@ def test_uint8_images_are_divided_by_255(tmp_path):
 
 
 BAD_ARRAYS = [
-    (np.zeros((4, 3, 3), np.int32), r"a.npy holds int32: expected uint8 or floating point pixels"),
+    (np.zeros((4, 3, 3), np.int32), r"a.npy holds int32: expected uint8, bool or floating point pixels"),
+    (np.ones((4, 3, 3), np.uint8), r"a.npy holds uint8 of 0 and 1 alone: expected 0 to 255, or bool"),
     (np.zeros((4, 3, 3), complex), r"a.npy holds complex128: expected uint8"),
     (np.array(["cat", "dog"]), r"a.npy holds <U3: expected uint8"),
     (np.zeros((4, 9)), r"a.npy has shape \[4, 9\]: expected images \[N, height, width\]"),

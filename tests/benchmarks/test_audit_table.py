@@ -105,6 +105,22 @@ class TestBadKernels:
         (row,) = rows(table, call)
         assert "main path has accesses narrower than 128 bits: 33 of 32; allowed: 0" in row.failures[0]
 
+    @pytest.mark.parametrize("access", ["load", "store"])
+    def test_narrow_accesses_of_one_direction_in_place(self, table, monkeypatch, access):
+        """The wide ones of the other direction move as many bytes as all tensors have."""
+        audit = table.audit
+
+        def narrowed(*arguments, **options):
+            report = audit(*arguments, **options)
+            main = tuple(replace(i, bits=32) if i.access == access and i.bits == 128 else i for i in report.main)
+            return replace(report, main=main)
+
+        call = "reconstruction_loss, bernoulli, batchmean, float32, rows: backward"
+        assert rows(table, call, kernel="scale")[0].failures == ()
+        monkeypatch.setattr(table, "audit", narrowed)
+        (row,) = rows(table, call, kernel="scale")
+        assert "main path has accesses narrower than 128 bits" in row.failures[0]
+
     @pytest.mark.parametrize(
         ("bytes_", "opcode", "fails"),
         [(8, "", False), (8, "STL", False), (8, "LDL.64", True), (8, "scratch_load_dword", True), (24, "", True)],

@@ -28,6 +28,12 @@ def test_names(name):
     assert backends._current == before
 
 
+def test_a_bad_name_is_refused_before_the_block():
+    """`use_backend` without `with` does nothing: a name that is wrong says so at least."""
+    with pytest.raises(ValueError, match="backend is 'nonsense'"):
+        use_backend("nonsense")
+
+
 @pytest.mark.parametrize("name", ["triton", "eager", "auto"])
 def test_good_names_nest_and_decorate(name):
     @use_backend(name)

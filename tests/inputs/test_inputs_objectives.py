@@ -28,6 +28,12 @@ def _module(**options):
     return call
 
 
+@pytest.mark.parametrize("name", ["beta", "capacity", "free_bits"])
+def test_a_schedule_is_made_first(name):
+    message = f"{name} is the class LinearWarmup: expected a schedule made of it"
+    refuses(TypeError, message, lambda: ELBOLoss(**{name: LinearWarmup}))
+
+
 FUNCTIONS = [lambda kl: free_bits(kl, 1.0), _latent, lambda kl: capacity(kl, 1.0)]
 MODULES = [{"free_bits": 1.0}, {"free_bits": 1.0, "free_bits_per": "latent"}, {"capacity": 1.0}]
 

@@ -16,6 +16,8 @@ from vae_fast.models import VAE
 
 ROUNDS = 200
 WARM_UP = 20
+SECONDS = 20  # after which a slow machine goes no further, but through the warm-up and a few rounds
+FEWEST = 5
 
 
 def _log_nb_positive(mean, theta, x, eps=1e-8):
@@ -79,7 +81,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
 
 
 class Timing(NamedTuple):
-    """One contender: median ms of a training step (forward, backward, Adam), and its last loss in nats per sample."""
+    """One contender: median ms of a training step (forward, backward, Adam), and its first loss in nats per sample."""
 
     name: str
     milliseconds: float
@@ -89,23 +91,29 @@ class Timing(NamedTuple):
 def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rounds: int = ROUNDS) -> list[Timing]:
     """Time training steps of two copies of `model`, which take turns on the same batches of `data` with the same noise.
 
-    Both start from the model's weights, so their losses agree to rounding as long as both are right. Returns the fused
-    contender first; an empty list where there is no eager formula for the likelihood.
+    Both start from the model's weights: their losses there agree to rounding if both are right, and drift apart after
+    many steps. Returns the fused contender first; an empty list where there is no eager formula for the likelihood.
     """
     if model.likelihood not in FORMULAS:
         return []
     losses = {"fused": fused_loss, "eager PyTorch": eager_loss}
     steps = {name: _training_step(copy.deepcopy(model), loss, learning_rate) for name, loss in losses.items()}
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
+    first: dict[str, Tensor] = {}
+    deadline = time.perf_counter() + SECONDS
     for number in range(WARM_UP + rounds):
+        if number >= WARM_UP + FEWEST and time.perf_counter() > deadline:
+            break
         batch = data[torch.arange(number * batch_size, (number + 1) * batch_size, device=data.device) % len(data)]
         with torch.no_grad():
             eps = torch.randn_like(model.encoder(batch).chunk(2, dim=1)[0])
         # Whoever goes second finds the batch in the cache: they take turns at that too.
         for name in sorted(steps, reverse=number % 2 == 1):
-            milliseconds[name].append(_time(steps[name], batch, eps))
+            spent, loss = _time(steps[name], batch, eps)
+            milliseconds[name].append(spent)
+            first.setdefault(name, loss)
     medians = {name: statistics.median(times[WARM_UP:]) for name, times in milliseconds.items()}
-    return [Timing(name, medians[name], step(batch, eps).item()) for name, step in steps.items()]
+    return [Timing(name, medians[name], first[name].item()) for name in steps]
 
 
 def fused_loss(model: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -134,11 +142,11 @@ def _training_step(model: VAE, loss_function: Callable, learning_rate: float) ->
     return step
 
 
-def _time(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, eps: Tensor) -> float:
-    """Milliseconds of one step, until the device has done it."""
+def _time(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, eps: Tensor) -> tuple[float, Tensor]:
+    """Milliseconds of one step, until the device has done it, and its loss."""
     synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
     synchronize()
     start = time.perf_counter()
-    step(x, eps)
+    loss = step(x, eps)
     synchronize()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start), loss

@@ -45,15 +45,15 @@ def load_images(path: str | os.PathLike) -> Tensor:
     """Read images from a `.npy` file.
 
     The array is [N, height, width], or has 1 or 3 channels, either before or after height and width.
-    Pixels that are uint8 are divided by 255; those that are floating point stay as they are, as float32.
+    Pixels that are uint8 are divided by 255; those that are bool or floating point stay as they are, as float32.
 
     Raises:
         OSError: the file is not there or cannot be read.
-        ValueError: it is not a `.npy` file, or does not hold images.
+        ValueError: it is not a `.npy` file, or does not hold images, or its uint8 are 0 and 1 alone.
     """
     array = _read(Path(path))
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{path} holds {array.dtype}: expected uint8 or floating point pixels")
+    if array.dtype not in (np.uint8, np.bool_) and not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{path} holds {array.dtype}: expected uint8, bool or floating point pixels")
     has_channels = array.ndim == 4 and (array.shape[1] in (1, 3) or array.shape[3] in (1, 3))
     if array.ndim != 3 and not has_channels:
         raise ValueError(
@@ -62,6 +62,8 @@ def load_images(path: str | os.PathLike) -> Tensor:
         )
     if len(array) < 2 or array.size == 0:
         raise ValueError(f"{path} has shape {list(array.shape)}: expected 2 images or more, of 1 pixel or more")
+    if array.dtype == np.uint8 and array.max() <= 1:  # divided by 255 they would all be black
+        raise ValueError(f"{path} holds uint8 of 0 and 1 alone: expected 0 to 255, or bool for pixels on or off")
     images = torch.from_numpy(array.astype(np.float32))
     if not images.isfinite().all():
         raise ValueError(f"{path} has pixels that are NaN or infinite: expected finite ones")
