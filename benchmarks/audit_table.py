@@ -1,10 +1,10 @@
-"""The machine code of every kernel of ours, in every variant that its launcher chooses: what `vae-fast audit` prints.
+"""The machine code of every kernel of ours, in the variants that its launcher chooses: what `vae-fast audit` prints.
 
-Compiled with no GPU present. A row fails where the compiler raises, or the code spills, uses local memory, has narrow
-accesses in a layout that allows wide ones, or issues more instructions per element than the number beside the kernel
-(`ISSUED` in kernels/). Where the main path reads nothing back from there, the masked tail of a tensor may have a
-register or two in local memory: ptxas does that to fit one more program, and only the last program takes that path. The
-table shows it.
+Each option, dtype and layout is varied by itself, as `workloads` lists them, and compiled with no GPU present. A row
+fails where the compiler raises, or the code spills, uses local memory, has narrow accesses in a layout that allows wide
+ones, or, on sm_90, issues more instructions per element than the number beside the kernel (`ISSUED` in kernels/). Where
+the main path reads nothing back from there, the masked tail of a tensor may have a register or two in local memory:
+ptxas does that to fit one more program, and only the last program takes that path. The table shows it.
 """
 
 import contextlib

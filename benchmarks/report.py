@@ -57,7 +57,7 @@ METHOD = """\
 def write(rows: list[Row], folder: Path, traffic: bool = True) -> Path:
     """Write report.md and the figures into `folder`; returns the path of the first.
 
-    traffic: count the kernels' traffic, which takes a minute and is the same on every machine. Otherwise what an
+    traffic: count the kernels' traffic, which takes some minutes and is the same on every machine. Otherwise what an
     earlier report there says of it stays.
     """
     drawn = {path.stem for path in charts.draw(rows, folder)}

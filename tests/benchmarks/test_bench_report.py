@@ -195,7 +195,7 @@ def test_traffic_of_an_earlier_report_stays(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("machine", "threads"), [(FAKE_GPU, (None,)), (FAKE_CPU, (1, 2))])
 def test_figures_are_drawn_and_not_blank(tmp_path, machine, threads):
-    rows = fake_rows(machine, threads=threads)
+    rows = fake_rows(machine, ops=(*OPS, "gaussian", "categorical"), threads=threads)
     drawn = charts.draw(rows, tmp_path)
     assert sorted(path.name for path in drawn) == FIGURES
     for path in drawn:

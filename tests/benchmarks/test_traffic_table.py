@@ -1,6 +1,7 @@
 """The traffic of every op against its floor, and calls with bad kernels."""
 
 import math
+import subprocess
 
 import pytest
 import torch
@@ -76,16 +77,27 @@ def test_an_address_stored_twice_is_shown_and_fails(capsys):
 
 
 @pytest.mark.compiled_only
-def test_a_process_of_its_own_interprets():
+def test_a_process_of_its_own_interprets(monkeypatch):
+    """Of its workloads, all of which the interpreter's own process takes, one an op."""
+    code = (
+        "from vae_fast.benchmarks import traffic_table as table\n"
+        "found = {workload.op: workload for workload in table.workloads() if workload.main}\n"
+        "table.workloads = lambda: found.values()\n"
+        "table.main()"
+    )
+    run = subprocess.run
+
+    def run_few(command, **options):
+        python, *module = command[:3]
+        assert module == ["-m", "vae_fast.benchmarks.traffic_table"]
+        return run([python, "-c", code, *command[3:]], **options)
+
+    monkeypatch.setattr(table.subprocess, "run", run_few)
     rows = table.traffic_table(main=True)
-    assert {row.op for row in rows} == {
-        "sample_kl",
-        "sample_kl_packed",
-        "gaussian_kl",
-        "reconstruction_loss",
-        "elbo_loss",
-    }
-    assert all(isinstance(row, table.Row) and row.problems == () and row.ratio < 1.03 for row in rows)
+    assert [row.op for row in rows] == [
+        "sample_kl", "sample_kl_packed", "gaussian_kl", "reconstruction_loss", "elbo_loss"
+    ]  # fmt: skip
+    assert all(isinstance(row, table.Row) and row.problems == () and 1 <= row.ratio < 1.03 for row in rows)
 
 
 @pytest.mark.compiled_only
