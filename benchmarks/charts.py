@@ -208,9 +208,9 @@ def _bars(
         return label(row) if len(threads) == 1 else f"{label(row)}\n{_threads(row.threads)}"
 
     groups = list(dict.fromkeys(map(group, rows)))
-    names = list(dict.fromkeys(row.contender for row in rows))
+    names = sorted({row.contender for row in rows}, key=lambda name: [*COLORS].index(name.removesuffix(GRAPH)))
     width = 0.8 / len(names)
-    across = max(5.0, max(1.2, 0.44 * len(names)) * len(groups) + 2.2)
+    across = max(5.0, max(1.2, 0.44 * len(names)) * len(groups))
     with figure(path, across, 3.6) as canvas:
         axes = canvas.subplots()
         for number, name in enumerate(names):
@@ -232,7 +232,7 @@ def _bars(
         axes.margins(y=0.12)
         axes.grid(False, axis="x")
         axes.set_axisbelow(True)
-        canvas.legend(loc="outside right upper", frameon=False)
+        canvas.legend(loc="outside lower center", ncols=4, frameon=False)
 
 
 def _op(row):

@@ -121,7 +121,7 @@ def test_a_target_that_is_differentiated_under_torch_func_is_refused():
 @losses
 def test_likelihood(loss):
     for value in ("poison", "Bernoulli", "", None, 0, ["mse"], ("mse",), {}, "sum", torch.sigmoid):
-        message = f"likelihood is {value!r}: expected one of {LIKELIHOODS}"
+        message = f"likelihood is {value!r}: expected one of {LIKELIHOODS}, Huber(...), "
         refuses(ValueError, message, loss, zeros(4, 6), zeros(4, 6), value)
 
 
