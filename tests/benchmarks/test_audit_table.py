@@ -201,6 +201,8 @@ class TestCommand:
         assert "gfx942, on a MI300X" in result.output
         assert "no failures in" in result.output
         assert "FAILED" not in result.output
+        header = next(line for line in result.output.splitlines() if "kernel" in line)
+        assert " registers   spilled   local   loads " in header  # whole, where there is no terminal to fit into
 
     def test_with_failures(self, monkeypatch):
         monkeypatch.setattr(upstreams, "ISSUED_SCALE", 0.1)

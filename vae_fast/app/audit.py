@@ -84,7 +84,7 @@ def _show(target: str, rows: list) -> None:
         table.add_column(name, justify="left" if words else "right", no_wrap=name != "call", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row), style="red" if row.failures else "")
-    console.print(table, width=None if console.is_terminal else WIDTH)
+    (console if console.is_terminal else Console(width=WIDTH, highlight=False)).print(table)
 
 
 def _cells(row) -> tuple[str, ...]:
