@@ -48,6 +48,11 @@ def trained(tmp_path_factory):
     return folder, result.output
 
 
+def test_the_version():
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"{vae_fast.__version__}\n")
+
+
 def test_train_writes_every_file_whole(trained):
     folder, _ = trained
     assert names(folder) == WRITTEN

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from vae_fast import __version__
 from vae_fast.app import figures
 from vae_fast.app.audit import audit
 from vae_fast.app.bench import bench
@@ -25,7 +26,6 @@ from vae_fast.models.storage import atomic_path, writable_folder
 from vae_fast.ops import backend
 
 app = typer.Typer(
-    help="Train variational autoencoders with fused losses, and check them on this machine.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain messages: they stay on one line, and can be searched for
@@ -39,9 +39,19 @@ MSE_NOTE = "(mse alone is no ELBO: it is the Gaussian at variance 1/2, less a co
 LATENT_POINTS = 2000
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _environment() -> None:
-    """Before any command."""
+def _environment(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train variational autoencoders with fused losses, and check them on this machine."""
     argument("VAE_FAST_BACKEND", backend.check_environment)
 
 
