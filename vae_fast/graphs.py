@@ -61,8 +61,8 @@ class CapturedStep:
     def __init__(self, step: Callable[[Tensor], object], example: Tensor):
         self._step = step  # a graph does not keep the memory that it writes to: weights, and the optimizer's state
         self._x = example.detach().clone()
-        self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(example.device):
+            self._graph = torch.cuda.CUDAGraph()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
