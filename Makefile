@@ -16,13 +16,13 @@ unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX TRITON_INTERPRET V
 export OMP_NUM_THREADS := 1
 PYTEST = $(PYTHON) -m pytest -q
 
-CHECKS := lint test-cpu
-ifeq ($(shell uname -s),Linux)
-CHECKS += test-interpreter test-interpreter-3.6 test-compile-3.6
-endif
 # The other projects want Python 3.11.
 ifeq ($(shell $(BASE_PYTHON) -c "import sys; print(sys.version_info >= (3, 11))"),True)
-CHECKS += test-peers
+PEERS := test-peers
+endif
+CHECKS := lint test-cpu $(PEERS)
+ifeq ($(shell uname -s),Linux)
+CHECKS := lint test-cpu test-interpreter $(PEERS) test-interpreter-3.6 test-compile-3.6
 endif
 
 .DEFAULT_GOAL := help

@@ -15,7 +15,7 @@ def pytest_configure(config):
     for marker, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
     if INTERPRETED:
-        interpreter.look_once()
+        interpreter.patch_once()
     config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation:UserWarning")
 
 

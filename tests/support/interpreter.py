@@ -1,30 +1,44 @@
 """Triton's interpreter, in half its time."""
 
+import functools
 import inspect
+from types import SimpleNamespace
 
 
-def look_once():
-    """Let it look for what is builtin in triton.language once, and not in each call of a function inside a kernel.
+def patch_once():
+    """Let it patch triton.language once a launch, and not again in each call of a function inside the kernel.
 
-    That is a third of what interpreted kernels take. What it has patched itself it leaves alone either way.
+    It would look through all of the language each time, only to find it patched: that is half of what it does.
     """
     from triton.runtime import interpreter
 
-    interpreter.inspect = _Inspect()
+    interpreter._patch_lang = _PatchOnce(interpreter)
 
 
-class _Inspect:
-    """The module `inspect`, with a memory for which members are builtins of Triton's."""
+class _PatchOnce:
+    def __init__(self, interpreter):
+        self._patch = interpreter._patch_lang
+        self._language = interpreter.tl, interpreter.tl.core
+        self._patched = None  # names of modules, while a kernel runs
 
-    def __init__(self):
-        self._names = {}
+    def __call__(self, function):
+        modules = _modules(function, self._language)
+        if self._patched is None:
+            self._patched = set(modules)
+            scope = self._patch(function)
+            return SimpleNamespace(restore=lambda: self._end(scope))
+        if not modules <= self._patched:
+            self._patched |= modules
+            self._patch(function)
+        return None
 
-    def __getattr__(self, name):
-        return getattr(inspect, name)
+    def _end(self, scope):
+        self._patched = None
+        scope.restore()
 
-    def getmembers(self, of):
-        from triton.language.core import is_builtin
 
-        if of not in self._names:
-            self._names[of] = [name for name, member in inspect.getmembers(of) if is_builtin(member)]
-        return [(name, getattr(of, name)) for name in self._names[of]]
+@functools.cache
+def _modules(function, language):
+    """Which modules of the language it knows by a name of their own."""
+    named = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+    return frozenset(value.__name__ for value in named if value in language)
