@@ -48,6 +48,7 @@ METHOD = """\
 - Timed calls draw their noise, as in training. Contenders take turns in one run; figures are medians, and the 20th and
   80th percentiles and the minimum stand in results.csv. How many times as fast is the median over the turns, in each of
   which the machine was the same to both.
+- vae_fast makes the gradient of a scalar loss in the forward pass: forward alone is longer for it, backward shorter.
 - Graphs are compared with graphs, calls with calls. Every contender of torch.compile gets static shapes.
 - The floor is the fewest bytes: 8 elements a latent for sample and KL, 2p + 1 for p parameters of a likelihood. What
   eager moves is counted op by op, inputs and outputs; a hidden pass inside one of PyTorch's kernels may be missing.
