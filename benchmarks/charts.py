@@ -208,7 +208,7 @@ def _bars(
         return label(row) if len(threads) == 1 else f"{label(row)}\n{_threads(row.threads)}"
 
     groups = list(dict.fromkeys(map(group, rows)))
-    names = sorted({row.contender for row in rows}, key=lambda name: [*COLORS].index(name.removesuffix(GRAPH)))
+    names = sorted({row.contender for row in rows}, key=lambda name: ([*COLORS].index(name.removesuffix(GRAPH)), name))
     width = 0.8 / len(names)
     across = max(5.0, max(1.2, 0.44 * len(names)) * len(groups))
     with figure(path, across, 3.6) as canvas:

@@ -45,7 +45,7 @@ class Contender:
             return lambda x: captured(x).total
         loss = self._compiled(steps.STEPS[op].fused if self.fused else steps.STEPS[op].eager)
         step = steps.training_step(model, loss, optimizer)
-        return CapturedStep(step, example) if self.captured else step
+        return CapturedStep(step, optimizer, example) if self.captured else step
 
     def _compiled(self, function: Callable) -> Callable:
         """Static shapes: a user trains at one, and would not want the slower code that serves many."""

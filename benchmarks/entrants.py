@@ -46,7 +46,7 @@ def _enter_op(case, contenders, device):
         for contender, function in functions.items()
     }
     del noise
-    count = _rotation(sum(tensor.nbytes for tensor in first.tensors), device)
+    count = _count_of_sets(sum(tensor.nbytes for tensor in first.tensors), device)
     sets = [first, *(draw_inputs(case, device, seed) for seed in range(1, count))]
     return [
         _entrant(contender, count, *checked[contender], _phases, function, sets)
@@ -56,7 +56,7 @@ def _enter_op(case, contenders, device):
 
 def _enter_step(case, contenders, device):
     first = steps.draw_batch(case, device)
-    count = _rotation(first.nbytes, device)
+    count = _count_of_sets(first.nbytes, device)
     batches = [first, *(steps.draw_batch(case, device, seed) for seed in range(1, count))]
     entrants = []
     for contender in contenders:
@@ -89,7 +89,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _rotation(size: int, device: torch.device) -> int:
+def _count_of_sets(size: int, device: torch.device) -> int:
     """How many sets of inputs of `size` bytes to rotate through, so that none is found in a GPU's L2.
 
     Where MOST_SETS are fewer bytes, they are more than the calls of a batch, before which the L2 is emptied.
@@ -114,7 +114,7 @@ def _phases(function: Callable, sets: list[Inputs]) -> dict[str, Work]:
 
     outputs = forward(sets[0])
     sets = [inputs._replace(upstream=correctness.upstream_for(outputs, inputs)) for inputs in sets]
-    backward((outputs, sets[0]))  # with drawn noise it is compiled once more: what fails, fails here
+    backward((outputs, sets[0]))  # what fails, fails here
     del outputs
     return {
         "forward": Work(forward, pick),

@@ -24,7 +24,7 @@ def describe(device: torch.device) -> dict[str, str | float | None]:
         "driver": _driver(device),
         "cuda": torch.version.cuda or "none",
         **{name: version for name, version in environment(device) if name in PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
@@ -62,7 +62,7 @@ def _driver(device):
     return _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
 
 
-def _commit():
+def commit():
     """The commit of the source, "-dirty" if it was changed since. VAE_FAST_COMMIT says it for a copy without git."""
     if os.environ.get("VAE_FAST_COMMIT"):
         return os.environ["VAE_FAST_COMMIT"]

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from vae_fast.benchmarks import charts, tables, traffic_table
+from vae_fast.benchmarks import charts, machine, tables, traffic_table
 from vae_fast.benchmarks.cases import CASES
 from vae_fast.benchmarks.entrants import WHOLE
 from vae_fast.benchmarks.results import Results, Row, load
@@ -36,8 +36,8 @@ CPU_NOTE = (
 GPU_METHOD = """\
 - Time is that of one call after the other on a GPU that was idle, by CUDA events around batches. Device time is that of
   calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full.
-- The L2 is emptied before each batch of calls, and inputs and results rotate: a call finds there what it has made
-  itself, and nothing else.
+- The L2 is emptied before each batch of calls, in which inputs and results rotate: no call finds there what an earlier
+  one has read or given.
 """
 CPU_METHOD = """\
 - Time is that of a call on the host's clock. One set of inputs is used again and again, so small cases find theirs in
@@ -135,9 +135,9 @@ def _with_note(header, lines, meanings):
 
 def _losses(rows):
     """Of whole calls, those of the device first, where it has times of its own; then of each direction by itself."""
-    found = [_losses_by(rows, over, where) for where, over in (("on the device", tables.ON_DEVICE), ("", tables.OVER))]
+    found = [_losses_by(rows, over, where) for where, over in ((" on the device", tables.ON_DEVICE), ("", tables.OVER))]
     for phase in ("forward", "backward"):
-        on_device = _losses_by(rows, tables.ON_DEVICE, f"on the device, {phase} alone,", (phase,))
+        on_device = _losses_by(rows, tables.ON_DEVICE, f" on the device, {phase} alone,", (phase,))
         found.append(on_device or _losses_by(rows, tables.OVER, f", {phase} alone,", (phase,)))
     return "\n\n".join(filter(None, found))
 
@@ -148,8 +148,7 @@ def _losses_by(rows, over, where, phases=WHOLE):
         return ""
     listed = "".join(f"\n- {line}" for line in tables.losses(rows, over, phases))
     counts = f"{sum(map(tables.is_loss, compared))} of {len(compared)} comparisons"
-    slower = f"Slower {where} by".replace("  ", " ").replace(" ,", ",")
-    return f"**{slower} more than {tables.NOISE - 1:.0%} in {counts}.**\n{listed}"
+    return f"**Slower{where} by more than {tables.NOISE - 1:.0%} in {counts}.**\n{listed}".rstrip()
 
 
 def _unmeasured(rows):
@@ -188,7 +187,8 @@ def _traffic():
         lines.append((op, str(len(own)), f"{min(row.ratio for row in own):.3f}", f"{worst.ratio:.3f}", _call(worst)))
     problems = "".join(f"\n- {row.op}, {_call(row)}: {problem}" for row in counted for problem in row.problems)
     header = ("op", "calls", "least", "most", "which")
-    return f"{TRAFFIC_NOTE}\n\n{markdown(header, lines, words=('which',))}\n\n{problems or NO_PROBLEMS}"
+    note = f"{TRAFFIC_NOTE} Counted at commit {machine.commit()}."
+    return f"{note}\n\n{markdown(header, lines, words=('which',))}\n\n{problems or NO_PROBLEMS}"
 
 
 def _earlier_traffic(folder):

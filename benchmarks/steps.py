@@ -1,4 +1,4 @@
-"""Whole training steps: the models, the losses as users and as vae_fast compute them, and steps as CUDA graphs."""
+"""Whole training steps: the models, the losses as users and as vae_fast compute them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 A GPU is timed in three ways. *Device* time is that of calls queued behind a sleeping GPU, so that launches leave no
 gaps. *Host* time is what the same calls cost the host, whose queue is never full. *Time* alone is that of calls made
 one after the other on a GPU that was idle, which is the larger of the two: what a training loop sees. The L2 is emptied
-before each batch of calls, and no call of a batch finds there what an earlier one has left: inputs and results rotate.
+before each batch of calls, in which inputs and results rotate: no call finds there what an earlier one read or gave.
 """
 
 import gc
@@ -73,7 +73,7 @@ def take_turns(samplers: dict[str, Callable[[], Any]], effort: Effort) -> dict[s
     for number in range(effort.most):
         if number >= effort.least and time.perf_counter() > deadline:
             break
-        # Whoever goes second finds the inputs in the cache: they take turns at that too.
+        # On a CPU whoever goes second finds the inputs in the cache: they take turns at that too.
         for name in order if number % 2 == 0 else reversed(order):
             samples[name].append(samplers[name]())
     return samples
@@ -95,6 +95,9 @@ def no_collection() -> Iterator[None]:
 @contextmanager
 def short_collections() -> Iterator[None]:
     """Collections within leave out what was there before: a third of a second each, of all that PyTorch imports."""
+    if gc.get_freeze_count():  # somebody has seen to it, and would lose it at the end
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:
@@ -130,11 +133,12 @@ class Rotation:
         """sets: of inputs; cache: bytes of the L2, 0 for none."""
         self.sets = sets
         self.numbers = itertools.count()
-        self._other = torch.empty(2 * cache, dtype=torch.uint8, device="cuda") if cache else None
+        self._other = torch.zeros(2 * cache, dtype=torch.uint8, device="cuda") if cache else None
 
     def empty_cache(self) -> None:
+        """By reading: what is written would be written back while the next calls are timed."""
         if self._other is not None:
-            self._other.fill_(0)
+            self._other.sum()
 
 
 class DeviceTimer:
@@ -160,8 +164,12 @@ class DeviceTimer:
         for _ in range(WARM_UP):
             self._batch(1)
         self.calls = self._calls(self._batch(1)[0])
-        # As many calls, bound by the host, are soon done by the device.
-        self.queued_calls = self._calls(self._queued(self.calls).get("device", 1e3) / 1e3)
+        # As many calls, bound by the host, are soon done by the device. More are queued, while it can sleep so long.
+        queued = self._queued(self.calls)
+        self.queued_calls = self.calls
+        if queued:
+            most = int(self.LONGEST_SLEEP / self.CLOCK / 2 / (queued["host"] / 1e3))
+            self.queued_calls = max(min(self._calls(queued["device"] / 1e3), most), 1)
 
     def __call__(self) -> dict[str, float]:
         return {"time": 1e3 * self._batch(self.calls)[0], **self._queued(self.queued_calls)}

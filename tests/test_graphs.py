@@ -109,7 +109,7 @@ def played_cuda(monkeypatch):
     for name in ("Stream", "current_stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     for name in ("stream", "graph", "device"):
-        monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
     monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)
     monkeypatch.setattr(graphs, "_check_optimizer", lambda optimizer: None)
 

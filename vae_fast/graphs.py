@@ -49,7 +49,7 @@ def capture_step(model, optimizer, example):
         optimizer.step()
         return ELBO(*(loss.detach() for loss in losses))
 
-    return CapturedStep(step, example)
+    return CapturedStep(step, optimizer, example)
 
 
 class CapturedStep:
@@ -58,8 +58,8 @@ class CapturedStep:
     The step must set its gradients to None before it makes them: they are then the graph's own.
     """
 
-    def __init__(self, step: Callable[[Tensor], object], example: Tensor):
-        self._step = step  # a graph does not keep the memory that it writes to: weights, and the optimizer's state
+    def __init__(self, step: Callable[[Tensor], object], optimizer: torch.optim.Optimizer, example: Tensor):
+        self._kept = step, optimizer  # a graph does not keep the memory that it writes to: weights, and their moments
         self._x = example.detach().clone()
         with torch.cuda.device(example.device):
             self._graph = torch.cuda.CUDAGraph()
@@ -69,7 +69,9 @@ class CapturedStep:
                 for _ in range(WARM_UP):
                     step(self._x)
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(self._graph):
+            optimizer.zero_grad(set_to_none=True)  # those of the warm-up would stay beside the graph's
+            # PyTorch's own stream for captures is of the device that captured first.
+            with torch.cuda.graph(self._graph, stream=side):
                 self._result = step(self._x)
 
     def __call__(self, x):

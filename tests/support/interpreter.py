@@ -24,13 +24,13 @@ class _PatchOnce:
     def __call__(self, function):
         modules = _modules(function, self._language)
         if self._patched is None:
-            self._patched = set(modules)
             scope = self._patch(function)
+            self._patched = set(modules)
             return SimpleNamespace(restore=lambda: self._end(scope))
-        if not modules <= self._patched:
-            self._patched |= modules
+        if not modules or modules - self._patched:
             self._patch(function)
-        return None
+            self._patched |= modules
+        return SimpleNamespace(restore=lambda: None)
 
     def _end(self, scope):
         self._patched = None

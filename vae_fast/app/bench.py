@@ -54,7 +54,8 @@ def _device(name: str) -> torch.device:
     """The device, where what is timed there is what its users run."""
     device = trainable_device(name)
     if device.type == "cuda" and backend.choose(torch.empty(0, device=device)) != "triton":
-        raise typer.BadParameter("it is 'eager': vae_fast would be timed without its kernels", param_hint=BACKEND)
+        why = "it is 'eager'" if backend.HAS_TRITON else "triton is not installed (pip install triton)"
+        raise typer.BadParameter(f"{why}: vae_fast would be timed without its kernels", param_hint=BACKEND)
     if backend.interpreting():
         raise typer.BadParameter("it is set: Triton's interpreter would be timed", param_hint="'TRITON_INTERPRET'")
     return device
