@@ -21,6 +21,41 @@ def test_a_gradient_penalty_raises(case, backend):
         penalty.backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)  # small float32 ones go another way
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_in_each_leaf_alone_it_raises_or_is_right(case, dtype, backend):
+    """The derivative of a penalty on the gradient in one leaf, where the others are constants."""
+    for index in range(len(case.shapes)):
+
+        def penalty(x, index=index):
+            leaves = case.leaves(backend.device, x.dtype, requires_grad=False)
+            leaves[index] = x
+            (gradient,) = torch.autograd.grad(scalar(case.call(*leaves)), x, create_graph=True)
+            return gradient.square().sum()
+
+        x = case.leaves(backend.device, dtype)[index]
+        second, value = torch.zeros_like(x), penalty(x)
+        try:
+            if value.requires_grad:  # otherwise a sum of it and of another loss would be differentiated without a word
+                (second,) = torch.autograd.grad(value, x, allow_unused=True, materialize_grads=True)
+        except RuntimeError as error:
+            assert TWICE in str(error)
+        else:
+            torch.testing.assert_close(second, _differences(penalty, x.detach()), rtol=1e-2, atol=1e-2)
+
+
+def _differences(function, x, step=1e-4):
+    """The gradient of `function` by central differences in float64."""
+    found = torch.empty_like(x, dtype=torch.float64)
+    for place in range(x.numel()):
+        around = [x.double().clone() for _ in range(2)]
+        for at, sign in zip(around, (1, -1), strict=True):
+            at.view(-1)[place] += sign * step
+        above, below = (function(at.requires_grad_()).item() for at in around)
+        found.view(-1)[place] = (above - below) / (2 * step)
+    return found.to(x.dtype)
+
+
 @pytest.mark.parametrize("case", MAIN, ids=case_id)
 def test_create_graph_used_once_gives_the_right_gradient(case, backend):
     leaves = case.leaves(backend.device)

@@ -64,7 +64,7 @@ class _Latent(autograd.Short):
         made = gaussian.forward_block(gaussian.NONE, reduction, mu, v, None, None, eps, *gaussian.NOWHERE)
         z, noisy, difference, kl = made
         count = reductions.divisor(reduction, mu.shape)
-        ctx.save_for_backward(posterior, mu, noisy, difference)
+        ctx.save_for_backward(posterior, logvar, mu, noisy, difference)
         ctx.set_materialize_grads(False)
         return z, kl.mul_(HALF[kl.dtype] if count == 1 else 0.5 / count)
 
@@ -78,8 +78,12 @@ class _Latent(autograd.Short):
         return grad_z if passed else d_mu, d_logvar, None, None, None, None
 
 
-def _gradients(reduction, dim, grad_z, grad_kl, posterior, mu, noisy, difference):
-    """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None."""
+def _gradients(reduction, dim, grad_z, grad_kl, posterior, logvar, mu, noisy, difference):
+    """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None.
+
+    logvar is not read. Were it not an input, a second derivative in it alone would be lost, and a change of it in place
+    not noticed.
+    """
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     made = gaussian.backward_block(
         gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *gaussian.NOWHERE
