@@ -1,8 +1,8 @@
 """The machine code of every kernel of ours, in the variants that its launcher chooses: what `vae-fast audit` prints.
 
-Each option, dtype and layout is varied by itself, as `workloads` lists them, and compiled with no GPU present. A row
-fails where the compiler raises, or the code spills, uses local memory, has narrow accesses in a layout that allows wide
-ones, or, on sm_90, issues more instructions per element than the number beside the kernel (`ISSUED` in kernels/). Where
+Options, dtypes and layouts are varied as `workloads` lists them, and compiled with no GPU present. A row fails where
+the compiler raises, or the code spills, uses local memory, has narrow accesses in a layout that allows wide ones, or,
+on sm_90, issues more instructions per element than the number beside the kernel (`ISSUED` in kernels/). Where
 the main path reads nothing back from there, the masked tail of a tensor may have a register or two in local memory:
 ptxas does that to fit one more program, and only the last program takes that path. The table shows it.
 """
@@ -230,20 +230,25 @@ def _aligned(tensor, strides):
 def _scalars(report, operands, lanes, width, moved):
     """How many narrow accesses a thread may have: all, where they are of seeds, numbers of rows, and sums.
 
-    These are fewer bytes than a thread takes of the smallest tensor, or else the wide accesses, which move so many
-    bytes an element, take every tensor whole, and there are wide ones in the same direction; where a tensor's own are
-    narrow, none.
+    These are fewer bytes than a thread takes of the smallest tensor, and of those that rows share, of which a tile
+    reads less; or else the wide accesses, which move so many bytes an element, take every tensor whole, and there are
+    wide ones in the same direction; where a tensor's own are narrow, none.
     """
     smallest = min((tensor.element_size() for tensor, _ in operands), default=0)
+    shared = sum(tensor.element_size() for tensor, (_, innermost, *_) in operands if innermost and _is_shared(tensor))
     whole = sum(tensor.element_size() for tensor, (_, innermost, *_) in operands if innermost)
     allowed = 0
     for accesses in (report.loads, report.stores):
         narrow = {bits: count for bits, count in accesses.items() if bits < width}
-        few = sum(bits * count for bits, count in narrow.items()) / 8 * report.threads < smallest * lanes
+        few = sum(bits * count for bits, count in narrow.items()) / 8 * report.threads < (smallest + shared) * lanes
         if not few and not (0 < whole <= moved and len(narrow) < len(accesses)):
             return 0
         allowed += sum(narrow.values())
     return allowed
+
+
+def _is_shared(tensor):
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _widths(accesses):

@@ -21,27 +21,27 @@ def reconstruction_workloads():
             yield from _class_workloads(name)
             continue
         for dtype in COMMON:
-            yield _reconstruction(name, dtype=dtype, main=True)
-            yield _reconstruction(name, "sample", dtype=dtype, main=name in CORE)
-            yield _reconstruction(name, "none", dtype=dtype)
+            yield reconstruction_call(name, dtype=dtype, main=True)
+            yield reconstruction_call(name, "sample", dtype=dtype, main=name in CORE)
+            yield reconstruction_call(name, "none", dtype=dtype)
             for grads in range(len(row.parameters)):
-                yield _reconstruction(name, grads=grads, dtype=dtype)
-        yield _reconstruction(name, dtype=torch.float64)
-        yield _reconstruction(name, layout="784 columns", main=name in CORE)
+                yield reconstruction_call(name, grads=grads, dtype=dtype)
+        yield reconstruction_call(name, dtype=torch.float64)
+        yield reconstruction_call(name, layout="784 columns", main=name in CORE)
         if len(row.parameters) > 1:
             for shared in ("one number", "a number a feature"):
-                yield _reconstruction(name, shared=shared)
+                yield reconstruction_call(name, shared=shared)
     yield from _shared_workloads()
     for name in CORE:
-        yield _reconstruction(name, dtype=torch.float16)
-        yield _reconstruction(name, dtype=torch.bfloat16, target=torch.float32)
+        yield reconstruction_call(name, dtype=torch.float16)
+        yield reconstruction_call(name, dtype=torch.bfloat16, target=torch.float32)
         for reduction in checks.REDUCTIONS:
-            yield _reconstruction(name, reduction)
+            yield reconstruction_call(name, reduction)
     for name, dtype in itertools.product(("bernoulli", "gaussian"), COMMON):  # with one parameter, and with two
         for layout in LAYOUTS:
-            yield _reconstruction(name, dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)
+            yield reconstruction_call(name, dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)
         for layout in ("chunks", "784 columns", "long rows", "primes"):
-            yield _reconstruction(name, "sample", dtype=dtype, layout=layout)
+            yield reconstruction_call(name, "sample", dtype=dtype, layout=layout)
 
 
 def _shared_workloads():
@@ -49,49 +49,49 @@ def _shared_workloads():
     for dtype in COMMON:
         for shared in SHARED:
             main = shared == "a number a channel"
-            yield _reconstruction("gaussian", dtype=dtype, layout="chunks of images", shared=shared, main=main)
-            yield _reconstruction("gaussian", dtype=dtype, layout="chunks of channels_last", shared=shared)
+            yield reconstruction_call("gaussian", dtype=dtype, layout="chunks of images", shared=shared, main=main)
+            yield reconstruction_call("gaussian", dtype=dtype, layout="chunks of channels_last", shared=shared)
         for layout in ("chunks", "long rows", "784 columns"):
-            yield _reconstruction("gaussian", dtype=dtype, layout=layout, shared="a number a feature")
+            yield reconstruction_call("gaussian", dtype=dtype, layout=layout, shared="a number a feature")
         for reduction in ("sample", "none"):
-            yield _reconstruction("gaussian", reduction, dtype=dtype, shared="a number a feature")
+            yield reconstruction_call("gaussian", reduction, dtype=dtype, shared="a number a feature")
 
 
 def _class_workloads(name):
     for dtype in checks.FLOATS:
-        yield _reconstruction(name, dtype=dtype, main=dtype in COMMON)
-    yield _reconstruction(name, dtype=torch.bfloat16, target=torch.int32)
+        yield reconstruction_call(name, dtype=dtype, main=dtype in COMMON)
+    yield reconstruction_call(name, dtype=torch.bfloat16, target=torch.int32)
     for dtype in COMMON:
         for layout in LAYOUTS if dtype == torch.float32 else ():
-            yield _reconstruction(name, dtype=dtype, layout=layout)
+            yield reconstruction_call(name, dtype=dtype, layout=layout)
         for layout in CLASS_LAYOUTS:
-            yield _reconstruction(name, dtype=dtype, layout=layout, main=layout != "32768 classes")
-        yield _reconstruction(name, grads=0, dtype=dtype)
+            yield reconstruction_call(name, dtype=dtype, layout=layout, main=layout != "32768 classes")
+        yield reconstruction_call(name, grads=0, dtype=dtype)
         for weight in WEIGHTS:
-            yield _reconstruction(name, dtype=dtype, weight=weight, main=weight == "weight a sample")
+            yield reconstruction_call(name, dtype=dtype, weight=weight, main=weight == "weight a sample")
     for layout in ("chunks of images", *CLASS_LAYOUTS):
-        yield _reconstruction(name, layout=layout, weight="weight a sample", main=layout == "10 classes")
-        yield _reconstruction(name, "sample", layout=layout, weight="mask")
+        yield reconstruction_call(name, layout=layout, weight="weight a sample", main=layout == "10 classes")
+        yield reconstruction_call(name, "sample", layout=layout, weight="mask")
     for reduction in checks.REDUCTIONS:
-        yield _reconstruction(name, reduction)
+        yield reconstruction_call(name, reduction)
 
 
 def target_workloads():
     """What may be done to a target: read in its own dtype, scaled, weighted, sampled."""
     for name in CORE:
-        yield _reconstruction(name, dtype=torch.bfloat16, target=torch.uint8, main=True)
-        yield _reconstruction(name, target=torch.uint8)
-        yield _reconstruction(name, dtype=torch.bfloat16, target=torch.int32)
-        yield _reconstruction(name, scale=0.5)
+        yield reconstruction_call(name, dtype=torch.bfloat16, target=torch.uint8, main=True)
+        yield reconstruction_call(name, target=torch.uint8)
+        yield reconstruction_call(name, dtype=torch.bfloat16, target=torch.int32)
+        yield reconstruction_call(name, scale=0.5)
         for weight in WEIGHTS:
-            yield _reconstruction(name, weight=weight, main=weight == "weight a sample")
-        yield _reconstruction(name, "sample", dtype=torch.bfloat16, weight="mask")
-        yield _reconstruction(name, "none", weight="weight a sample")
+            yield reconstruction_call(name, weight=weight, main=weight == "weight a sample")
+        yield reconstruction_call(name, "sample", dtype=torch.bfloat16, weight="mask")
+        yield reconstruction_call(name, "none", weight="weight a sample")
         yield _elbo(name, weight="weight a sample")
     for layout in ("rows", "chunks", "784 columns", "primes", "transposed"):
-        yield _reconstruction("bernoulli", layout=layout, binarize=True, main=layout == "rows")
-    yield _reconstruction("bernoulli", dtype=torch.bfloat16, target=torch.uint8, binarize=True)
-    yield _reconstruction("bernoulli", "sample", binarize=True, weight="mask")
+        yield reconstruction_call("bernoulli", layout=layout, binarize=True, main=layout == "rows")
+    yield reconstruction_call("bernoulli", dtype=torch.bfloat16, target=torch.uint8, binarize=True)
+    yield reconstruction_call("bernoulli", "sample", binarize=True, weight="mask")
 
 
 WEIGHTS = {  # name -> (dtype, its shape for a target's)
@@ -109,7 +109,7 @@ SHARED = {  # name -> the shape of the parameters beyond the first, for the firs
 }
 
 
-def _reconstruction(
+def reconstruction_call(
     likelihood, reduction="batchmean", *, grads=None, dtype=torch.float32, target=None, layout=ORDINARY, main=False,
     scale=None, weight="", binarize=False, shared="",
 ):  # fmt: skip

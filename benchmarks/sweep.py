@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 import torch
 
-from vae_fast.benchmarks import workloads as calls
-from vae_fast.benchmarks.layouts import contiguous
+from vae_fast.benchmarks.layouts import LAYOUTS, ORDINARY, contiguous
+from vae_fast.benchmarks.workloads import workloads
 from vae_fast.kernels import tiling
 from vae_fast.kernels.launching import planning_anew
 from vae_fast.likelihoods import LIKELIHOODS
@@ -57,7 +57,7 @@ CHOICES = [Choice(*c) for c in itertools.product(ELEMENTS_PER_THREAD, FLAT_TILES
 def chosen_workloads(op=None):
     """Sample + KL and each likelihood, on whole tensors: of one op, or of both."""
     options = ("sample", *(f"{name}, batchmean" for name in LIKELIHOODS))
-    ordinary = [w for w in calls.workloads() if w.layout == calls.ORDINARY and w.dtype in DTYPES]
+    ordinary = [w for w in workloads() if w.layout == ORDINARY and w.dtype in DTYPES]
     return [w for w in ordinary if w.options in options and w.op in ((op,) if op else OPS)]
 
 
@@ -90,7 +90,7 @@ def resident_warps(registers, threads, shared, memory=227 * 1024):
 
 def timed(workload, choice):
     """Milliseconds (median) of forward and of backward on the GPU, with tensors of GPU_SHAPE."""
-    large = patch.dict(calls.LAYOUTS, {calls.ORDINARY: contiguous(*GPU_SHAPE)})
+    large = patch.dict(LAYOUTS, {ORDINARY: contiguous(*GPU_SHAPE)})
     with choice.used(), large, torch.device("cuda"):
         attempts = (_samples(workload, SLEEP * 2**k) for k in range(ATTEMPTS))
         samples = next(filter(None, attempts), None)

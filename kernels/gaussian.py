@@ -12,7 +12,6 @@ from vae_fast.kernels.launching import launch, replayed
 
 NONE = (None, None)
 LOGVAR = ("logvar", 0.0, 0.0)
-MAX_WARPS = 16
 
 
 @replayed
@@ -37,7 +36,8 @@ def forward(
     Returns (z like mu or None, kl float32 or None). Moves 3L elements for sample + KL (eps and each tensor of a prior
     1L more), (2 + K) L for K samples, the kl and the 8-byte seed: without eps, noise is made in registers and never
     stored. One launch; one more for the partial sums of "latent" (K for a Monte Carlo kl of K samples), of the scalar
-    reductions, and of "sample" beyond MAX_COLUMNS latents.
+    reductions, and of "sample" where a tile does not take the latents of a sample: 4096, or fewer of costly scales and
+    of float64.
     """
     dtype, each = tiling.accumulator(mu.dtype), samples if kl == "monte_carlo" else None
     z = None if seed is None and eps is None else sampled_like(mu, samples)
@@ -49,7 +49,7 @@ def forward(
         ],
         by_sample=reduction in ("sample", "latent"),
     )  # fmt: skip
-    tiles = tiling.tiles(view, over_samples=reduction == "latent")
+    tiles = tiling.tiles(view, over_samples=reduction == "latent", portion=_portion(_forward, scale, mu.dtype))
     partials, count = None, 0
     if reduction not in (None, "none"):
         count = _partial_count(view, tiles, reduction)
@@ -101,22 +101,9 @@ def backward(
         whole = (grad_z, grad_kl if each is not None else upstream, eps)
         operands[4:7] = (_whole(*pair) for pair in zip(whole, operands[4:7], strict=True))
     steps = _steps(mu, samples, grad_z, eps, grad_kl if each is not None else None, 0)
-    divisor, tiles = reductions.divisor(reduction, mu.shape), tiling.tiles(view)
-    _launch(
-        _backward,
-        mu,
-        view,
-        tiles,
-        position,
-        operands,
-        seed,
-        divisor,
-        clamp,
-        scale,
-        kl,
-        steps,
-        reduction,
-    )
+    tiles = tiling.tiles(view, portion=_portion(_backward, scale, mu.dtype))
+    divisor = reductions.divisor(reduction, mu.shape)
+    _launch(_backward, mu, view, tiles, position, operands, seed, divisor, clamp, scale, kl, steps, reduction)
     return grads
 
 
@@ -148,9 +135,6 @@ def _steps(mu, samples, z, eps, kl, partials):
 
 def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, scale, kl, steps, reduction):
     name, bound, epsilon = scale
-    # What costs many registers, for logarithms or derivatives of tanh, has half as many elements a thread.
-    light = name in ("logvar", "logstd") or (name == "soft_clamp" and not epsilon and kernel is _forward)
-    warps = tiles.warps(view) if light else min(2 * tiles.warps(view), MAX_WARPS)
     wide = view.wide or (bool(steps) and steps[0] * max(steps[1:]) > tiling.MAX_INT32_EXTENT)
     with tiling.on_device(mu):
         launch(
@@ -158,8 +142,15 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, sca
             tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1], steps,
             LOW=clamp[0], HIGH=clamp[1], SCALE=name, BOUND=bound, EPSILON=epsilon, KL=kl, REDUCTION=reduction,
             MANY=bool(steps), QUADS=view.shape[0] % 4 == 0 and position[1][1] == 1,
-            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, warps=warps,
+            ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, warps=tiles.warps(view),
         )  # fmt: skip
+
+
+def _portion(kernel, scale, dtype):
+    """As `tiling.tiles` takes it. Logarithms and derivatives of tanh cost registers, and so do doubles."""
+    name, _, epsilon = scale
+    light = name in ("logvar", "logstd") or (name == "soft_clamp" and not epsilon and kernel is _forward)
+    return (1 if light else 2) * (4 if dtype == torch.float64 else 1)
 
 
 def _partial_count(view, tiles, reduction):

@@ -36,9 +36,9 @@ ISSUED = {
     "l1": Issued(sum=8, gradient=10, both=15, each=7),
     "log_cosh": Issued(sum=42, gradient=31, both=56, each=56),
     "huber": Issued(sum=13, gradient=12, both=21, each=11),
-    "student_t": Issued(sum=38, gradient=25, both=54, each=36),
+    "student_t": Issued(sum=39, gradient=25, both=54, each=36),
     "laplace": Issued(sum=13, gradient=16, both=27, each=11),
-    "discretized_logistic": Issued(sum=81, gradient=68, both=117, each=94),
+    "discretized_logistic": Issued(sum=81, gradient=68, both=128, each=94),
     "poisson": Issued(sum=47, gradient=11, both=50, each=46),
     "negative_binomial": Issued(sum=96, gradient=77, both=128, each=91),
     "zero_inflated_negative_binomial": Issued(sum=122, gradient=157, both=181, each=131),
@@ -85,7 +85,13 @@ def bernoulli_probs(params, target):
     q = 1.0 - p
     log_p, log_q = tl.log(p), tl.log(q) + (-p - (q - 1.0)) / tl.where(q == 0, 1.0, q)  # log1p(-p), defined at 1
     log_p, log_q = tl.where(log_p < -100.0, -100.0, log_p), tl.where(log_q < -100.0, -100.0, log_q)  # NaN stays NaN
-    return (target - 1.0) * log_q - target * log_p, (), ((p - target) / tl.maximum(p * q, 1e-12),)
+    return (target - 1.0) * log_q - target * log_p, (), ((p - target) / tl.maximum(p * q, _exactly(1e-12, p)),)
+
+
+@triton.jit
+def _exactly(constant, like):
+    """In `like`'s dtype: comparisons round a number to float32 first, which arithmetic does not."""
+    return tl.full((1, 1), constant, like.dtype)
 
 
 @triton.jit
@@ -176,7 +182,8 @@ def discretized_logistic(params, target):
     centred, inverse = target - params[0], tl.exp(-1.0 * params[1])  # whose logarithm is taken, normal or not
     upper, lower = (centred + 0.00196078431372549020) * inverse, (centred - 0.00196078431372549020) * inverse
     width = inverse * 0.00392156862745098039
-    first, last = target < 0.00196078431372549020, target > 0.99803921568627450980
+    low, high = _exactly(0.00196078431372549020, target), _exactly(0.99803921568627450980, target)
+    first, last = target < low, target > high
     e_upper, e_lower = elementary.exp_minus(tl.abs(upper)), elementary.exp_minus(tl.abs(lower))
     below = tl.where(upper >= 0, e_upper, 1.0) * elementary.reciprocal(1.0 + e_upper)  # sigmoid(-upper)
     above = tl.where(lower >= 0, 1.0, e_lower) * elementary.reciprocal(1.0 + e_lower)  # sigmoid(lower)
@@ -184,7 +191,7 @@ def discretized_logistic(params, target):
     below, above = tl.where(last, 0.0, below), tl.where(first, 0.0, above)
     e_width = elementary.exp_minus(width)
     inside = elementary.one_minus_exp(width, e_width)
-    inner = (target >= 0.00196078431372549020) & (target <= 0.99803921568627450980)
+    inner = (target >= low) & (target <= high)
     base = tl.where(last, 0.0, tl.maximum(-1.0 * upper, 0.0)) + tl.where(first, 0.0, tl.maximum(lower, 0.0))
     base = base - tl.where(inner, tl.log(inside), 0.0)
     stretch = tl.where(inner, width * e_width / inside, 0.0)

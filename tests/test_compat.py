@@ -2,6 +2,7 @@
 
 import doctest
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ def test_dtypes(problem, dtypes):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool], ids=str)
 def test_data_that_are_not_floats_are_refused(problem, dtype):
     (recon_x, mu, logvar), x = problem
-    with pytest.raises(TypeError, match=r"target is (uint8|bool): expected float32, bfloat16, float16 or float64"):
+    with pytest.raises(TypeError, match=r"^x is (uint8|bool): expected float32, bfloat16, float16 or float64"):
         vae_loss(recon_x, x.to(dtype), mu, logvar)
 
 
@@ -80,3 +81,13 @@ def test_the_example_in_the_docstring():
     names = {"torch": torch}
     result = doctest.testmod(compat, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert (result.failed, result.attempted) == (0, 2)
+
+
+@pytest.mark.parametrize("value", [[1.0], None, np.ones(3)], ids=repr)
+def test_what_is_no_tensor_is_named(value):
+    x, mu = torch.rand(2, 3), torch.zeros(2, 4)
+    kind = type(value).__name__
+    with pytest.raises(TypeError, match=rf"^recon_x is {kind}: expected a tensor$"):
+        vae_loss(value, x, mu, mu)
+    with pytest.raises(TypeError, match=rf"^x is {kind}: expected a tensor$"):
+        vae_loss(x, value, mu, mu)

@@ -179,3 +179,16 @@ def test_eps_is_used_as_it_is(draw, backend):
     eps = values(4, 3, device=backend.device)
     assert torch.equal(draw(mu, eps=eps), eps)
     assert torch.equal(draw(mu, eps=eps.t().contiguous().t()), eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_log_density_is_the_same_of_a_value_that_requires_a_gradient(dtype, wide, backend):
+    """The difference to the mean is taken in float32 whatever the dtypes, and the result has q's."""
+    mu, logvar, value = (values(4, 9, device=backend.device, seed=i).to(dtype) for i in range(3))
+    q, value = DiagonalGaussian(100 * mu, -6 * logvar), 100 * value.to(torch.float64 if wide else dtype)
+    plain, with_gradient = q.log_prob(value), q.log_prob(value.requires_grad_())
+    assert plain.dtype == with_gradient.dtype == torch.float32
+    exact = Normal(q.mu.double(), (0.5 * q.logvar.double()).exp()).log_prob(value.double()).sum(1)
+    for found in (plain, with_gradient):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)

@@ -195,3 +195,10 @@ def test_steps_do_not_recompile(options, compiler, advances):
             compiled.advance()
     assert counter.frame_count == 1
     assert compiled.step == plain.step == 6
+
+
+@pytest.mark.parametrize("schedule", [LinearWarmup(5), Cyclical(4, 2)], ids=repr)
+def test_a_step_is_real_and_dense(schedule):
+    for step in (torch.tensor(1j), torch.ones(2).to_sparse()):
+        with pytest.raises(TypeError, match=r"^step (is|has) .*: expected "):
+            schedule(step)

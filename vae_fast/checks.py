@@ -156,8 +156,13 @@ def reduction(value, choices):
 
 
 def choice(name, value, choices):
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def boolean(name, value):
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {type(value).__name__}: expected a bool")
 
 
 def one_source(**sources):

@@ -69,6 +69,8 @@ def weight(target, logits, row, validate, *, weight, binarize, **others):
 
     validate: look for values out of the domain, too.
     """
+    checks.boolean("validate", validate)
+    checks.boolean("binarize", binarize)
     for name, value in {**others, "binarize": binarize or None}.items():
         if value is not None:
             raise ValueError(f"{name} was given for a categorical likelihood, which takes none")

@@ -29,6 +29,8 @@ def vae_loss(recon_x, x, mu, logvar):
     >>> vae_loss(half, torch.ones(2, 3), zero, zero).item()  # 6 log 2
     4.1588...
     """
+    checks.is_float("recon_x", recon_x)
+    checks.is_float("x", x)
     if x.numel() != recon_x.numel():
         raise ValueError(
             f"x has shape {list(x.shape)}, recon_x has {list(recon_x.shape)}: expected as many elements in both"

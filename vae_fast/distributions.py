@@ -104,9 +104,10 @@ class DiagonalGaussian:
         checks.same_shape("value", value, "mu", self._halves[0])
         checks.same_device("value", value, "mu", self._halves[0])
         mean, logvar = self.mu, self._log_variance()
-        if value.requires_grad:  # a target has no gradient, but the difference is all that counts
-            mean, value = mean - value, torch.zeros_like(value)
         dtype = torch.promote_types(mean.dtype, logvar.dtype)
+        if value.requires_grad:  # a target has no gradient, but the difference is all that counts
+            dtype = torch.promote_types(dtype, torch.float32)
+            mean, value = mean.to(dtype) - value, torch.zeros_like(value)
         return -reconstruction_loss((mean.to(dtype), logvar.to(dtype)), value, "gaussian", reduction="sample")
 
     def __repr__(self):

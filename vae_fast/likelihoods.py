@@ -90,8 +90,14 @@ class StudentT:
 
     @property
     def constants(self):
-        """df, and the logarithm of the density's constant."""
-        df = float(self.df)
+        """df, and the logarithm of the density's constant.
+
+        Where df is large the logarithms of gamma would cancel: NIST DLMF 5.11.13 has their difference. Beyond 1e30,
+        where float32 ends soon, it is a Gaussian to all digits.
+        """
+        df = min(float(self.df), 1e30)
+        if df > 1000:
+            return df, 0.5 * math.log(2 * math.pi) + 1 / (4 * df) - 1 / (24 * df**3)
         return df, 0.5 * math.log(df * math.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
 
 
@@ -101,6 +107,14 @@ def _first(mean, *others):
 
 def _both_positive(mean, theta):
     return F.softplus(mean), F.softplus(theta)
+
+
+def _unless_zero(mean, theta, pi_logits):
+    return mean * torch.sigmoid(-pi_logits)
+
+
+def _positive_beside_logits(mean, theta, pi_logits):
+    return *_both_positive(mean, theta), pi_logits
 
 
 def _continuous_bernoulli_mean(logits):
@@ -130,8 +144,8 @@ LIKELIHOODS = {
             "zero_inflated_negative_binomial",
             ("mean", "theta", "pi_logits"),
             "counts",
-            lambda mean, theta, pi_logits: mean * torch.sigmoid(-pi_logits),
-            lambda mean, theta, pi_logits: (*_both_positive(mean, theta), pi_logits),
+            _unless_zero,
+            _positive_beside_logits,
         ),
         Likelihood("categorical", ("logits",), "classes", partial(torch.softmax, dim=-1), check_target=classes.check),
     )

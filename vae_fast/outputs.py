@@ -47,6 +47,7 @@ def _describe(value):
 
 def prepare(params, target, row, validate, target_scale, weight, seed, generator, binarize):
     """(params, target, weight, seed, scale, backend), as the reconstruction's ops take them."""
+    checks.boolean("validate", validate)
     chosen = backend.choose(target)
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
     if validate:

@@ -104,7 +104,10 @@ class Cyclical:
 
 def _taken(step):
     """The number as a float, or the tensor as it is."""
-    return step if isinstance(step, torch.Tensor) else checks.number("step", step, "a number or a tensor")
+    if not isinstance(step, torch.Tensor):
+        return checks.number("step", step, "a number or a tensor")
+    checks.is_real("step", step)
+    return step
 
 
 def _ramp(step, steps, start, end):

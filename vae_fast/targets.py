@@ -59,7 +59,6 @@ def sample(binarize, seed, generator, target, scale, row, backend):
 
 
 def check_binarize(value, row):
-    if not isinstance(value, bool):
-        raise TypeError(f"binarize is {type(value).__name__}: expected a bool")
+    checks.boolean("binarize", value)
     if value and row.name != "bernoulli":
         raise ValueError(f"binarize is True: expected likelihood 'bernoulli', it is {row.name!r}")

@@ -4,38 +4,40 @@ import pytest
 import torch
 
 from vae_fast import likelihoods
-from vae_fast.benchmarks import workloads as calls
 from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
+from vae_fast.benchmarks.latent_workloads import CLAMP
+from vae_fast.benchmarks.layouts import LAYOUTS
+from vae_fast.benchmarks.workloads import workloads
 
 pytest.importorskip("triton")
 
 
 def test_each_call_is_listed_once_and_every_op_is_there():
-    workloads = calls.workloads()
-    names = [str(workload) for workload in workloads]
+    found = workloads()
+    names = [str(workload) for workload in found]
     assert len(set(names)) == len(names)
     ops = {"sample_kl", "sample_kl_packed", "reparameterize", "gaussian_kl", "reconstruction_loss", "elbo_loss"}
-    assert {workload.op for workload in workloads} == ops
-    assert {workload.dtype for workload in workloads} == {"float32", "bfloat16", "float16", "float64"}
-    assert {workload.layout for workload in workloads} == {*calls.LAYOUTS, *CLASS_LAYOUTS}
-    assert {workload.dtype for workload in workloads if workload.main} >= {"float32", "bfloat16"}
+    assert {workload.op for workload in found} == ops
+    assert {workload.dtype for workload in found} == {"float32", "bfloat16", "float16", "float64"}
+    assert {workload.layout for workload in found} == {*LAYOUTS, *CLASS_LAYOUTS}
+    assert {workload.dtype for workload in found if workload.main} >= {"float32", "bfloat16"}
 
 
 def test_a_new_likelihood_appears_by_itself(monkeypatch):
     row = likelihoods.Likelihood("new", ("a", "b", "c"), "real", lambda a, b, c: a)
     monkeypatch.setitem(likelihoods.LIKELIHOODS, "new", row)
-    found = [w for w in calls.workloads() if w.options.startswith("new")]
+    found = [w for w in workloads() if w.options.startswith("new")]
     assert {w.op for w in found} == {"reconstruction_loss"}
     assert sum(w.main for w in found) == 2
     leaves, constants = found[0].make()
     assert (len(leaves), len(constants)) == (3, 1)
 
 
-@pytest.mark.parametrize("layout", calls.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_have_two_full_tiles(layout):
     from vae_fast.kernels import tiling
 
-    first, second, third = calls.LAYOUTS[layout](torch.float32, 3)
+    first, second, third = LAYOUTS[layout](torch.float32, 3)
     assert first.shape == second.shape == third.shape
     assert first.numel() > tiling.FLAT_TILE
 
@@ -73,7 +75,7 @@ def test_every_kernel_is_launched_in_each_way():
         "SCALARS": {False, True},
         "REDUCTION": {None, "none", "sample", "latent", "sum", "mean", "batchmean"},
         "HALVINGS": {2, 3},
-        "LOW": {None, calls.CLAMP[0]},
+        "LOW": {None, CLAMP[0]},
         "SCALED": {False, True},
         "WEIGHT": {None, "none", "sample", "latent"},
         "SCALE": {"logvar", "logstd", "std", "softplus", "soft_clamp"},

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ def enter(name):
         pass
 
 
-@pytest.mark.parametrize("name", ["cuda", "Triton", "", None, 0, True, ["triton"], torch.device("cpu")], ids=repr)
+@pytest.mark.parametrize(
+    "name", ["cuda", "Triton", "", None, 0, True, ["triton"], torch.device("cpu"), np.ones(2)], ids=repr
+)
 def test_names(name):
     before = backends._current
     with pytest.raises(ValueError, match=r"expected one of") as caught:

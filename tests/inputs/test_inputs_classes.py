@@ -137,3 +137,9 @@ class TestVAE:
     def test_only_a_name_is_saved(self, modules, tmp_path):
         with pytest.raises(TypeError, match=r"likelihood is Categorical\(ignore_index=0\): expected a name"):
             VAE(**modules, likelihood=Categorical(0)).save(tmp_path)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([True, False]), {}, "no"], ids=repr)
+def test_binarize_is_a_bool(value):
+    with pytest.raises(TypeError, match=rf"^binarize is {type(value).__name__}: expected a bool$"):
+        reconstruction_loss(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64), "categorical", binarize=value)

@@ -83,3 +83,11 @@ def test_classes():
 def test_every_domain_has_a_rule():
     assert {row.domain for row in LIKELIHOODS.values()} <= {*TARGETS, "classes"}
     assert set(TARGETS.values()) <= set(RULES)
+
+
+@pytest.mark.parametrize("value", ["no", -1, float("nan"), torch.tensor([True, False]), None], ids=repr)
+def test_it_is_a_bool(value):
+    classes = torch.zeros(2, dtype=torch.int64)
+    for output, target, likelihood in ((ONES, ONES, "mse"), (ONES, classes, "categorical")):
+        with pytest.raises(TypeError, match=rf"^validate is {type(value).__name__}: expected a bool$"):
+            reconstruction_loss(output, target, likelihood, validate=value)

@@ -194,6 +194,17 @@ def test_zero_inflation_at_extreme_logits(room, request):
 
 
 @pytest.mark.parametrize("room", ROOMS)
+def test_zero_inflation_that_is_switched_off_by_any_logit(room, request):
+    """The nll of a zero is then the negative binomial's: to the logit, however large, nothing is added."""
+    device = request.getfixturevalue("kernels_device") if room == "kernels" else "cpu"
+    pi = -(10.0 ** torch.arange(2, 31))
+    ones = torch.ones_like(pi)
+    nll, (*_, dpi) = run(room, "zero_inflated_negative_binomial", (ones, ones, pi), 0 * ones, device)
+    np.testing.assert_allclose(nll, np.log(2.0), rtol=1e-6)
+    np.testing.assert_allclose(dpi, 0.0, atol=1e-30)
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_an_endless_theta_is_the_poisson_distribution(room, request):
     device = request.getfixturevalue("kernels_device") if room == "kernels" else "cpu"
     mean, theta, x = counts.grid([0.3, 5, 4e3], [1e12, 1e18, 1e25, 1e38], [0, 1, 7, 3e3], dtype=torch.float32)

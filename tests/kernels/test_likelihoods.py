@@ -1,5 +1,6 @@
 """Every likelihood beyond the core's: value and gradient, over its domain, in each dtype and on each backend."""
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.support.tolerance import FLOAT64, RELATIVE, assert_close, assert_loss
 from tests.support.ulp import to_numpy
 from vae_fast import Huber, StudentT, elbo_loss, reconstruction_loss, use_backend
 from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.reference import likelihoods as reference
 from vae_fast.reference import reductions
 
 # NumPy's, in the interpreter
@@ -222,6 +224,36 @@ def test_huber_is_that_of_torch(delta, backend):
     torch.testing.assert_close(loss, expected)
     gradients = torch.autograd.grad(loss.sum(), ours), torch.autograd.grad(expected.sum(), theirs)
     torch.testing.assert_close(*gradients)
+
+    @pytest.mark.parametrize("shift", [0, 1e-13, -1e-13])
+    def test_in_float64_the_outer_bins_begin_where_they_do(self, shift, backend):
+        """1/510 and 1 - 1/510 rounded to float32 are 2e-11 away."""
+        x = torch.tensor([[1 / 510 + shift, 1 - 1 / 510 + shift]], dtype=torch.float64, device=backend.device)
+        zeros = torch.zeros_like(x)
+        nll = reconstruction_loss((zeros, zeros), x, "discretized_logistic", reduction="none")
+        expected, _ = reference.discretized_logistic(*(t.cpu().numpy() for t in (zeros, zeros, x)))
+        np.testing.assert_allclose(nll.cpu().numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("df", [1000.0, 1e4, 1e10, 1e17, 1e40, 1e307])
+def test_a_student_t_of_many_degrees_is_a_gaussian(df, backend):
+    mean, log_scale, x = (torch.randn(4, 99, device=backend.device, dtype=torch.float64) for _ in range(3))
+    loss = reconstruction_loss((mean, log_scale), x, StudentT(df), reduction="none")
+    square = ((x - mean) * torch.exp(-log_scale)).square()
+    expected = log_scale + (df + 1) / 2 * torch.log1p(square / df) + float(_student_t_constant(df))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    single = reconstruction_loss((mean.float(), log_scale.float()), x.float(), StudentT(df), reduction="none")
+    torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=1e-4)
+    assert StudentT(df).constants[1] == pytest.approx(float(_student_t_constant(df)), rel=1e-12)
+
+
+def _student_t_constant(df):
+    with mpmath.workdps(700):
+        return (
+            mpmath.log(mpmath.sqrt(df * mpmath.pi))
+            + mpmath.loggamma(mpmath.mpf(df) / 2)
+            - mpmath.loggamma((mpmath.mpf(df) + 1) / 2)
+        )
 
 
 @pytest.mark.parametrize("df", [0.5, 4.0, 300.0])

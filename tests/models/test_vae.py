@@ -1,12 +1,14 @@
 """The thin VAE: what it computes, and what it says of bad arguments."""
 
 import os
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.models import VAE
 
 pytestmark = pytest.mark.skipif(
@@ -233,3 +235,11 @@ def test_an_encoder_with_an_odd_number_of_moments():
 
 def test_repr_names_likelihood_and_beta():
     assert "likelihood='mse', beta=0.5" in repr(mlp(likelihood="mse", beta=0.5))
+
+
+@pytest.mark.parametrize("likelihood", [name for name, row in LIKELIHOODS.items() if row.domain != "classes"])
+def test_a_model_can_be_pickled(likelihood):
+    model = VAE((2, 3), 2, likelihood=likelihood)
+    again = pickle.loads(pickle.dumps(model))
+    x = torch.ones(4, 2, 3)
+    assert torch.equal(again.loss(x, seed=1).total, model.loss(x, seed=1).total)

@@ -1,13 +1,16 @@
 """`vae-fast bench`: measure against eager PyTorch and torch.compile, show the table, write results and report."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vae_fast.app.options import BACKEND, argument, trainable_device
 from vae_fast.benchmarks import cases, machine, measure, report, tables
@@ -18,6 +21,9 @@ console = Console(highlight=False)
 
 RESULTS = Path("benchmarks/results")
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
+NAMED = ("case", "threads")  # the columns that say what is measured
+GAP, EDGE = 1, 1  # between columns, and around the table where no gap is
+WIDTH = 190  # of the table where there is no terminal
 
 
 def bench(
@@ -64,18 +70,10 @@ def _device(name: str) -> torch.device:
 def _show(rows: list[Row]) -> None:
     """The table; where vae_fast is slower; what has no figures."""
     columns, lines = tables.without_empty(tables.HEADER, tables.cases(rows, _colored))
-    table = Table(title="forward and backward, or a whole training step", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, name in enumerate(columns):
-        # In a narrow window the names of the cases are folded, and the figures stay whole.
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
-    before = None
-    for name, *figures in lines:
-        op, _, size = name.partition("/")
-        if op != before:
-            table.add_row(f"[bold]{op}[/]")
-            before = op
-        table.add_row(f" {size}", *figures)
-    console.print(table)
+    _say("forward and backward, or a whole training step")
+    room = console.width if console.is_terminal else WIDTH
+    for part in _parts(columns, lines, room):
+        _print_part([columns[k] for k in part], [[line[k] for k in part] for line in lines])
     _say(tables.note(columns, tables.MEANINGS))
     for title, faults in (
         ("slower on the device:", tables.losses(rows, tables.ON_DEVICE)),
@@ -84,6 +82,41 @@ def _show(rows: list[Row]) -> None:
     ):
         if faults:
             _say("\n  ".join((title, *faults)))
+
+
+def _parts(columns: list[str], lines: list[list[str]], room: int) -> Iterator[list[int]]:
+    """The columns of each table: as many as the room takes whole, behind those that say what is measured."""
+    named = [k for k, name in enumerate(columns) if name in NAMED]
+    used = before = EDGE + sum(_width(columns, lines, k) + GAP for k in named)
+    part = list(named)
+    for k in (k for k in range(len(columns)) if k not in named):
+        width = _width(columns, lines, k) + GAP
+        if used + width > room and part != named:
+            yield part
+            part, used = list(named), before
+        part.append(k)
+        used += width
+    yield part
+
+
+def _width(columns: list[str], lines: list[list[str]], k: int) -> int:
+    """That of the longest figure, or word in the head."""
+    return max(cell_len(text) for text in (*columns[k].split(), *(Text.from_markup(line[k]).plain for line in lines)))
+
+
+def _print_part(columns: list[str], lines: list[list[str]]) -> None:
+    """In a window that is too narrow for one column of figures, lines wrap."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for k, name in enumerate(columns):
+        table.add_column(name, justify="right" if k else "left", width=_width(columns, lines, k), overflow="fold")
+    before = None
+    for name, *figures in lines:
+        op, _, size = name.partition("/")
+        if op != before:
+            table.add_row(f"[bold]{op}[/]")
+            before = op
+        table.add_row(f" {size}", *figures)
+    Console(width=max(console.width, WIDTH), highlight=False).print(table)
 
 
 def _colored(text: str, ratio: float) -> str:

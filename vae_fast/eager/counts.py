@@ -6,7 +6,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from vae_fast.eager import special
 from vae_fast.eager.elementary import exp_minus, select
@@ -111,7 +110,9 @@ def _zero_inflate(mean, theta, pi, target):
 
 def _zero_inflated_nll(made, pi):
     softplus = exp_minus(pi.abs()).log1p_()  # of -|pi|
-    rare = F.logsigmoid(pi + made.nll).add_(softplus).sub_(pi.clamp(max=0))
+    # softplus(-pi) - softplus(-pi - nll), of which neither is formed: both may be as large as pi.
+    rare = torch.minimum(pi.neg().clamp_(min=0), made.nll).add_(softplus)
+    rare.sub_(exp_minus(pi.add(made.nll).abs_()).log1p_())
     of_zero = select(made.missed < 0.5, torch.log1p(-made.missed).neg_(), rare)
     return select(made.zero, of_zero, softplus.add_(pi.clamp(min=0)).add_(made.nll))
 

@@ -6,13 +6,14 @@ import importlib
 import importlib.util
 import os
 
+from vae_fast import checks
+
 BACKENDS = ("triton", "eager", "auto")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def _checked(name, source):
-    if name not in BACKENDS:
-        raise ValueError(f"{source} is {name!r}: expected one of {', '.join(map(repr, BACKENDS))}")
+    checks.choice(source, name, BACKENDS)
     return name
 
 

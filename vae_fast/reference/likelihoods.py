@@ -120,7 +120,10 @@ def student_t(mean, log_scale, target, df=5.0):
     a, s, x = alike(mean=mean, log_scale=log_scale, target=target)
     inverse = np.exp(-s)
     q = ((a - x) * inverse) ** 2
-    constant = 0.5 * np.log(df * np.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
+    if df > 1e6:  # where the two logarithms cancel, their difference is log(2 / df) / 2 + 1 / (4 df)
+        constant = 0.5 * np.log(2 * np.pi) + 1 / (4 * df)
+    else:
+        constant = 0.5 * np.log(df * np.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
     nll = constant + s + (df + 1) / 2 * np.log1p(q / df)
     share = (df + 1) / (df + q)
     return nll, (share * (a - x) * inverse**2, 1.0 - share * q)
@@ -191,7 +194,7 @@ def zero_inflated_negative_binomial(mean, theta, pi_logits, target):
     """-log of a zero with probability sigmoid(pi_logits), else of `negative_binomial` (scvi-tools' ZINB).
 
     With nb the negative binomial's nll: softplus(-pi) - softplus(-pi - nb) where the target is 0 (below 1e-8, as
-    scvi-tools), softplus(pi) + nb elsewhere.
+    scvi-tools), softplus(pi) + nb elsewhere. The difference is written without the two, which may be as large as pi.
     """
     mean, theta, pi, x = alike(mean=mean, theta=theta, pi_logits=pi_logits, target=target)
     zero = x < 1e-8
@@ -199,7 +202,7 @@ def zero_inflated_negative_binomial(mean, theta, pi_logits, target):
     # A zero has probability 1 - missed. Where it is likely, the difference of softplus would cancel.
     missed = -np.expm1(-nb) * _sigmoid(-pi)
     likely = np.log1p(-np.where(missed < 0.5, missed, 0.0))
-    rare = np.logaddexp(0.0, -pi) - np.logaddexp(0.0, -pi - nb)
+    rare = np.minimum(np.maximum(-pi, 0.0), nb) + np.log1p(np.exp(-np.abs(pi))) - np.log1p(np.exp(-np.abs(pi + nb)))
     nll = np.where(zero, np.where(missed < 0.5, -likely, rare), nb + np.logaddexp(0.0, pi))
     weight = np.where(zero, _sigmoid(-pi - nb), 1.0)
     dpi = np.where(zero, -missed * _sigmoid(pi + nb), _sigmoid(pi))
