@@ -13,9 +13,13 @@ On any kernel of your own, with CPU or "meta" tensors (TRITON_INTERPRET must be 
 
 Counts are per element and of the main path (see `controlflow`): full tiles, without the masked tail. An element's
 share is what all threads of a program issue, over the elements that it takes; predicated instructions count as issued.
+A loop's body is counted once, as it is compiled: where the compiler has unrolled it, or loads ahead, the path has
+several rounds, and what stands before and behind the loop besides. `report.bytes` over the bytes that an element needs
+tells how many: give `elements` so that the two agree.
 """
 
 import hashlib
+import numbers
 import os
 import re
 import subprocess
@@ -53,7 +57,7 @@ class Audit:
     elements: int  # that a program takes on its main path
     shared: int  # bytes of shared memory of a program
     resources: Resources
-    loops: int  # loop bodies on the main path, each counted once: `elements` must be those of one round
+    loops: int  # loop bodies on the main path, each counted once: `elements` must be those of the rounds in it
     calls: int  # subroutines that the main path calls; their instructions are not counted
     instructions: int  # in the whole code, all paths
     main: tuple[Instruction, ...] = field(repr=False)
@@ -72,6 +76,16 @@ class Audit:
     def stores(self):
         """Global stores of one thread on the main path, by width in bits."""
         return Counter(i.bits for i in self.main if i.access == "store")
+
+    @property
+    def bytes(self):
+        """Bytes of global loads and stores per element."""
+        return self._per_element(sum(i.bits for i in self.main if i.access in ("load", "store")) / 8)
+
+    @property
+    def uncounted(self):
+        """Instructions of the main path that copy whole tiles, as of tensor descriptors: their bytes are not seen."""
+        return sum(i.opcode.startswith(sass.BULK) for i in self.main)
 
     @property
     def issued(self):
@@ -105,7 +119,8 @@ class Audit:
         return (
             f"{self.kernel} {self.target}: {used.registers} registers, {used.spilled} spilled, {used.local} local, "
             f"{self.shared} shared; {widths}; per element {self.issued:.1f} issued, {self.integer:.1f} integer, "
-            f"{self.special:.2f} special, {self.floating:.1f} float"
+            f"{self.special:.2f} special, {self.floating:.1f} float, {self.bytes:.4g} bytes"
+            + (f"; {self.loops} loops, a round of each as compiled" if self.loops else "")
         )
 
 
@@ -133,6 +148,8 @@ def check(report, budget):
         failures.append(f"uses {used.local} bytes of local memory a thread")
     if report.calls:
         failures.append(f"calls {report.calls} subroutines on the main path")
+    if report.uncounted:
+        failures.append(f"main path has {report.uncounted} copies of whole tiles, whose bytes are not counted")
     narrow = {bits: count for bits, count in (report.loads + report.stores).items() if bits < budget.bits}
     if sum(narrow.values()) > budget.narrow:
         listed = ", ".join(f"{count} of {bits}" for bits, count in sorted(narrow.items()))
@@ -147,9 +164,13 @@ def check(report, budget):
 def audit(launch, target, *, elements):
     """Compile what a `Launch` would run on "sm_80", "sm_90", "sm_100" or "gfx942", and read the machine code.
 
-    elements: how many elements a program takes (one round, where the main path has a loop); or the names of the
-    constexpr arguments whose product that is, such as ("ROWS", "COLUMNS").
+    elements: how many elements a program takes (in a loop's rounds, see above); or the names of the constexpr arguments
+    whose product that is, such as ("ROWS", "COLUMNS"). Raises ValueError for another target, another name, or no
+    elements.
     """
+    if target not in TARGETS:
+        raise ValueError(f"target is {target!r}: expected one of {', '.join(map(repr, TARGETS))}")
+    elements = _tile_size(launch, elements)
     compiled = compile_launch(launch, target)
     if "cubin" in compiled.asm:
         code, resources = _nvidia(compiled, TARGETS[target])
@@ -160,7 +181,7 @@ def audit(launch, target, *, elements):
         kernel=launch.name,
         target=target,
         threads=compiled.metadata.num_warps * TARGETS[target].warp_size,
-        elements=elements if isinstance(elements, int) else _tile_size(launch, elements),
+        elements=elements,
         shared=compiled.metadata.shared,
         resources=resources,
         loops=path.loops,
@@ -177,12 +198,18 @@ def compile_launch(launch, target):
     return triton.compile(source, target=TARGETS[target], options=vars(special.options))
 
 
-def _tile_size(launch, names):
-    arguments = launch.arguments
-    sizes = [arguments[name] for name in names if name in arguments]
-    if not sizes:
-        raise ValueError(f"elements: {launch.name} has none of the arguments {', '.join(names)}; give their number")
-    return prod(getattr(size, "value", size) for size in sizes)
+def _tile_size(launch, elements):
+    if not isinstance(elements, numbers.Integral):
+        names, arguments = (elements,) if isinstance(elements, str) else tuple(elements), launch.arguments
+        known = {p.name: arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
+        sizes = {name: getattr(size, "value", size) for name, size in known.items()}
+        for name in names:
+            if not isinstance(sizes.get(name), numbers.Integral):
+                raise ValueError(f"elements names {name!r}: expected constexpr ints of {launch.name}, or their number")
+        elements = prod(sizes[name] for name in names)
+    if elements < 1:
+        raise ValueError(f"elements is {elements}: expected 1 or more")
+    return int(elements)
 
 
 def _nvidia(compiled, target):

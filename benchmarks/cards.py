@@ -8,7 +8,8 @@ class Card:
     """What a card can do; `bandwidth` is that of a copy, not the one on the data sheet, which no copy reaches.
 
     Lanes: lane-instructions that a multiprocessor (AMD: compute unit) issues in a clock, of all kinds together, of
-    integer, logic and compare, and of special functions.
+    float arithmetic, of integer, logic and compare, and of special functions (CUDA C++ Programming Guide, "Arithmetic
+    instructions").
     """
 
     name: str
@@ -17,6 +18,7 @@ class Card:
     clock: float  # Hz, boost
     bandwidth: float  # bytes/s
     lanes: int = 128
+    float_lanes: int = 128
     integer_lanes: int = 64
     special_lanes: int = 16
 
@@ -24,7 +26,8 @@ class Card:
     def per_byte(self):
         """Lane-instructions of each kind that fit into the time of one byte."""
         clocks = self.multiprocessors * self.clock / self.bandwidth
-        lanes = {"issued": self.lanes, "integer": self.integer_lanes, "special": self.special_lanes}
+        lanes = {"issued": self.lanes, "floating": self.float_lanes}
+        lanes |= {"integer": self.integer_lanes, "special": self.special_lanes}
         return {kind: clocks * number for kind, number in lanes.items()}
 
 
@@ -37,7 +40,7 @@ H200 = Card("H200", "sm_90", multiprocessors=132, clock=1.98e9, bandwidth=4.3e12
 CARDS = {
     "h200": H200,
     "h100": Card("H100 SXM", "sm_90", multiprocessors=132, clock=1.98e9, bandwidth=COPY * 3.35e12),
-    "a100": Card("A100 80GB", "sm_80", multiprocessors=108, clock=1.41e9, bandwidth=COPY * 2.04e12),
+    "a100": Card("A100 80GB", "sm_80", multiprocessors=108, clock=1.41e9, bandwidth=COPY * 2.04e12, float_lanes=64),
     "b200": Card("B200", "sm_100", multiprocessors=148, clock=1.965e9, bandwidth=COPY * 8.0e12),
     "mi300x": Card(
         "MI300X", "gfx942", multiprocessors=304, clock=2.1e9, bandwidth=COPY * 5.3e12, lanes=64, integer_lanes=64
@@ -50,7 +53,7 @@ def bound(report, bytes_per_element, card):
 
     report: an `Audit`; bytes_per_element: what the kernel moves to and from memory for one element.
 
-    bound(report, 12, H200) -> ("memory", {"issued": 0.4, "integer": 0.3, "special": 0.2})
+    bound(report, 12, H200) -> ("memory", {"issued": 0.4, "floating": 0.2, "integer": 0.3, "special": 0.2})
     """
     moved = bytes_per_element or 1e-9  # a main path may move none: instructions bound it
     load = {pipe: getattr(report, pipe) / (limit * moved) for pipe, limit in card.per_byte.items()}

@@ -3,9 +3,10 @@
     with record_launches() as launches:
         my_launcher(torch.empty(64, 784, device="meta"))     # or CPU tensors; "meta" ones take no memory at any size
     launches[0].kernel, launches[0].grid, launches[0].arguments["BLOCK"]
-    launches[0].specialize(target_of("sm_90"))                # what Triton would compile for these arguments
+    launches[0].specialize(TARGETS["sm_90"])                  # what Triton would compile for these arguments
 
-Needs TRITON_INTERPRET unset. The launcher's code on the host runs as it is; each launch is noted instead of made.
+Needs TRITON_INTERPRET unset. The launcher's code on the host runs as it is; each launch is noted instead of made. An
+autotuned kernel has no launch of its own: call its `.fn`, with the arguments of one configuration.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
+from triton.runtime.autotuner import Autotuner
 
 from vae_fast.kernels.launching import planning_anew
 
@@ -85,8 +87,20 @@ def record_launches():
             grid = grid(_bind(kernel, args, kwargs))
         launches.append(Launch(kernel, tuple(grid), args, kwargs))
 
-    with patch.object(jit.JITFunction, "run", note), planning_anew():
+    with patch.object(jit.JITFunction, "run", note), planning_anew(), without_autotuning():
         yield launches
+
+
+@contextlib.contextmanager
+def without_autotuning():
+    """Within the block the launch of an autotuned kernel raises: it would time its configurations on a GPU."""
+
+    def refuse(kernel, *args, **kwargs):
+        name = getattr(kernel.fn, "__name__", "the kernel")
+        raise RuntimeError(f"{name} is autotuned: launch {name}.fn[grid](...), with the arguments of one configuration")
+
+    with patch.object(Autotuner, "run", refuse):
+        yield
 
 
 def variants(launches, target):

@@ -34,6 +34,7 @@ ACCESSES = {
 }
 WIDTHS = {"256": 256, "128": 128, "96": 96, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 LOCAL = ("LDL", "STL")
+BULK = ("UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")  # copies of whole tiles, by an engine of their own
 
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
 ADDRESS = re.compile(r"\b0x([0-9a-f]+)\s*$")

@@ -11,7 +11,8 @@ Needs Triton's interpreter: TRITON_INTERPRET=1 in the environment before Triton 
     assert not traffic.overwrites                     # no address was stored twice in one launch: a race on a GPU
 
 Lanes whose mask is true are counted; a number that two programs load counts twice. That is what a kernel asks of the
-memory system, so the floor of a memory-bound kernel is met when it equals the sizes of its inputs and outputs.
+memory system, so the floor of a memory-bound kernel is met when it equals the sizes of its inputs and outputs. Where
+two arguments are one tensor, as of a kernel that works in place, all counts are the first one's.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ from unittest.mock import patch
 import numpy as np
 import triton
 from triton.runtime import interpreter
+
+from vae_fast.benchmarks.launches import without_autotuning
 
 
 class OutOfBounds(RuntimeError):
@@ -67,7 +70,7 @@ def count_traffic(bounds=True):
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("count_traffic needs Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported")
     counter = _Counter(bounds)
-    with contextlib.ExitStack() as hooks:
+    with without_autotuning(), contextlib.ExitStack() as hooks:
         for owner, name, hook in counter.hooks():
             hooks.enter_context(patch.object(owner, name, hook))
         yield counter.traffic

@@ -144,3 +144,22 @@ def does_not_compile(x, y, BLOCK: tl.constexpr):
 @triton.jit
 def refuses_its_block(x, y, BLOCK: tl.constexpr):
     tl.static_assert(BLOCK < 64, "BLOCK is 64 or more: expected fewer")
+
+
+@triton.jit
+def sum_in_a_loop(x, sums, n, BLOCK: tl.constexpr):
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n, BLOCK):
+        total += tl.load(x + start + tl.arange(0, BLOCK))
+    tl.store(sums + tl.program_id(0), tl.sum(total, 0))
+
+
+@triton.jit
+def copy_of_a_whole_tile(x, y, n, BLOCK: tl.constexpr):
+    source = tl.make_tensor_descriptor(x, [n, 64], [64, 1], [BLOCK, 64])
+    target = tl.make_tensor_descriptor(y, [n, 64], [64, 1], [BLOCK, 64])
+    row = tl.program_id(0) * BLOCK
+    target.store([row, 0], source.load([row, 0]))
+
+
+autotuned = triton.autotune([triton.Config({}, num_warps=4), triton.Config({}, num_warps=8)], key=[])(full_tiles)

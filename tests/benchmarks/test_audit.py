@@ -1,5 +1,6 @@
 """The machine-code audit: right on known kernels, the main path found, and the bad kernels caught."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ pytest.importorskip("triton")
 
 from tests.benchmarks import sample_kernels as kernels
 from vae_fast.benchmarks.audit import Budget, audit, check
-from vae_fast.benchmarks.cards import H200, bound
+from vae_fast.benchmarks.cards import CARDS, H200, bound
 from vae_fast.benchmarks.launches import TARGETS, record_launches, variants
 
 pytestmark = pytest.mark.compiled_only
@@ -123,10 +124,53 @@ def test_catches_each_count_over_its_budget():
 
 def test_elements_by_number_or_by_name():
     assert audited("sm_90", kernels.full_tiles, meta(8192), meta(8192), FUNCTION=F, elements=512).elements == 512
-    report = audited("sm_90", kernels.full_tiles, meta(8192), meta(8192), FUNCTION=F, elements=("ROWS", "BLOCK"))
-    assert report.elements == BLOCK
-    with pytest.raises(ValueError, match="full_tiles has none of the arguments ROWS"):
-        audited("sm_90", kernels.full_tiles, meta(8192), meta(8192), FUNCTION=F, elements=("ROWS",))
+    for elements in (("BLOCK",), "BLOCK", ["BLOCK"], np.int64(BLOCK)):
+        report = audited("sm_90", kernels.full_tiles, meta(8192), meta(8192), FUNCTION=F, elements=elements)
+        assert report.elements == BLOCK
+        assert report.bytes == 8
+
+
+@pytest.mark.parametrize("elements", [("ROWS", "BLOCK"), ("FUNCTION",), ("n",), "BLOK"], ids=str)
+def test_elements_of_another_name_are_refused(elements):
+    """A misspelt one would divide by too few elements, and a runtime argument is not that of the machine code."""
+    name = elements if isinstance(elements, str) else elements[0]
+    message = f"^elements names '{name}': expected constexpr ints of tiles_and_tail, or their number$"
+    with pytest.raises(ValueError, match=message):
+        audited("sm_90", kernels.tiles_and_tail, meta(8192), meta(8192), 8192, FUNCTION=F, elements=elements)
+
+
+def test_no_elements_and_another_target_are_refused():
+    with pytest.raises(ValueError, match="^elements is 0: expected 1 or more$"):
+        full("sm_90", torch.float32, elements=0)
+    with pytest.raises(ValueError, match="^target is 'sm_75': expected one of 'sm_80', 'sm_90', 'sm_100', 'gfx942'$"):
+        full("sm_75", torch.float32)
+
+
+def test_a_loop_that_is_unrolled_shows_in_the_bytes():
+    """ptxas takes several rounds at once; `bytes` tells how many, and with so many elements the rest is right."""
+    report = audited("sm_90", kernels.sum_in_a_loop, meta(8192), meta(4), 8192)
+    assert report.loops == 1
+    assert "1 loops, a round of each as compiled" in str(report)
+    rounds = round(report.bytes / 4)
+    assert rounds > 1
+    whole = audited("sm_90", kernels.sum_in_a_loop, meta(8192), meta(4), 8192, elements=rounds * BLOCK)
+    assert whole.bytes == pytest.approx(4, rel=0.01)
+    assert whole.issued == pytest.approx(report.issued / rounds)
+
+
+def test_copies_of_whole_tiles_are_a_failure():
+    """Their bytes are in a descriptor, not in the code."""
+    report = audited("sm_90", kernels.copy_of_a_whole_tile, meta((512, 64)), meta((512, 64)), 512, BLOCK=64)
+    assert report.loads == report.stores == {}
+    (failure,) = check(report, Budget())
+    assert "main path has 2 copies of whole tiles, whose bytes are not counted" in failure
+
+
+def test_an_autotuned_kernel_is_refused_by_name():
+    """It would time its configurations, which are several launches, and on no GPU an error of Triton's."""
+    with pytest.raises(RuntimeError, match=r"^full_tiles is autotuned: launch full_tiles\.fn\[grid\]"):
+        recorded(kernels.autotuned, meta(8192), meta(8192), FUNCTION=F, BLOCK=BLOCK)
+    assert recorded(kernels.autotuned.fn, meta(8192), meta(8192), FUNCTION=F, BLOCK=BLOCK).name == "full_tiles"
 
 
 def test_the_resource_that_bounds_a_kernel():
@@ -137,6 +181,15 @@ def test_the_resource_that_bounds_a_kernel():
     resource, load = bound(report, 0.5, H200)  # as if it moved almost nothing
     assert resource == "special"
     assert load["special"] == pytest.approx(1 / (0.97 * 0.5), rel=0.01)
+
+
+def test_floats_bound_a_kernel_of_an_a100_sooner():
+    """It has 64 lanes of them to a multiprocessor, where the later ones have 128."""
+    report = full("sm_80", torch.float32)
+    load = bound(report, 8, CARDS["a100"])[1]
+    assert load["floating"] == pytest.approx(2 * report.floating / report.issued * load["issued"])
+    load = bound(report, 8, H200)[1]
+    assert load["floating"] == pytest.approx(report.floating / report.issued * load["issued"])
 
 
 class TestLaunches:

@@ -83,7 +83,7 @@ def profile_training(model: VAE, data: Tensor, *, steps: int, batch_size: int, t
     traced = min(steps, TRACED)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with torch.profiler.profile(activities=activities) as profiler:
-        whole = _train(model, optimizer, batches, traced)
+        whole = _train(model, optimizer, batches, traced, apart=True)
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     parts = _parts(profiler.events(), next(model.parameters()).is_cuda)
@@ -99,12 +99,19 @@ def _batches(data: Tensor, batch_size: int, device: torch.device) -> Iterator[Te
         yield batch
 
 
-def _train(model: VAE, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor], steps: int) -> float:
-    """Seconds of so many training steps, until the device has done them."""
+def _train(
+    model: VAE, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor], steps: int, apart: bool = False
+) -> float:
+    """Seconds of so many training steps, until the device has done them.
+
+    apart: the next batch is fetched when the device is idle, or the copy to it would wait for the step before.
+    """
     synchronize = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
     synchronize()
     start = time.perf_counter()
     for _ in range(steps):
+        if apart:
+            synchronize()
         batch = next(batches)
         optimizer.zero_grad()
         model.loss(batch).total.backward()
