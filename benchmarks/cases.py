@@ -140,6 +140,8 @@ CASES = {case.name: case for case in _cases()}
 def select(names=(), quick=False):
     """The cases of these names or ops, all for none; `quick` keeps the few that say most in little time.
 
+    A case that is named stays, and so do those of an op that is named and has no quick one.
+
     Raises ValueError, naming the choices, for a name that is neither.
     """
     ops = dict.fromkeys(case.op for case in CASES.values())
@@ -150,4 +152,9 @@ def select(names=(), quick=False):
                 f"such as {next(iter(CASES))!r}"
             )
     chosen = [case for case in CASES.values() if not names or case.op in names or case.name in names]
-    return [case for case in chosen if case.quick or not quick or case.name in names]
+    with_quick = {case.op for case in chosen if case.quick}
+    return [
+        case
+        for case in chosen
+        if case.quick or not quick or case.name in names or (case.op in names and case.op not in with_quick)
+    ]

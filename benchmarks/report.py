@@ -88,7 +88,10 @@ def _sections(rows, drawn, traffic) -> Iterable[str]:
 def _origin(rows):
     """Where the figures come from, and when."""
     first = rows[0]
-    said = {name: sorted({getattr(row, name) for row in rows}) for name in ("torch", "triton", "vae_fast", "commit")}
+
+    def said_of(name):
+        return " and ".join(sorted({getattr(row, name) for row in rows}))
+
     dates = sorted(row.date for row in rows)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     copies: dict[int | None, set[float]] = {}
@@ -101,17 +104,20 @@ def _origin(rows):
         for threads, values in copies.items()
     )
     lines = [
-        f"{when}; " + ", ".join(f"{name} {' and '.join(values)}" for name, values in said.items())
-        + (f", driver {first.driver}, CUDA {first.cuda}" if first.kind == "cuda" else "")
+        f"{when}; " + ", ".join(f"{name} {said_of(name)}" for name in ("torch", "triton", "vae_fast", "commit"))
+        + (f", driver {said_of('driver')}, CUDA {said_of('cuda')}" if first.kind == "cuda" else "")
         + f". A copy within the device: {copy or 'not measured'}, bytes read and written.",
     ]  # fmt: skip
-    if any(row.quick for row in rows):
-        lines.append("Measured in the quick form: eager and vae_fast only, few sizes, few rounds.")
+    quick = {row.case for row in rows if row.quick}
+    if quick:
+        whole = len(quick) == len({row.case for row in rows})
+        which = "" if whole else f" (in {len(quick)} cases)"
+        lines.append(f"Measured in the quick form{which}: eager and vae_fast only, few sizes, few rounds.")
     if first.kind == "cpu":
         lines.append(CPU_NOTE)
-        load = max(row.load or 0 for row in rows)
-        if load > max(row.threads or 1 for row in rows) / 2:
-            lines.append(f"**The machine was busy** (load {load:.1f}): times on all threads mean little.")
+    busy = tables.busy(rows)
+    if busy:
+        lines.append(f"**{busy}**")
     return "\n\n".join(lines)
 
 

@@ -97,7 +97,10 @@ FIELDS = [field.name for field in fields(Row)]
 
 
 class Results:
-    """The rows in a folder. A case that is measured again takes the place of its old rows; the others stay."""
+    """The rows in a folder. A case that is measured again takes the place of its old rows; the others stay.
+
+    So do the figures of one that is skipped this time, for want of a package or of memory.
+    """
 
     JSON, CSV = "results.json", "results.csv"
 
@@ -110,6 +113,9 @@ class Results:
 
     def put(self, rows: list[Row]) -> None:
         """Write the rows of a case to both files, each of which is replaced in one piece."""
+        if all(row.status.startswith("skipped") for row in rows):
+            have = {row.case for row in self.rows if row.status == OK}
+            rows = [row for row in rows if row.case not in have]
         measured = {row.case for row in rows}
         self.rows = [row for row in self.rows if row.case not in measured] + rows
         with atomic_path(self.folder / self.JSON) as path:

@@ -22,7 +22,7 @@ MORE = ("memory", "eager's bytes")
 
 # What stands in a column whose name does not say it.
 OVERVIEW_MEANINGS = {
-    **dict.fromkeys(FASTER, f"{TIMES}, at worst and at best over all sizes and dtypes"),
+    **dict.fromkeys(FASTER, f"{TIMES}, at worst and at best over all sizes, dtypes and numbers of threads"),
     **dict.fromkeys(FASTER_ON_DEVICE, DEVICE_TIMES),
     "of copy bandwidth": "of copy bandwidth: the share of it at the largest size in float32",
     "memory": "memory: the peak over the inputs at the largest size in float32, as a share of eager's",
@@ -118,6 +118,14 @@ def unmeasured(rows: list[Row]) -> list[str]:
     """What has no figures, and why."""
     faulty = [row for row in rows if row.status != OK]
     return [f"{row.case}{', ' * bool(row.contender)}{row.contender}: {row.status}" for row in faulty]
+
+
+def busy(rows: list[Row]) -> str:
+    """That other work ran beside the benchmark, where it did; "" on a GPU."""
+    load = max((row.load or 0 for row in rows if row.kind == "cpu"), default=0)
+    if load <= max(row.threads or 1 for row in rows) / 2:
+        return ""
+    return f"The machine was busy (load {load:.1f}): times on all threads mean little."
 
 
 def notes(rows: list[Row]) -> list[str]:

@@ -1,6 +1,7 @@
 """The command line: what it writes and prints, and what it says of bad input."""
 
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import vae_fast.app
 from vae_fast import VAE
 from vae_fast.app import cli
+from vae_fast.models.storage import MissingExtra
 from vae_fast.ops import backend
 
 pytestmark = pytest.mark.skipif(
@@ -254,3 +256,44 @@ def test_import_without_the_extra():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr) == ("True fit\n", "")
+
+
+@pytest.mark.parametrize("module", ["safetensors.torch", "matplotlib"])
+def test_what_is_missing_is_found_before_training(module, monkeypatch, tmp_path):
+    for name in ("vae_fast.app.figures", module):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(cli, "fit", None)
+    result = run("train", "--output", tmp_path)
+    assert isinstance(result.exception, MissingExtra)
+    assert str(result.exception) == f"{module} is not installed: pip install vae-fast[app]"
+
+
+def test_doctor_and_audit_need_no_matplotlib():
+    code = "import sys; sys.modules['matplotlib'] = None; import vae_fast.app.cli"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ctrl_c_while_training_says_so(monkeypatch, tmp_path):
+    def fit(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "fit", fit)
+    result = run("train", "--output", tmp_path)
+    assert (result.exit_code, result.output) == (130, "interrupted: nothing was written\n")
+
+
+def test_a_full_disk_is_one_line(monkeypatch):
+    def app():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/digits/curves.png")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit, match=r"^vae-fast: .*No space left on device: 'runs/digits/curves.png'$"):
+        vae_fast.app.main()
+
+
+def test_two_images_can_be_trained_on(tmp_path):
+    np.save(tmp_path / "two.npy", np.random.default_rng(0).random((2, 5, 4)))
+    result = run("train", "--data", tmp_path / "two.npy", "--output", tmp_path / "out", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "latent.png").exists()

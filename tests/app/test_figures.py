@@ -102,6 +102,15 @@ def test_principal_components_hold_the_variance():
     assert sum(share) > 0.99
 
 
+@pytest.mark.parametrize("latents", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 2])
+def test_principal_components_of_few_images(count, latents):
+    points, share = figures._principal_components(torch.randn(count, latents))
+    assert points.shape == (count, 2)
+    assert len(share) == 2
+    assert all(0 <= part <= 1.001 for part in share)
+
+
 def test_the_settings_of_matplotlib_are_left_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     figures.curves(HISTORY, tmp_path / "a.png")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,3 +103,23 @@ def test_an_output_that_cannot_be_written_is_found_before_training(tmp_path, mon
     assert result.exit_code == 2
     assert "'--output': " in result.output
     assert "expected a folder that can be written (Not a directory)" in result.output
+
+
+def test_a_trace_that_pytorch_could_not_write(tmp_path, monkeypatch):
+    """It says nothing of a full disk, and leaves its own temporary file."""
+
+    def export(self, path):
+        Path(f"{path}.tmp").touch()
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", export)
+    result = run("--steps", "1", "--output", tmp_path)
+    assert isinstance(result.exception, OSError)
+    assert "the trace could not be written" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.cuda_only
+def test_data_from_the_host_do_not_wait_for_the_step_before():
+    model = VAE((1024,), 64, (8192, 8192)).cuda()
+    found = profile.profile_training(model, torch.rand(8192, 1024), steps=4, batch_size=8192)
+    assert found.milliseconds[profile.WAITING] < found.milliseconds[profile.NETWORK] / 2

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 import pytest
@@ -211,3 +212,26 @@ def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     with pytest.raises(MissingExtra, match=r"lightning.* is not installed: pip install vae-fast\[app\]"):
         fast(model(), DATA)
+
+
+def test_ctrl_c_stays_one(monkeypatch):
+    """Lightning makes an exit of it, and would ignore the next; the model keeps what it has learnt, and its mode."""
+    vae, before = model().eval(), signal.getsignal(signal.SIGINT)
+    start = vae_fast.models.VAE.loss
+    steps = []
+
+    def interrupted(self, x):
+        steps.append(len(x))
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return start(self, x)
+
+    weights = [p.clone() for p in vae.parameters()]
+    monkeypatch.setattr(vae_fast.models.VAE, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fast(vae, DATA.repeat(16, 1, 1), batch_size=8)
+    assert len(steps) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not vae.training
+    assert not all(map(torch.equal, weights, vae.parameters()))
+    assert all(p.grad is None for p in vae.parameters())

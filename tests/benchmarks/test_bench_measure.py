@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from vae_fast.benchmarks import cases, machine, measure, memory, results, timing
+from vae_fast.benchmarks import cases, machine, measure, memory, results, steps, timing
 from vae_fast.benchmarks.contenders import CONTENDERS, Contender
 from vae_fast.benchmarks.formulas import OPS
 from vae_fast.benchmarks.results import Results
@@ -61,6 +61,15 @@ def test_rows_of_a_step(session):
     rows = measure.measure(case, session, TWO)
     assert [(r.threads, r.phase, r.contender) for r in rows] == [(t, "step", name) for t in (1, 2) for name in TWO]
     assert all(row.share is None and row.floor_bytes is None and row.time > 0 for row in rows)
+
+
+def test_the_memory_of_a_step_is_that_of_any_but_the_first(session):
+    """The first makes the optimizer's state: two numbers for each of the model's."""
+    case = cases.Case("step_mlp", (16, 784), *cases.FLOAT32, "small")
+    parameters = sum(p.nbytes for p in steps.build_model("step_mlp", session.device).parameters())
+    peaks = {row.peak_bytes for row in measure.measure(case, session, TWO)}
+    assert None not in peaks
+    assert max(peaks) < 2 * parameters
 
 
 @dataclasses.dataclass(frozen=True)

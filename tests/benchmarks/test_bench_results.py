@@ -1,6 +1,7 @@
 """Rows and their folder: whole files or none, kept rows, and what is said of a folder that is something else."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_a_case_measured_again_replaces_its_rows_alone(tmp_path):
     Results(tmp_path, DEVICE).put([FIRST[0]])
     kept = results.load(tmp_path / Results.JSON)
     assert [(row.case, row.contender) for row in kept] == [(r.case, r.contender) for r in (*SECOND, FIRST[0])]
+
+
+def test_figures_stay_where_a_case_is_skipped(tmp_path):
+    """Another environment lacks a package, or another program has the memory; a result that is wrong does replace."""
+    skipped = dataclasses.replace(FIRST[0], contender="", status="skipped: scvi is not installed", time=None)
+    Results(tmp_path, DEVICE).put([skipped])
+    Results(tmp_path, DEVICE).put(FIRST)
+    Results(tmp_path, DEVICE).put([skipped])
+    assert [row.status for row in results.load(tmp_path / Results.JSON)] == ["ok"] * len(FIRST)
+    wrong = dataclasses.replace(FIRST[0], status="wrong: z", time=None)
+    Results(tmp_path, DEVICE).put([wrong])
+    assert [row.status for row in results.load(tmp_path / Results.JSON)] == ["wrong: z"]
 
 
 @pytest.mark.parametrize("writer", ["write_text", "csv"])

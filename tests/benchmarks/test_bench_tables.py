@@ -55,6 +55,7 @@ def test_select_by_op_and_by_name():
 
 
 def test_quick_keeps_a_case_that_was_named():
+    assert [case.op for case in cases.select(["step_conv"], quick=True)] == ["step_conv"]
     chosen = cases.select(["kl/131072x4096/float32", "mse"], quick=True)
     assert "kl/131072x4096/float32" in [case.name for case in chosen]
     assert all(case.quick for case in chosen if case.op == "mse")

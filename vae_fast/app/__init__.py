@@ -1,11 +1,17 @@
 """What a terminal user needs: data, training, figures and the command `vae-fast`. Installed with the extra `app`."""
 
+import errno
+
 from vae_fast.models.storage import MissingExtra, import_extra
 
 
 def main() -> None:
-    """Run the command `vae-fast`."""
+    """Run the command `vae-fast`. What only its user can mend is said in a line: a missing package, a full disk."""
     try:
         import_extra("vae_fast.app.cli").app()
     except MissingExtra as error:
+        raise SystemExit(f"vae-fast: {error}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise SystemExit(f"vae-fast: {error}") from None

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vae_fast.app.options import BACKEND, argument, trainable_device
-from vae_fast.benchmarks import cases, machine, measure, report, tables
+from vae_fast.app.options import BACKEND, INTERRUPTED, argument, trainable_device
+from vae_fast.benchmarks import cases, machine, measure, tables
 from vae_fast.benchmarks.results import Results, Row
+from vae_fast.models.storage import import_extra
 from vae_fast.ops import backend
 
 console = Console(highlight=False)
 
 RESULTS = Path("benchmarks/results")
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 NAMED = ("case", "threads")  # the columns that say what is measured
 GAP, EDGE = 1, 1  # between columns, and around the table where no gap is
 WIDTH = 190  # of the table where there is no terminal
@@ -43,12 +43,13 @@ def bench(
     folder = output or RESULTS / (machine.folder_name(description) + ("-quick" if quick else ""))
     results = argument("--output", Results, folder, description["device"])
     _say(f"{len(chosen)} cases on {description['device']}; results in {folder}/")
+    report = import_extra("vae_fast.benchmarks.report")
     complete = False
     try:
         measure.run(chosen, target, results, _say, quick=quick, named=names)
         complete = True
     except KeyboardInterrupt:
-        _say("interrupted: the cases above are kept")
+        _say("interrupted: the cases above are kept" if results.rows else "interrupted: nothing was measured")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if results.rows:
@@ -75,6 +76,8 @@ def _show(rows: list[Row]) -> None:
     for part in _parts(columns, lines, room):
         _print_part([columns[k] for k in part], [[line[k] for k in part] for line in lines])
     _say(tables.note(columns, tables.MEANINGS))
+    if tables.busy(rows):
+        _say(tables.busy(rows))
     for title, faults in (
         ("slower on the device:", tables.losses(rows, tables.ON_DEVICE)),
         ("slower:", tables.losses(rows)),

@@ -11,18 +11,17 @@ from rich.table import Table
 from torch import Tensor
 
 from vae_fast import __version__
-from vae_fast.app import figures
 from vae_fast.app.audit import audit
 from vae_fast.app.bench import bench
 from vae_fast.app.compare import compare
 from vae_fast.app.data import Split, digits, load_images, split
 from vae_fast.app.doctor import environment, run_checks
-from vae_fast.app.options import argument, trainable_device
+from vae_fast.app.options import INTERRUPTED, argument, trainable_device
 from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, check_seed, fit, resolve_device
 from vae_fast.likelihoods import LIKELIHOODS, lookup
 from vae_fast.models import VAE, arguments
-from vae_fast.models.storage import atomic_path, writable_folder
+from vae_fast.models.storage import atomic_path, import_extra, writable_folder
 from vae_fast.ops import backend
 
 app = typer.Typer(
@@ -90,19 +89,25 @@ def train(
         argument("--data", check_data, name, part, likelihood)
     folder = output or Path("runs") / ("digits" if data is None else data.stem)
     argument("--output", writable_folder, folder, "the folder")
+    for needed in ("vae_fast.app.figures", "safetensors.torch"):  # before the training that it would lose
+        import_extra(needed)
 
     torch.manual_seed(seed)
     model = VAE(images.train.shape[1:], latent_dim, hidden_dims, likelihood=likelihood, beta=beta)
-    history = fit(
-        model,
-        images.train,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        test_data=images.test,
-        seed=seed,
-        device=device,
-    )
+    try:
+        history = fit(
+            model,
+            images.train,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            test_data=images.test,
+            seed=seed,
+            device=device,
+        )
+    except KeyboardInterrupt:
+        console.print("interrupted: nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
     _write(model, history, images, folder, seed)
     console.print(f"\nfinal test negative ELBO: {history[-1]['test_negative_elbo']:.2f} nats per image")
     console.print(f"written to {folder}/")
@@ -132,6 +137,7 @@ app.command()(profile)
 
 
 def _write(model: VAE, history: list[dict[str, float]], images: Split, folder: Path, seed: int) -> None:
+    figures = import_extra("vae_fast.app.figures")
     model.save(folder)
     with atomic_path(folder / "metrics.csv") as path, path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=history[0])

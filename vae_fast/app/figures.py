@@ -84,10 +84,12 @@ def latent(model: VAE, images: Tensor, labels: Tensor | None, path: Path) -> Non
 
 def _principal_components(means: Tensor) -> tuple[np.ndarray, list[float]]:
     """Coordinates [N, 2] on the first two components, and the share of the variance of each."""
-    centred = torch.nn.functional.pad(means - means.mean(0), (0, max(0, 2 - means.shape[1])))
-    _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+    centred = means - means.mean(0)
+    rows, columns = (max(0, 2 - size) for size in centred.shape)  # of one mean, or one latent
+    _, sizes, axes = torch.linalg.svd(torch.nn.functional.pad(centred, (0, columns, 0, rows)), full_matrices=False)
     variances = sizes.square()
-    return (centred @ axes[:2].T).numpy(), (variances[:2] / variances.sum()).tolist()
+    points = torch.nn.functional.pad(centred, (0, columns)) @ axes[:2].T
+    return points.numpy(), (variances[:2] / variances.sum().clamp(min=1e-30)).tolist()
 
 
 def _show(axes, image: Tensor, vmin: float, vmax: float) -> None:

@@ -10,6 +10,7 @@ from vae_fast.app.training import resolve_device
 from vae_fast.ops import backend
 
 BACKEND = "'VAE_FAST_BACKEND'"
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def argument(option: str, function: Callable, *values: Any) -> Any:

@@ -1,5 +1,6 @@
 """`vae-fast profile`: train for some steps, and tell where the time goes."""
 
+import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.profiler import ProfilerActivity, record_function
 from vae_fast.app.data import digits, load_images
 from vae_fast.app.options import argument, trainable_device
 from vae_fast.app.training import check_data
+from vae_fast.benchmarks.counting import quiet_profiler
 from vae_fast.models import VAE, arguments
 from vae_fast.models.storage import atomic_path, writable_folder
 
@@ -82,14 +84,22 @@ def profile_training(model: VAE, data: Tensor, *, steps: int, batch_size: int, t
     seconds = _train(model, optimizer, batches, steps)
     traced = min(steps, TRACED)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with torch.profiler.profile(activities=activities) as profiler:
+    with quiet_profiler(), torch.profiler.profile(activities=activities) as profiler:
         whole = _train(model, optimizer, batches, traced, apart=True)
     if trace is not None:
-        profiler.export_chrome_trace(str(trace))
+        _export(profiler, trace)
     parts = _parts(profiler.events(), next(model.parameters()).is_cuda)
     parts[HOST] = max(1e6 * whole - sum(parts.values()), 0.0)
     milliseconds = {name: parts[name] / 1e3 / traced for name in NOTES}
     return Profile(steps * min(batch_size, len(data)) / seconds, milliseconds)
+
+
+def _export(profiler: torch.profiler.profile, trace: Path) -> None:
+    """Write the trace. PyTorch says nothing of a full disk, and leaves a file of its own behind."""
+    profiler.export_chrome_trace(str(trace))
+    if not trace.exists():
+        trace.with_name(f"{trace.name}.tmp").unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, "the trace could not be written", str(trace))
 
 
 def _batches(data: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:

@@ -3,6 +3,8 @@
 import logging
 import math
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,7 +33,7 @@ def fit(
     """Train `model` with Adam, through Lightning.
 
     Args:
-        model: trained in place; it comes back on the device it was on.
+        model: trained in place; it comes back on the device, and in the mode, in which it was.
         data: [N, ...], floating point, N >= 1; in [0, 1] for the likelihood "bernoulli".
         epochs: passes over `data`.
         batch_size: samples a step; the last step of an epoch takes what is left.
@@ -49,6 +51,7 @@ def fit(
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.
         ImportError: Lightning is not installed: `pip install vae-fast[app]`.
+        KeyboardInterrupt: as it came; the model keeps what it has learnt.
     """
     if not isinstance(model, VAE):
         raise TypeError(f"model is {type(model).__name__}: expected a vae_fast.VAE")
@@ -68,10 +71,29 @@ def fit(
     loader = module.TensorLoader(_place(data, target), batch_size, shuffle)
     test = None if test_data is None else module.TensorLoader(_place(test_data, target), batch_size)
     training = module.VAETraining(model, test, learning_rate, show or _ignore)
-    with _own_random_state(seed, target), _quiet(), show or nullcontext():
-        _trainer(epochs, target).fit(training, loader)
-    model.to(home)
+    was_training = model.training
+    try:
+        with _own_random_state(seed, target), _quiet(), show or nullcontext(), _interruptible():
+            _trainer(epochs, target).fit(training, loader)
+    finally:
+        model.zero_grad()
+        model.train(was_training).to(home)
     return training.history
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt: Lightning makes an exit of it, and ignores the next one."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def check_data(name: str, data: Tensor, likelihood: str) -> None:
