@@ -2,8 +2,9 @@
 
 A GPU is timed in three ways. *Device* time is that of calls queued behind a sleeping GPU, so that launches leave no
 gaps. *Host* time is what the same calls cost the host, whose queue is never full. *Time* alone is that of calls made
-one after the other on a GPU that was idle, which is the larger of the two: what a training loop sees. The L2 is emptied
-before each batch of calls, in which inputs and results rotate: no call finds there what an earlier one read or gave.
+one after the other on a GPU that was idle: the larger of the two, and a share of the first call's launches, which is
+little in a batch of many. That is what a training loop sees. The L2 is emptied before each batch of calls, in which
+inputs and results rotate: no call finds there what an earlier one read or gave.
 """
 
 import gc

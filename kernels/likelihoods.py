@@ -45,10 +45,12 @@ ISSUED = {
 }
 
 
-def portion(likelihood, dtype):
-    """As `tiling.tiles` takes it."""
+def portion(likelihood, dtype, weighted):
+    """As `tiling.tiles` takes it. Beside three tensors of float32 there are no registers left for a weight."""
     if dtype == torch.float64:
         return 16 if likelihood in HEAVY else 4
+    if weighted and dtype == torch.float32 and likelihood == "zero_inflated_negative_binomial":
+        return 4
     return 2 if likelihood in HEAVY else 1
 
 

@@ -101,7 +101,7 @@ def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
     )
     p = len(params)
     positions = () if position is None else position[1]
-    portion = likelihoods.portion(likelihood, params[0].dtype)
+    portion = likelihoods.portion(likelihood, params[0].dtype, weight is not None)
     tiles, outs, groups, sums = shared.plan(view, grads, operands[p + 4 :], portion)
     return view, tiles, Operands(tuple(operands[:p]), *operands[p : p + 4], outs, positions), groups, sums
 

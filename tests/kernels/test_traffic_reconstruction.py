@@ -54,7 +54,7 @@ def first_stage(case, partials=0, grads=True, **others):
 
 def programs(case):
     view, _ = tiling.view([*case.params, case.target], by_sample=False)
-    return tiling.tiles(view, portion=likelihoods.portion(case.likelihood, case.params[0].dtype)).programs
+    return tiling.tiles(view, portion=likelihoods.portion(case.likelihood, case.params[0].dtype, False)).programs
 
 
 def scalar(case):
