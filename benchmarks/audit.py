@@ -200,7 +200,9 @@ def compile_launch(launch, target):
 
 def _tile_size(launch, elements):
     if not isinstance(elements, numbers.Integral):
-        names, arguments = (elements,) if isinstance(elements, str) else tuple(elements), launch.arguments
+        names, arguments = (elements,) if isinstance(elements, str) else elements, launch.arguments
+        if not isinstance(names, (tuple, list)) or not names:
+            raise ValueError(f"elements is {elements!r}: expected an int, or names of constexpr ints of {launch.name}")
         known = {p.name: arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
         sizes = {name: getattr(size, "value", size) for name, size in known.items()}
         for name in names:

@@ -230,17 +230,17 @@ def _aligned(tensor, strides):
 def _scalars(report, operands, lanes, width, moved):
     """How many narrow accesses a thread may have: all, where they are of seeds, numbers of rows, and sums.
 
-    These are fewer bytes than a thread takes of the smallest tensor, and of those that rows share, of which a tile
-    reads less; or else the wide accesses, which move so many bytes an element, take every tensor whole, and there are
-    wide ones in the same direction; where a tensor's own are narrow, none.
+    These are fewer bytes than a thread takes of the smallest tensor (as many, where rows share a tensor that is read:
+    its row is spread in a layout of its own); or else the wide accesses, which move so many bytes an element, take
+    every tensor whole, and there are wide ones in the same direction; where a tensor's own are narrow, none.
     """
-    smallest = min((tensor.element_size() for tensor, _ in operands), default=0)
-    shared = sum(tensor.element_size() for tensor, (_, innermost, *_) in operands if innermost and _is_shared(tensor))
+    smallest = lanes * min((tensor.element_size() for tensor, _ in operands), default=0)
+    shared = any(innermost and _is_shared(tensor) for tensor, (_, innermost, *_) in operands)
     whole = sum(tensor.element_size() for tensor, (_, innermost, *_) in operands if innermost)
     allowed = 0
-    for accesses in (report.loads, report.stores):
+    for accesses, most in ((report.loads, smallest + shared), (report.stores, smallest)):
         narrow = {bits: count for bits, count in accesses.items() if bits < width}
-        few = sum(bits * count for bits, count in narrow.items()) / 8 * report.threads < (smallest + shared) * lanes
+        few = sum(bits * count for bits, count in narrow.items()) / 8 * report.threads < most
         if not few and not (0 < whole <= moved and len(narrow) < len(accesses)):
             return 0
         allowed += sum(narrow.values())

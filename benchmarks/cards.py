@@ -43,7 +43,7 @@ CARDS = {
     "a100": Card("A100 80GB", "sm_80", multiprocessors=108, clock=1.41e9, bandwidth=COPY * 2.04e12, float_lanes=64),
     "b200": Card("B200", "sm_100", multiprocessors=148, clock=1.965e9, bandwidth=COPY * 8.0e12),
     "mi300x": Card(
-        "MI300X", "gfx942", multiprocessors=304, clock=2.1e9, bandwidth=COPY * 5.3e12, lanes=64, integer_lanes=64
+        "MI300X", "gfx942", multiprocessors=304, clock=2.1e9, bandwidth=COPY * 5.3e12, lanes=64, float_lanes=64
     ),
 }
 

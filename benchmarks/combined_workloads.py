@@ -1,6 +1,8 @@
 """The workloads in which options meet: each two of the options, layouts and dtypes, in each two of their values.
 
-What costs nothing by itself can cost registers together, so the machine code of pairs is looked at too.
+What costs nothing by itself can cost registers together, so the machine code of pairs is looked at too. Left out are
+packed moments, whose kernels are those of chunks; the whole loss, whose kernel is that of the reconstruction; and, for
+the many likelihoods, layouts that differ from one of those below in strides alone.
 """
 
 import torch
@@ -85,6 +87,8 @@ def _is_latent_call(chosen):
 def _is_elementwise_call(chosen):
     if "likelihood" not in chosen:
         return True
+    if chosen.get("layout") == "long rows" and chosen.get("shared") == "a number a channel":
+        return False  # thousands of programs, which the traffic table interprets one by one
     count = len(LIKELIHOODS[chosen["likelihood"]].parameters)
     if (chosen.get("grads") or 0) >= count or (chosen.get("shared") and count == 1):
         return False

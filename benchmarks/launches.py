@@ -94,8 +94,11 @@ def record_launches():
 @contextlib.contextmanager
 def without_autotuning():
     """Within the block the launch of an autotuned kernel raises: it would time its configurations on a GPU."""
+    run = Autotuner.run
 
     def refuse(kernel, *args, **kwargs):
+        if len(kernel.configs) == 1:
+            return run(kernel, *args, **kwargs)
         name = getattr(kernel.fn, "__name__", "the kernel")
         raise RuntimeError(f"{name} is autotuned: launch {name}.fn[grid](...), with the arguments of one configuration")
 

@@ -13,7 +13,7 @@ PIPES = {
     "F2FP I2I I2IP",
     # half of the FMA lanes; some are moves and shifts that the assembler puts here to balance the two
     "multiply": "IMAD IMUL IMAD32I IMUL32I IDP IDP4A",
-    # 128 lanes a clock and SM, double precision apart
+    # 128 lanes a clock and SM, 64 on sm_80; double precision, counted here too, has fewer
     "float": "FADD FMUL FFMA FADD2 FMUL2 FFMA2 FADD32I FMUL32I FFMA32I FSWZADD FHADD FHFMA HADD2 HMUL2 HFMA2 HADD2_32I "
     "HMUL2_32I HFMA2_32I DADD DMUL DFMA DSETP DMNMX HMMA",
     # 16 lanes a clock and SM

@@ -2,7 +2,7 @@
 
 One list for two tools: the audit records the launches of these calls, and the traffic table interprets them. So the
 variants of a kernel come from its launchers, and a new row in the table of likelihoods is audited without a word here.
-Each option is varied by itself, in two dtypes, and so is each layout; then every two of them meet.
+Each option is varied by itself, in two dtypes, and so is each layout; then two by two (`combined_workloads`).
 """
 
 import torch

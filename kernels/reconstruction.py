@@ -32,7 +32,7 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
     parameter's shape. Reads (p + 1)N elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a
     program; a weight or a shared parameter moves its own size, again for each tile of samples where it is shared by
     samples, and the gradient of one the partial sums of `shared`. Two launches, the second for all that is summed; one
-    where nothing is: no gradient of a shared parameter, and "none", or "sample" up to MAX_COLUMNS elements a sample.
+    where nothing is: no gradient of a shared parameter, and "none", or "sample" where a tile takes a sample whole.
     """
     stage = first_stage(params, target, likelihood, reduction, wanted, extras)
     reductions.sum_partials(*stage.sums)

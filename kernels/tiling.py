@@ -19,11 +19,12 @@ import triton.language as tl
 ELEMENTS_PER_THREAD = 16
 FLAT_TILE = 4096  # one row: the whole tensor
 ROW_TILE = 2048  # several rows: samples of up to 2048 elements share a program
-MAX_COLUMNS = 4096  # longest sample that one program takes whole; a longer one is split and summed in a second launch
+MAX_COLUMNS = 4096  # longest sample that one program takes whole, of one portion; a longer one's sum is a second launch
 LATENT_ROWS = 32  # a sum over samples: enough rows for its partial sums to stay at 1/32 of the input
 
 # Instructions per element on sm_90 that a layout adds to a kernel's own number `ISSUED`, for `make audit`. Numbers of
-# this kind bound what was measured from above, within a tenth; they hold in layouts that allow 16-byte accesses.
+# this kind bound what was measured of the worst pair of options from above; most are within a tenth of what each issues
+# by itself. They hold in layouts that allow 16-byte accesses.
 ISSUED = {
     "rows": 4,  # several rows, or a sum for each column
     "dimension": 8,  # each column dimension beyond the first: a division, and half as many elements a thread

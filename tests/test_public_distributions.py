@@ -184,7 +184,7 @@ def test_eps_is_used_as_it_is(draw, backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_log_density_is_the_same_of_a_value_that_requires_a_gradient(dtype, wide, backend):
-    """The difference to the mean is taken in float32 whatever the dtypes, and the result has q's."""
+    """The difference to the mean is taken in float32 or better, and the result has q's dtype."""
     mu, logvar, value = (values(4, 9, device=backend.device, seed=i).to(dtype) for i in range(3))
     q, value = DiagonalGaussian(100 * mu, -6 * logvar), 100 * value.to(torch.float64 if wide else dtype)
     plain, with_gradient = q.log_prob(value), q.log_prob(value.requires_grad_())

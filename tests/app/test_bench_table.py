@@ -9,7 +9,7 @@ from vae_fast.app import bench
 from vae_fast.benchmarks import results, tables
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
-COMMITTED = sorted(FOLDER.glob("*/results.json"))
+COMMITTED = [FOLDER / name / "results.json" for name in ("nvidia-h200", "cpu-amd-epyc-2-cores-quick")]
 
 
 def shown(monkeypatch, capsys, path, width=None):

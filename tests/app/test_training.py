@@ -215,8 +215,8 @@ def test_without_the_extra(monkeypatch):
 
 
 def test_ctrl_c_stays_one(monkeypatch):
-    """Lightning makes an exit of it, and would ignore the next; the model keeps what it has learnt, and its mode."""
-    vae, before = model().eval(), signal.getsignal(signal.SIGINT)
+    """Lightning makes an exit of it, and would ignore the next; the model keeps what it has learnt."""
+    vae, before = model(), signal.getsignal(signal.SIGINT)
     start = vae_fast.models.VAE.loss
     steps = []
 
@@ -232,6 +232,21 @@ def test_ctrl_c_stays_one(monkeypatch):
         fast(vae, DATA.repeat(16, 1, 1), batch_size=8)
     assert len(steps) == 3
     assert signal.getsignal(signal.SIGINT) is before
-    assert not vae.training
     assert not all(map(torch.equal, weights, vae.parameters()))
     assert all(p.grad is None for p in vae.parameters())
+
+
+@pytest.mark.parametrize("test_data", [None, DATA])
+def test_each_module_keeps_its_mode(test_data):
+    """A layer that is frozen stays so, in training and after it."""
+    vae = model()
+    vae.encoder.eval()
+    modes = {name: module.training for name, module in vae.named_modules()}
+    fast(vae, DATA, epochs=2, test_data=test_data)
+    assert {name: module.training for name, module in vae.named_modules()} == modes
+
+
+def test_a_handler_of_ctrl_c_that_python_does_not_know_is_left_alone(monkeypatch):
+    """As where Python is embedded in another program."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    assert len(fast(model(), DATA)) == 1

@@ -1,5 +1,7 @@
 """The machine-code audit: right on known kernels, the main path found, and the bad kernels caught."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,11 @@ def test_elements_of_another_name_are_refused(elements):
 
 
 def test_no_elements_and_another_target_are_refused():
+    for elements in (1.5, None, ()):
+        with pytest.raises(
+            ValueError, match=f"^elements is {re.escape(repr(elements))}: expected an int, or names of "
+        ):
+            full("sm_90", torch.float32, elements=elements)
     with pytest.raises(ValueError, match="^elements is 0: expected 1 or more$"):
         full("sm_90", torch.float32, elements=0)
     with pytest.raises(ValueError, match="^target is 'sm_75': expected one of 'sm_80', 'sm_90', 'sm_100', 'gfx942'$"):

@@ -122,6 +122,24 @@ class TestBadKernels:
         (row,) = rows(table, call, kernel="scale")
         assert "main path has accesses narrower than 128 bits" in row.failures[0]
 
+    @pytest.mark.parametrize("access", ["load", "store"])
+    @pytest.mark.parametrize("shared", ["", "a number a feature, "])
+    def test_narrow_accesses_beside_a_shared_tensor(self, table, monkeypatch, access, shared):
+        """Of which a tile reads a row, as narrow as it likes: that must not excuse two tensors, or a store."""
+        audit = table.audit
+
+        def narrowed(*arguments, **options):
+            report = audit(*arguments, **options)
+            wide = [i for i in report.main if i.access == access and i.bits == 128][: 8 if access == "load" else 4]
+            rest = [i for i in report.main if i not in wide]
+            return replace(report, main=(*rest, *(replace(i, bits=32) for i in 4 * wide)))
+
+        call = f"reconstruction_loss, gaussian, batchmean, {shared}float32, rows: forward"
+        assert rows(table, call, kernel="reconstruct")[0].failures == ()
+        monkeypatch.setattr(table, "audit", narrowed)
+        (row,) = rows(table, call, kernel="reconstruct")
+        assert "main path has accesses narrower than 128 bits" in row.failures[0]
+
     @pytest.mark.parametrize(
         ("bytes_", "opcode", "fails"),
         [(8, "", False), (8, "STL", False), (8, "LDL.64", True), (8, "scratch_load_dword", True), (24, "", True)],

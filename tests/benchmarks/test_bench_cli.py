@@ -115,7 +115,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
     options = [f for op in ("kl", "mse", "gaussian") for f in ("--case", f"{op}/1x32/float32")]
     result = run("--quick", *options, "--device", "cpu", "--output", tmp_path)
     assert result.exit_code == bench.INTERRUPTED
-    assert "interrupted: the cases above are kept" in result.output
+    assert "interrupted: what was measured is kept" in result.output
     assert {row.op for row in results.load(tmp_path / "results.json")} == {"kl", "mse"}
     assert (tmp_path / "report.md").exists()
 

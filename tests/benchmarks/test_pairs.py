@@ -2,7 +2,7 @@
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_fast.benchmarks.pairs import covering
@@ -19,6 +19,7 @@ def every_pair(options):
         yield from (((a, x), (b, y)) for x, y in itertools.product(first, second))
 
 
+@settings(deadline=None)
 @given(options)
 def test_every_two_values_of_two_options_meet_in_few_combinations(options):
     found = covering(options)
@@ -28,6 +29,7 @@ def test_every_two_values_of_two_options_meet_in_few_combinations(options):
     assert fewest <= len(found) <= 2 * fewest
 
 
+@settings(deadline=None)
 @given(options, st.data())
 def test_what_is_not_allowed_does_not_occur_and_the_rest_does(options, data):
     """Forbidden pairs alone: whether a pair can be completed is then seen by trying all combinations."""

@@ -23,7 +23,8 @@ def test_traffic_of_an_autotuned_kernel():
         sample_kernels.autotuned[(1,)](x, y, FUNCTION=sample_kernels.square_plus_exp, BLOCK=8)
     with count_traffic() as traffic:
         sample_kernels.autotuned.fn[(1,)](x, y, FUNCTION=sample_kernels.square_plus_exp, BLOCK=8)
-    assert traffic.moved() == 64
+        sample_kernels.tuned_in_one_way[(1,)](x, y, FUNCTION=sample_kernels.square_plus_exp, BLOCK=8)
+    assert traffic.moved() == 128
 
 
 @pytest.mark.interpreter_only

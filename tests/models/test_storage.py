@@ -226,3 +226,15 @@ def test_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     with pytest.raises(storage.MissingExtra, match=r"safetensors.* is not installed: pip install vae-fast\[app\]"):
         mlp().save(tmp_path)
+
+
+def test_weights_that_cannot_be_written_are_an_os_error(tmp_path, monkeypatch):
+    """safetensors has an error of its own for a full disk."""
+
+    def full(model, path):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_model", full)
+    with pytest.raises(OSError, match="the weights could not be written: I/O error: No space left on device"):
+        mlp().save(tmp_path)
+    assert list(tmp_path.iterdir()) == []

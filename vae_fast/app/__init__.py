@@ -12,6 +12,6 @@ def main() -> None:
     except MissingExtra as error:
         raise SystemExit(f"vae-fast: {error}") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         raise SystemExit(f"vae-fast: {error}") from None

@@ -36,7 +36,7 @@ def audit(
     main: Annotated[bool, typer.Option("--main", help="The main variants alone, as `make test` does.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes that compile.", min=1)] = 2,
 ) -> None:
-    """Compile every kernel for four GPUs, in every two options, dtypes and layouts, and check the machine code.
+    """Compile every kernel for four GPUs, in each option, dtype and layout and pairs of them; check the code.
 
     A row fails where the compiler does, where code spills (a masked tail may have 16 bytes), where accesses are narrow
     that could be wide, and, on sm_90, where more instructions are issued than the number beside the kernel.

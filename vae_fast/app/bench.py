@@ -49,7 +49,7 @@ def bench(
         measure.run(chosen, target, results, _say, quick=quick, named=names)
         complete = True
     except KeyboardInterrupt:
-        _say("interrupted: the cases above are kept" if results.rows else "interrupted: nothing was measured")
+        _say("interrupted: what was measured is kept")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if results.rows:
@@ -104,7 +104,14 @@ def _parts(columns: list[str], lines: list[list[str]], room: int) -> Iterator[li
 
 def _width(columns: list[str], lines: list[list[str]], k: int) -> int:
     """That of the longest figure, or word in the head."""
-    return max(cell_len(text) for text in (*columns[k].split(), *(Text.from_markup(line[k]).plain for line in lines)))
+    cells = [text for line in lines for text in (_op_and_size(line[0]) if k == 0 else [line[k]])]
+    return max(cell_len(text) for text in (*columns[k].split(), *(Text.from_markup(cell).plain for cell in cells)))
+
+
+def _op_and_size(case: str) -> tuple[str, str]:
+    """A case's two lines in the table: the op stands once above its sizes."""
+    op, _, size = case.partition("/")
+    return f"[bold]{op}[/]", f" {size}"
 
 
 def _print_part(columns: list[str], lines: list[list[str]]) -> None:
@@ -114,11 +121,11 @@ def _print_part(columns: list[str], lines: list[list[str]]) -> None:
         table.add_column(name, justify="right" if k else "left", width=_width(columns, lines, k), overflow="fold")
     before = None
     for name, *figures in lines:
-        op, _, size = name.partition("/")
+        op, size = _op_and_size(name)
         if op != before:
-            table.add_row(f"[bold]{op}[/]")
+            table.add_row(op)
             before = op
-        table.add_row(f" {size}", *figures)
+        table.add_row(size, *figures)
     Console(width=max(console.width, WIDTH), highlight=False).print(table)
 
 

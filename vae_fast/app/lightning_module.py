@@ -70,12 +70,14 @@ class VAETraining(LightningModule):
 
         The noise is the same in each epoch, so that a curve moves only because the model does.
         """
+        modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         sums = torch.zeros(2, device=self.device)
         for seed, batch in enumerate(loader):
             loss = self.model.loss(batch.to(self.device), seed=seed)
             sums += torch.stack((loss.reconstruction, loss.kl)) * len(batch)
-        self.model.train()
+        for module, mode in modes.items():  # a layer that its user has frozen stays so
+            module.training = mode
         return (sums / len(loader.data)).tolist()
 
 

@@ -34,7 +34,7 @@ NOTES = {
     NETWORK: "PyTorch's ops in encoder and decoder, forward and backward",
     OPTIMISER: "its step",
     HOST: "Python and autograd, while nothing of the above runs",
-    WAITING: "taking a batch, and moving it to the device",
+    WAITING: "taking a batch, and moving it to the device, which is idle then",
 }
 
 

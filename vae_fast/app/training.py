@@ -33,7 +33,7 @@ def fit(
     """Train `model` with Adam, through Lightning.
 
     Args:
-        model: trained in place; it comes back on the device, and in the mode, in which it was.
+        model: trained in place; it comes back on the device on which it was, each module in the mode it was in.
         data: [N, ...], floating point, N >= 1; in [0, 1] for the likelihood "bernoulli".
         epochs: passes over `data`.
         batch_size: samples a step; the last step of an epoch takes what is left.
@@ -71,13 +71,12 @@ def fit(
     loader = module.TensorLoader(_place(data, target), batch_size, shuffle)
     test = None if test_data is None else module.TensorLoader(_place(test_data, target), batch_size)
     training = module.VAETraining(model, test, learning_rate, show or _ignore)
-    was_training = model.training
     try:
         with _own_random_state(seed, target), _quiet(), show or nullcontext(), _interruptible():
             _trainer(epochs, target).fit(training, loader)
     finally:
         model.zero_grad()
-        model.train(was_training).to(home)
+        model.to(home)
     return training.history
 
 
@@ -92,7 +91,8 @@ def _interruptible() -> Iterator[None]:
             raise end.__context__ from None
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():
+        # None: whoever embeds Python has a handler of its own, which Python can neither see nor set.
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
 
 

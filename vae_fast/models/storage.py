@@ -1,5 +1,6 @@
 """Files: written whole or not at all, and read with errors that say which file is wrong and how."""
 
+import errno
 import importlib
 import json
 import os
@@ -72,7 +73,10 @@ def save(model: nn.Module, config: dict[str, Any], path: str | os.PathLike) -> N
     folder = writable_folder(path)
     with atomic_path(folder / CONFIG) as config_file, atomic_path(folder / WEIGHTS) as weights_file:
         config_file.write_text(json.dumps({"format": FORMAT, "version": VERSION, **config}, indent=2) + "\n")
-        safetensors.save_model(model, str(weights_file))
+        try:
+            safetensors.save_model(model, str(weights_file))
+        except import_extra("safetensors").SafetensorError as error:  # of a full disk, say
+            raise OSError(errno.EIO, f"the weights could not be written: {error}", str(folder / WEIGHTS)) from error
         weights_file.chmod(config_file.stat().st_mode)  # safetensors lets the owner alone read what it writes
 
 
