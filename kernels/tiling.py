@@ -19,7 +19,7 @@ import triton.language as tl
 ELEMENTS_PER_THREAD = 16
 FLAT_TILE = 4096  # one row: the whole tensor
 ROW_TILE = 2048  # several rows: samples of up to 2048 elements share a program
-MAX_COLUMNS = 4096  # longest sample that one program takes whole, of one portion; a longer one's sum is a second launch
+MAX_COLUMNS = 4096  # longest sample that one program takes whole; a longer one is split and summed in a second launch
 LATENT_ROWS = 32  # a sum over samples: enough rows for its partial sums to stay at 1/32 of the input
 
 # Instructions per element on sm_90 that a layout adds to a kernel's own number `ISSUED`, for `make audit`. Numbers of
@@ -129,8 +129,8 @@ def _is_wide(shape, strides):
 def tiles(joint, over_samples=False, portion=1, within=MAX_COLUMNS):
     """The tile of a program and how many there are.
 
-    over_samples: for sums along dimension 0. portion: one in how many elements a tile and a thread have, where the
-    registers allow no more. within: the most columns of a tile that has rows.
+    over_samples: for sums along dimension 0. portion: one in how many elements a tile, the longest sample that is taken
+    whole, and a thread have, where the registers allow no more. within: the most columns of a tile that has rows.
     """
     most = MAX_COLUMNS // portion
     row_tile = ROW_TILE // max(portion // 2, 1)

@@ -59,6 +59,23 @@ def test_sample_kl(shape, launched):
 
 
 @pytest.mark.interpreter_only
+@pytest.mark.parametrize(
+    ("scale", "dtype", "most"),
+    [
+        ("logvar", torch.float64, LIMIT // 4),
+        ("softplus", torch.float32, LIMIT // 2),
+        ("std", torch.float64, LIMIT // 8),
+    ],
+)
+def test_where_registers_are_dear_a_tile_takes_shorter_samples_whole(scale, dtype, most, launched):
+    for columns, second in ((most, []), (most + 1, ["_sum_partials"])):
+        mu, v = leaf(2, columns, dtype=dtype), torch.ones(2, columns, dtype=dtype, requires_grad=True)
+        kernels, outputs = launched(lambda m=mu, v=v: sample_kl(m, v, scale=scale, reduction="sample", seed=0))
+        assert kernels == ["_forward", *second]
+        assert launched(backward(outputs, (mu, v)))[0] == ["_backward"]
+
+
+@pytest.mark.interpreter_only
 @pytest.mark.parametrize("reduction", ["latent", "sum", "mean", "batchmean"])
 def test_sample_kl_of_the_other_reductions_takes_a_second_launch(reduction, launched):
     mu, logvar = leaf(3, 5), leaf(3, 5)
