@@ -170,7 +170,7 @@ def audit(launch, target, *, elements):
     """
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}: expected one of {', '.join(map(repr, TARGETS))}")
-    elements = _tile_size(launch, elements)
+    elements = _count(launch, elements)
     compiled = compile_launch(launch, target)
     if "cubin" in compiled.asm:
         code, resources = _nvidia(compiled, TARGETS[target])
@@ -198,20 +198,25 @@ def compile_launch(launch, target):
     return triton.compile(source, target=TARGETS[target], options=vars(special.options))
 
 
-def _tile_size(launch, elements):
-    if not isinstance(elements, numbers.Integral):
-        names, arguments = (elements,) if isinstance(elements, str) else elements, launch.arguments
-        if not isinstance(names, (tuple, list)) or not names:
-            raise ValueError(f"elements is {elements!r}: expected an int, or names of constexpr ints of {launch.name}")
-        known = {p.name: arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
-        sizes = {name: getattr(size, "value", size) for name, size in known.items()}
-        for name in names:
-            if not isinstance(sizes.get(name), numbers.Integral):
-                raise ValueError(f"elements names {name!r}: expected constexpr ints of {launch.name}, or their number")
-        elements = prod(sizes[name] for name in names)
-    if elements < 1:
-        raise ValueError(f"elements is {elements}: expected 1 or more")
-    return int(elements)
+def _count(launch, elements):
+    """`elements` as an int: the number, or the product of the arguments that it names."""
+    count = elements if isinstance(elements, numbers.Integral) else _product(launch, elements)
+    if count < 1:
+        raise ValueError(f"elements is {count}: expected 1 or more")
+    return int(count)
+
+
+def _product(launch, names):
+    given, names = names, (names,) if isinstance(names, str) else names
+    if not isinstance(names, (tuple, list)) or not names:
+        raise ValueError(f"elements is {given!r}: expected an int, or names of constexpr ints of {launch.name}")
+    arguments = launch.arguments
+    known = {p.name: arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
+    sizes = [getattr(known.get(name), "value", known.get(name)) for name in names]
+    for name, size in zip(names, sizes, strict=True):
+        if not isinstance(size, numbers.Integral):
+            raise ValueError(f"elements names {name!r}: expected constexpr ints of {launch.name}, or their number")
+    return prod(sizes)
 
 
 def _nvidia(compiled, target):

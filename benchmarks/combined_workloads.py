@@ -9,7 +9,8 @@ import torch
 
 from vae_fast import checks
 from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
-from vae_fast.benchmarks.latent_workloads import CLAMP, SAMPLES, SCALES, latent_call
+from vae_fast.benchmarks.formulas import CLAMP
+from vae_fast.benchmarks.latent_workloads import SAMPLES, SCALES, latent_call
 from vae_fast.benchmarks.layouts import LAYOUTS, ORDINARY
 from vae_fast.benchmarks.output_workloads import SHARED, WEIGHTS, reconstruction_call
 from vae_fast.benchmarks.pairs import covering

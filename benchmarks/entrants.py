@@ -123,11 +123,12 @@ def _phases(function: Callable, sets: list[Inputs]) -> dict[str, Work]:
 
 
 def _step(case, contender, batches: list[Tensor]) -> dict[str, Work]:
-    """Training steps of a new model."""
+    """Training steps of a new model, after its first, in which the optimizer makes its state."""
     step = contender.step(case.op, steps.build_model(case.op, batches[0].device), batches[0])
 
     def pick(number):
         peers.switch(case.project, contender.fused)
         return batches[number % len(batches)]
 
+    step(pick(0))
     return {"step": Work(step, pick)}

@@ -4,10 +4,10 @@ import torch
 
 import vae_fast
 from vae_fast import checks
+from vae_fast.benchmarks.formulas import CLAMP
 from vae_fast.benchmarks.layouts import LAYOUTS, MASKED, ORDINARY, filled
 from vae_fast.benchmarks.workload import COMMON, SEED, Workload, joined_words, leaf, name_of
 
-CLAMP = (-30.0, 20.0)  # that of diffusers
 SAMPLES = 5  # of Burda et al. 2016
 SCALES = ("logstd", "std", "softplus", vae_fast.SoftClamp(5.0), vae_fast.SoftClamp(5.0, epsilon=0.01))  # beside logvar
 

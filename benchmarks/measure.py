@@ -161,9 +161,6 @@ def _count(case, entrant, device) -> dict[str, Any]:
             counted["note"] += f"{name}: {type(error).__name__}: {error}. "
 
     contender = entrant.contender
-    if case.is_step:
-        attempt("warm", lambda call: call())  # the optimizer makes its state in the first step
-        counted.pop("warm", None)
     if not contender.captured:  # a graph allocated its memory when it was captured
         attempt("peak_bytes", memory.peak_memory, device)
     if device.type == "cuda":

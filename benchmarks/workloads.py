@@ -5,6 +5,8 @@ variants of a kernel come from its launchers, and a new row in the table of like
 Each option is varied by itself, in two dtypes, and so is each layout; then two by two (`combined_workloads`).
 """
 
+import itertools
+
 import torch
 
 from vae_fast.benchmarks.combined_workloads import combined_workloads
@@ -12,15 +14,13 @@ from vae_fast.benchmarks.latent_workloads import latent_workloads
 from vae_fast.benchmarks.output_workloads import elbo_workloads, reconstruction_workloads, target_workloads
 from vae_fast.likelihoods import LIKELIHOODS
 
-LISTS = (latent_workloads, reconstruction_workloads, target_workloads, elbo_workloads, combined_workloads)
-
 
 def workloads():
     """All of them; where two lists name the same call, once."""
+    lists = latent_workloads, reconstruction_workloads, target_workloads, elbo_workloads, combined_workloads
     found = {}
-    for listed in LISTS:
-        for workload in listed():
-            found.setdefault(str(workload), workload)
+    for workload in itertools.chain.from_iterable(listed() for listed in lists):
+        found.setdefault(str(workload), workload)
     return list(found.values())
 
 

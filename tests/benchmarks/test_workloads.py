@@ -5,7 +5,7 @@ import torch
 
 from vae_fast import likelihoods
 from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
-from vae_fast.benchmarks.latent_workloads import CLAMP
+from vae_fast.benchmarks.formulas import CLAMP
 from vae_fast.benchmarks.layouts import LAYOUTS
 from vae_fast.benchmarks.workloads import workloads
 

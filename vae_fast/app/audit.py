@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vae_fast.app.options import WIDTH
 from vae_fast.ops import backend
 
 COLUMNS = (
@@ -21,7 +22,6 @@ CAPTION = (
     "An element: instructions issued, of the number beside the kernel (sm_90 alone must keep it), integer and special "
     "ones, and bytes. Bound by: memory, or the instructions that take longer, and the share of the memory's time."
 )
-WIDTH = 190  # of the table where there is no terminal
 
 console = Console(highlight=False)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vae_fast.app.options import BACKEND, INTERRUPTED, argument, trainable_device
+from vae_fast.app.options import BACKEND, INTERRUPTED, WIDTH, argument, trainable_device
 from vae_fast.benchmarks import cases, machine, measure, tables
 from vae_fast.benchmarks.results import Results, Row
 from vae_fast.models.storage import import_extra
@@ -23,7 +23,6 @@ console = Console(highlight=False)
 RESULTS = Path("benchmarks/results")
 NAMED = ("case", "threads")  # the columns that say what is measured
 GAP, EDGE = 1, 1  # between columns, and around the table where no gap is
-WIDTH = 190  # of the table where there is no terminal
 
 
 def bench(

@@ -11,6 +11,7 @@ from vae_fast.ops import backend
 
 BACKEND = "'VAE_FAST_BACKEND'"
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
+WIDTH = 190  # of a table where there is no terminal
 
 
 def argument(option: str, function: Callable, *values: Any) -> Any:
