@@ -19,15 +19,15 @@ MOVED = {
     "one number, long samples": (3, 3, 3),
     "features": (3 * 3, 3 * 129, 3 * 129),  # tiles of 32 x 64, and so the next ones
     "features, full tiles": (2 * 2, 2 * 128, 2 * 128),
-    "features, more than a tile's rows": (65, 4099, 4099),
+    "features, more than a tile's rows": (5, 4099, 4099),  # 2 rows of 1024
     "features, rows with a stride": (2, 2 * 12, 2 * 12),
     "the last of three dimensions": (1, 5 * 7, 5 * 7),
     "channels of 16 x 16": (3, 3 * 768, 3 * 3),  # 2 rows of 1024
     "channels of 8 x 8, full tiles": (4, 4, 4),  # 32 x 64: each tile has one number
     "channels of 33 x 32": (4, 4 * 2112, 4 * 66),  # as 66 x 32 no tile would be full: a row of 4096
     "channels of 32 x 96": (2 * 6, 2 * 6, 2 * 6),  # 2 rows of 1024
-    "channels of 7 x 7": (3, 3 * 49, 3 * 49),  # 49 is odd: 32 x 64
-    "channels, channels_last": (4, 216, 216),
+    "channels of 7 x 7": (1, 3 * 49, 3 * 49),  # 49 is odd: 8 rows of 256
+    "channels, channels_last": (1, 216, 216),
 }
 
 
