@@ -45,17 +45,6 @@ def noiseless_loss(model: VAE, x: Tensor) -> Tensor:
     return compare.eager_loss(model, x, x.new_zeros(len(x), *model.latent_shape))
 
 
-def training_step(model: nn.Module, loss: Callable, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], Tensor]:
-    def step(x: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        value = loss(model, x)
-        value.backward()
-        optimizer.step()
-        return value.detach()
-
-    return step
-
-
 def adam(model: nn.Module, captured: bool) -> torch.optim.Optimizer:
     """Adam as users make it; `capturable` keeps its step count on the device, as a graph needs."""
     return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, capturable=captured)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import ContinuousBernoulli, Laplace, Poisson, StudentT
 
 from vae_fast.models import VAE
@@ -96,8 +96,10 @@ def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rou
     """
     if model.likelihood not in FORMULAS:
         return []
-    losses = {"fused": fused_loss, "eager PyTorch": eager_loss}
-    steps = {name: _training_step(copy.deepcopy(model), loss, learning_rate) for name, loss in losses.items()}
+    losses, steps = {"fused": fused_loss, "eager PyTorch": eager_loss}, {}
+    for name, loss in losses.items():
+        twin = copy.deepcopy(model)
+        steps[name] = training_step(twin, loss, torch.optim.Adam(twin.parameters(), lr=learning_rate))
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
     first: dict[str, Tensor] = {}
     deadline = time.perf_counter() + SECONDS
@@ -129,15 +131,15 @@ def eager_loss(model: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return (FORMULAS[model.likelihood](output, x) + model.beta * kl) / len(x)
 
 
-def _training_step(model: VAE, loss_function: Callable, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor]:
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+def training_step(model: nn.Module, loss: Callable, optimizer: torch.optim.Optimizer) -> Callable[..., Tensor]:
+    """A function of a batch, and what else the loss takes, that trains the model on it and returns the loss."""
 
-    def step(x: Tensor, eps: Tensor) -> Tensor:
+    def step(*batch: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = loss_function(model, x, eps)
-        loss.backward()
+        value = loss(model, *batch)
+        value.backward()
         optimizer.step()
-        return loss.detach()
+        return value.detach()
 
     return step
 
