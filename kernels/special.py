@@ -2,30 +2,14 @@
 
 lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + R(y): all that grows with y is written out, and what remains, R, is
 below 1/12 for y >= 1 and decreases (NIST DLMF 5.11.1; R is Binet's function). So a difference of two is taken term by
-term. Below 1, lgamma(y) = lgamma(1 + y) - log y. Each function takes float32 or float64, and errs by less than 1e-6 in
-float32 and 1e-13 in float64, absolute where the result is below 1, else relative.
+term. Each function takes float32 or float64, and errs by less than 1e-6 in float32 and 1e-13 in float64, absolute where
+the result is below 1, else relative.
 """
 
 import triton
 import triton.language as tl
 
-from vae_fast.kernels.elementary import LOG_2, log1p, log_of_normal, split_exponent
-
-
-@triton.jit
-def lgamma(x):
-    """log of the gamma function, x > 0."""
-    y = tl.where(x < 1.0, x + 1.0, x)
-    stirling = (y - 0.5) * tl.log(y) - y + 0.91893853320467274178 + stirling_remainder(1.0 / y)
-    return stirling - tl.where(x < 1.0, tl.log(x), 0.0)
-
-
-@triton.jit
-def digamma(x):
-    """Derivative of `lgamma`, x > 0."""
-    y = tl.where(x < 1.0, x + 1.0, x)
-    s = 1.0 / y
-    return tl.log(y) - 0.5 * s + stirling_remainder_derivative(s) - tl.where(x < 1.0, 1.0 / x, 0.0)
+from vae_fast.kernels.elementary import LOG_2, log_of_normal, split_exponent
 
 
 @triton.jit
@@ -35,31 +19,6 @@ def lgamma_1p(x):
     # R(1) = 1 - log(2 pi) / 2 meets the constants of Stirling's formula.
     remainder = stirling_remainder(1.0 / y) - 0.08106146679532725822
     return tl.where(x == 0, 0.0, (x + 0.5) * log_of_normal(y) - x + remainder)
-
-
-@triton.jit
-def lgamma_difference(x, theta):
-    """lgamma(x + theta) - lgamma(theta) for x >= 0, theta > 0, and exactly 0 at x = 0.
-
-    The plain difference has an error of 6e-8 lgamma(theta) in float32: 100 at theta = 1e8.
-    """
-    small = theta < 1.0
-    t = tl.where(small, theta + 1.0, theta)
-    y = x + t
-    growing = (t - 0.5) * log1p(x / t) + x * (tl.log(y) - 1.0) - tl.where(small, log1p(x / theta), 0.0)
-    remainder = stirling_remainder(1.0 / y) - stirling_remainder(1.0 / t)
-    return tl.where(x == 0, 0.0, growing + remainder)
-
-
-@triton.jit
-def digamma_difference(x, theta):
-    """digamma(x + theta) - digamma(theta) for x >= 0, theta > 0: derivative of `lgamma_difference` in theta."""
-    small = theta < 1.0
-    t = tl.where(small, theta + 1.0, theta)
-    over_t, over_y = 1.0 / t, 1.0 / (x + t)
-    growing = log1p(x / t) + 0.5 * x * over_t * over_y + tl.where(small, x / theta / (x + theta), 0.0)
-    remainder = stirling_remainder_derivative(over_y) - stirling_remainder_derivative(over_t)
-    return tl.where(x == 0, 0.0, growing + remainder)
 
 
 @triton.jit

@@ -21,16 +21,6 @@ DOUBLE = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 15
 DOUBLE_DERIVATIVE = tuple((2 * k + 1) * c for k, c in enumerate(DOUBLE))
 
 
-def lgamma(x):
-    """log of the gamma function, x > 0: PyTorch's own is good enough."""
-    return torch.lgamma(x)
-
-
-def digamma(x):
-    """Derivative of `lgamma`, x > 0."""
-    return torch.digamma(x)
-
-
 def lgamma_1p(x):
     """lgamma(1 + x) for x >= 0, and exactly 0 at x = 0; in single precision in half the time of PyTorch's lgamma."""
     y = x + 1
@@ -38,26 +28,6 @@ def lgamma_1p(x):
         return torch.lgamma(y)
     made = stirling_remainder(1 / y).sub_(REMAINDER_1).sub_(x).addcmul_(y - 0.5, y.log())
     return made.mul_((x != 0).to(x.dtype))
-
-
-def lgamma_difference(x, theta):
-    """lgamma(x + theta) - lgamma(theta) for x >= 0, theta > 0, and exactly 0 at x = 0."""
-    small = theta < 1
-    t = theta + small  # below 1, lgamma(theta) = lgamma(1 + theta) - log(theta)
-    y = x + t
-    growing = (t - 0.5) * torch.log1p(x / t) + x * (y.log() - 1)
-    growing.sub_(torch.log1p(x / theta).mul_(small))
-    return growing.add_(stirling_remainder(1 / y) - stirling_remainder(1 / t))
-
-
-def digamma_difference(x, theta):
-    """digamma(x + theta) - digamma(theta) for x >= 0, theta > 0: derivative of `lgamma_difference` in theta."""
-    small = theta < 1
-    t = theta + small
-    over_y, over_t = 1 / (x + t), 1 / t
-    growing = torch.log1p(x / t).add_(x * over_t * over_y, alpha=0.5)
-    growing.add_((x / theta).div_(x + theta).mul_(small))
-    return growing.add_(stirling_remainder_derivative(over_y) - stirling_remainder_derivative(over_t))
 
 
 def log1p_minus_x(x):

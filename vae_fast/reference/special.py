@@ -1,4 +1,4 @@
-"""The gamma function's relatives in NumPy, and their differences without cancellation.
+"""The gamma function's relatives in NumPy, without cancellation.
 
 lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + R(y) for y > 0 (NIST DLMF 5.11.1). R has Stirling's series from y = 10
 up (error 2e-18); below, it is taken at y + 10 and brought back by lgamma(y + 1) = lgamma(y) + log y.
@@ -14,36 +14,10 @@ SHIFT = 10
 
 
 @np.errstate(divide="ignore", invalid="ignore")
-def lgamma(x):
-    """log of the gamma function, x > 0."""
-    return (x - 0.5) * np.log(x) - x + HALF_LOG_2PI + stirling_remainder(x)
-
-
-@np.errstate(divide="ignore", invalid="ignore")
-def digamma(x):
-    """Derivative of `lgamma`, x > 0."""
-    return np.log(x) - 0.5 / x + stirling_remainder_derivative(x)
-
-
 def lgamma_1p(x):
     """lgamma(1 + x) for x >= 0: log of x factorial, and exactly 0 at x = 0."""
-    return np.where(x == 0, 0.0, lgamma(1.0 + x))
-
-
-@np.errstate(divide="ignore", invalid="ignore")
-def lgamma_difference(x, theta):
-    """lgamma(x + theta) - lgamma(theta) for x >= 0, theta > 0."""
-    y = x + theta
-    remainder = stirling_remainder(y) - stirling_remainder(theta)
-    return (theta - 0.5) * np.log1p(x / theta) + x * (np.log(y) - 1.0) + remainder
-
-
-@np.errstate(divide="ignore", invalid="ignore")
-def digamma_difference(x, theta):
-    """digamma(x + theta) - digamma(theta) for x >= 0, theta > 0."""
-    y = x + theta
-    remainder = stirling_remainder_derivative(y) - stirling_remainder_derivative(theta)
-    return np.log1p(x / theta) + 0.5 * x / theta / y + remainder
+    y = 1.0 + x
+    return np.where(x == 0, 0.0, (y - 0.5) * np.log(y) - y + HALF_LOG_2PI + stirling_remainder(y))
 
 
 @np.errstate(divide="ignore", invalid="ignore")
