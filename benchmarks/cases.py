@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from vae_fast import checks
 from vae_fast.benchmarks.formulas import OPS
 from vae_fast.benchmarks.steps import STEPS
 
@@ -103,7 +104,7 @@ class Case:
 
     @property
     def name(self):
-        dtypes = dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.target_dtype))
+        dtypes = dict.fromkeys(checks.dtype_name(dtype) for dtype in (self.dtype, self.target_dtype))
         return f"{self.op}/{'x'.join(map(str, self.shape))}/{'+'.join(dtypes)}"
 
     @property

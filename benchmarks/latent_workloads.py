@@ -6,7 +6,7 @@ import vae_fast
 from vae_fast import checks
 from vae_fast.benchmarks.formulas import CLAMP
 from vae_fast.benchmarks.layouts import LAYOUTS, MASKED, ORDINARY, filled
-from vae_fast.benchmarks.workload import COMMON, SEED, Workload, joined_words, leaf, name_of
+from vae_fast.benchmarks.workload import COMMON, SEED, Workload, joined_words, leaf
 
 SAMPLES = 5  # of Burda et al. 2016
 SCALES = ("logstd", "std", "softplus", vae_fast.SoftClamp(5.0), vae_fast.SoftClamp(5.0, epsilon=0.01))  # beside logvar
@@ -102,7 +102,7 @@ def latent_call(
         eps and "eps",
         used is not None and f"only {('z', 'kl')[used]} used",
     )
-    return Workload(op, joined_words(words), name_of(dtype), layout, make, function, used, main)
+    return Workload(op, joined_words(words), checks.dtype_name(dtype), layout, make, function, used, main)
 
 
 def _joined(halves):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vae_fast import checks
 from vae_fast.benchmarks import counting, machine, memory, peers, timing
 from vae_fast.benchmarks.contenders import CONTENDERS, GRAPH, Contender
 from vae_fast.benchmarks.entrants import WHOLE, Entrant, enter, is_out_of_memory
@@ -180,8 +181,8 @@ def _row(case, session, contender=None, phase="", **values) -> Row:
         op=case.op,
         shape="x".join(map(str, case.shape)),
         elements=case.elements,
-        dtype=str(case.dtype).removeprefix("torch."),
-        target_dtype=str(case.target_dtype).removeprefix("torch."),
+        dtype=checks.dtype_name(case.dtype),
+        target_dtype=checks.dtype_name(case.target_dtype),
         phase=phase,
         contender="" if contender is None else contender.name,
         captured=contender is not None and contender.captured,

@@ -8,7 +8,7 @@ import vae_fast
 from vae_fast import checks
 from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
 from vae_fast.benchmarks.layouts import LAYOUTS, MASKED, ORDINARY
-from vae_fast.benchmarks.workload import COMMON, SEED, Workload, joined_words, leaf, name_of
+from vae_fast.benchmarks.workload import COMMON, SEED, Workload, joined_words, leaf
 from vae_fast.likelihoods import LIKELIHOODS
 
 CORE = ("bernoulli", "mse", "gaussian")  # with a logarithm, without, and with two parameters
@@ -131,10 +131,13 @@ def reconstruction_call(
             given["weight"] = tensors.pop()
         return vae_fast.reconstruction_loss(_output(tensors[:-1]), tensors[-1], likelihood, **given)
 
-    words = (target and f"{name_of(target)} target", None if grads is None else f"{grads} of {count} gradients")
+    words = (
+        target and f"{checks.dtype_name(target)} target",
+        None if grads is None else f"{grads} of {count} gradients",
+    )
     words = (*words, scale and "target_scale", weight, binarize and "binarize", shared)
     options = joined_words((likelihood, reduction, *words))
-    return Workload("reconstruction_loss", options, name_of(dtype), layout, make, function, main=main)
+    return Workload("reconstruction_loss", options, checks.dtype_name(dtype), layout, make, function, main=main)
 
 
 def elbo_workloads():
@@ -162,7 +165,7 @@ def _elbo(
 
     words = (likelihood, "averaged kl" if averaged else "", "beta tensor" if beta_tensor else "", weight, shared)
     options = ", ".join(filter(None, (*words, "every output used" if used is None else "")))
-    return Workload("elbo_loss", options, name_of(dtype), ORDINARY, make, function, used, main)
+    return Workload("elbo_loss", options, checks.dtype_name(dtype), ORDINARY, make, function, used, main)
 
 
 def _outputs(likelihood, layout, dtype, target_dtype, grads, weight, shared):

@@ -62,7 +62,3 @@ def joined_words(words):
 
 def leaf(tensor):
     return tensor.detach().requires_grad_()
-
-
-def name_of(dtype):
-    return str(dtype).removeprefix("torch.")

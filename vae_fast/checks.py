@@ -6,6 +6,7 @@ None of them reads a tensor's values: on a GPU that would wait for the device.
 import math
 import numbers
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -18,7 +19,6 @@ REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
 KLS = ("closed_form", "monte_carlo")
 IWAE_REDUCTIONS = ("sample", "sum", "batchmean")
 FREE_BITS_PER = ("sample", "latent")
-SEED_MIN, SEED_MAX = -(2**63), 2**64
 
 
 def is_tensor(name, value, what="a tensor"):
@@ -29,14 +29,14 @@ def is_tensor(name, value, what="a tensor"):
 def is_float(name, tensor, what="values"):
     is_tensor(name, tensor)
     if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} is {dtype_name(tensor)}: expected {FLOAT_NAMES} {what}")
+        raise TypeError(f"{name} is {dtype_name(tensor.dtype)}: expected {FLOAT_NAMES} {what}")
     is_dense(name, tensor)
 
 
 def is_real(name, tensor):
     is_tensor(name, tensor)
     if tensor.dtype not in FLOATS and tensor.dtype not in INTEGERS:
-        raise TypeError(f"{name} is {dtype_name(tensor)}: expected {REAL_NAMES}")
+        raise TypeError(f"{name} is {dtype_name(tensor.dtype)}: expected {REAL_NAMES}")
     is_dense(name, tensor)
 
 
@@ -59,7 +59,8 @@ def same_shape(name, tensor, other_name, other):
 
 def same_dtype(name, tensor, other_name, other):
     if tensor.dtype != other.dtype:
-        raise TypeError(f"{name} is {dtype_name(tensor)}, {other_name} is {dtype_name(other)}: they must be equal")
+        dtype, other_dtype = dtype_name(tensor.dtype), dtype_name(other.dtype)
+        raise TypeError(f"{name} is {dtype}, {other_name} is {other_dtype}: they must be equal")
 
 
 def same_device(name, tensor, other_name, other):
@@ -173,24 +174,6 @@ def one_source(**sources):
         raise ValueError(f"{' and '.join(given)} were given: expected at most one of {choices}")
 
 
-def seed_int(value):
-    """The int as the 64-bit word that stands for it, signed."""
-    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
-        raise TypeError(f"seed is {type(value).__name__}: expected an int or an int64 tensor of one element")
-    if not SEED_MIN <= value < SEED_MAX:
-        raise ValueError(f"seed is {value}: expected an int in [-2^63, 2^64)")
-    value = int(value)
-    return value - 2**64 if value >= 2**63 else value
-
-
-def seed_tensor(tensor, name, like):
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"seed is {dtype_name(tensor)}: expected int64")
-    if tensor.numel() != 1:
-        raise ValueError(f"seed has shape {list(tensor.shape)}: expected one element")
-    same_device("seed", tensor, name, like)
-
-
 def generator(value, name, like):
     if not isinstance(value, torch.Generator):
         raise TypeError(f"generator is {type(value).__name__}: expected torch.Generator")
@@ -212,27 +195,20 @@ def eps(tensor, shape, like, num_samples=None):
 def is_nats(name, tensor):
     is_tensor(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} is {dtype_name(tensor)}: expected float32 or float64 nats")
+        raise TypeError(f"{name} is {dtype_name(tensor.dtype)}: expected float32 or float64 nats")
     is_dense(name, tensor)
 
 
-def kl(tensor, target):
+def kl(tensor, target=None):
+    """One number for each sample, of the target's batch if there is one, or their mean."""
     is_nats("kl", tensor)
-    if tensor.dim() and tensor.shape != target.shape[:1]:
-        batch = target.shape[0]
+    batch = "B" if target is None else target.shape[0]
+    if tensor.dim() > 1 or (tensor.dim() and target is not None and len(tensor) != batch):
         raise ValueError(
             f'kl has shape {list(tensor.shape)}: expected [{batch}] (reduction="sample") or [] (reduction="batchmean")'
         )
-    same_device("kl", tensor, "target", target)
-
-
-def sample_kl(tensor):
-    """A kl as `kl` takes it, of any batch."""
-    is_nats("kl", tensor)
-    if tensor.dim() > 1:
-        raise ValueError(
-            f'kl has shape {list(tensor.shape)}: expected [B] (reduction="sample") or [] (reduction="batchmean")'
-        )
+    if target is not None:
+        same_device("kl", tensor, "target", target)
 
 
 def latent_kl(tensor):
@@ -248,7 +224,7 @@ def importance(name, tensor):
         raise ValueError(f"{name} has shape {list(tensor.shape)}: expected [K, B] with K of 1 or more")
 
 
-def weight(name, value, other_name, other):
+def scalar(name, value, other_name, other):
     """(tensor or None, number) of a number or a 0-d tensor on another's device."""
     if not isinstance(value, torch.Tensor):
         return None, number(name, value, "a number or a 0-d tensor")
@@ -275,8 +251,11 @@ def number(name, value, what="a number"):
 
 
 def positive(name, value):
-    if not number(name, value) > 0:
+    """A finite number > 0, as a float."""
+    made = number(name, value)
+    if not made > 0:
         raise ValueError(f"{name} is {value}: expected a finite number > 0")
+    return made
 
 
 def ratio(name, value):
@@ -284,16 +263,31 @@ def ratio(name, value):
         raise ValueError(f"{name} is {value}: expected a number in (0, 1]")
 
 
+def integer(name, value, what="an int"):
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
+    return int(value)
+
+
 def count(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is {type(value).__name__}: expected an int")
-    if value < 1:
+    """An int, 1 or more."""
+    if integer(name, value) < 1:
         raise ValueError(f"{name} is {value}: expected 1 or more")
+    return int(value)
+
+
+def counts(name, value, *, may_be_empty=False):
+    """A sequence of ints, each 1 or more, as a tuple."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} is {type(value).__name__}: expected a sequence of ints")
+    if not value and not may_be_empty:
+        raise ValueError(f"{name} is empty: expected one size or more")
+    return tuple(count(f"{name}[{i}]", item) for i, item in enumerate(value))
 
 
 def _is_number(value):
     return isinstance(value, (float, int, numbers.Real)) and not isinstance(value, bool)
 
 
-def dtype_name(tensor):
-    return str(tensor.dtype).removeprefix("torch.")
+def dtype_name(dtype):
+    return str(dtype).removeprefix("torch.")

@@ -52,7 +52,7 @@ def check(target, logits):
     """Raise unless `target` has one class index for each vector of logits. Their values are not read."""
     checks.is_tensor("target", target)
     if target.dtype not in DTYPES:
-        dtype = checks.dtype_name(target)
+        dtype = checks.dtype_name(target.dtype)
         raise TypeError(f"target is {dtype}: expected int64, int32, int16, int8 or uint8 class indices")
     checks.is_dense("target", target)
     if logits.dim() < 2 or not logits.shape[-1]:
@@ -64,7 +64,7 @@ def check(target, logits):
         )
 
 
-def weight(target, logits, row, validate, *, weight, binarize, **others):
+def prepare(target, logits, row, validate, *, weight, binarize, **others):
     """The weight expanded to the target's shape, or None. Raises for any other option of a target: it takes none.
 
     validate: look for values out of the domain, too.

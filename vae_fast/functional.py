@@ -80,8 +80,8 @@ def sample_kl(
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
-    noise = seed, generator, eps
-    return tuple(latents.compute(mu, logvar, mu, 0, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
+    options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale, "kl": kl, "num_samples": num_samples}
+    return tuple(latents.compute(mu, logvar, mu, reduction=reduction, noise=(seed, generator, eps), **options))
 
 
 def sample_kl_packed(
@@ -115,8 +115,9 @@ def sample_kl_packed(
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
+    options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale, "kl": kl, "num_samples": num_samples}
     noise = seed, generator, eps
-    return tuple(latents.compute(moments, None, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
+    return tuple(latents.compute(moments, None, mu, dim=dim, reduction=reduction, noise=noise, **options))
 
 
 def reparameterize(
@@ -128,8 +129,8 @@ def reparameterize(
     tensor([[1., 3.]])
     """
     checks.posterior(mu, logvar)
-    noise = seed, generator, eps
-    return latents.compute(mu, logvar, mu, 0, None, logvar_clamp, scale, "closed_form", num_samples, None, noise)[0]
+    options = {"logvar_clamp": logvar_clamp, "scale": scale, "num_samples": num_samples}
+    return latents.compute(mu, logvar, mu, noise=(seed, generator, eps), **options)[0]
 
 
 def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
@@ -149,7 +150,8 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
             return made
     checks.posterior(mu, logvar)
     checks.reduction(reduction, checks.LATENT_REDUCTIONS)
-    return latents.compute(mu, logvar, mu, 0, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
+    options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale}
+    return latents.compute(mu, logvar, mu, reduction=reduction, **options)[0]
 
 
 def reconstruction_loss(
@@ -235,7 +237,7 @@ def reconstruction_loss(
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip
     if row.domain == "classes":
-        weight = classes.weight(target, params[0], row, validate, **options)
+        weight = classes.prepare(target, params[0], row, validate, **options)
         spec = categorical.Spec.of(row, reduction, backend.choose(target))
         return categorical.reconstruct(*params, target, weight, spec)
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
@@ -285,17 +287,17 @@ def elbo_loss(
             return ELBO(*losses)
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
-    beta_tensor, number = checks.weight("beta", beta, "target", target)
+    beta_tensor, number = checks.scalar("beta", beta, "target", target)
     options = {
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip
     if row.domain == "classes":
-        weight = classes.weight(target, params[0], row, validate, **options)
+        weight = classes.prepare(target, params[0], row, validate, **options)
         spec = categorical.Spec.of(row, "batchmean", backend.choose(target))
         return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     given = elbo.Given(target, weight, seed, beta_tensor)
-    return ELBO(*elbo.elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
+    return ELBO(*elbo.negative_elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
 
 
 def _shortest(ways, name, *arguments):

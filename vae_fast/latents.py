@@ -4,17 +4,32 @@ from vae_fast import checks, scales, seeds
 from vae_fast.ops import backend, gaussian
 
 
-def compute(posterior, logvar, mu, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, source):
-    """What is asked for: `posterior` is mu, or moments if logvar is None; `source` is None if nothing is sampled."""
+def compute(
+    posterior,
+    logvar,
+    mu,
+    *,
+    dim=0,
+    prior=None,
+    logvar_clamp,
+    scale,
+    kl="closed_form",
+    num_samples=None,
+    reduction=None,
+    noise=None,
+):
+    """(z or None, kl or None). posterior: mu, or moments along `dim` where logvar is None.
+
+    noise: (seed, generator, eps), or None where nothing is sampled; reduction: None where there is no kl.
+    """
     prior = checks.prior(prior, mu.shape, mu)
     clamp = checks.clamp(logvar_clamp)
     found = scales.lookup(scale)
     checks.scale(found, scale, logvar_clamp)
     if num_samples is not None:
-        checks.count("num_samples", num_samples)
-        num_samples = int(num_samples)
+        num_samples = checks.count("num_samples", num_samples)
     chosen = backend.choose(mu)
-    seed, eps = (None, None) if source is None else seeds.noise(mu, num_samples, *source, chosen)
+    seed, eps = (None, None) if noise is None else seeds.noise(mu, num_samples, *noise, chosen)
     spec = gaussian.Spec(reduction, *clamp, *found, kl, num_samples, dim, chosen)
     return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)
 

@@ -111,10 +111,10 @@ class ELBOLoss(nn.Module):
         checks.choice("free_bits_per", free_bits_per, checks.FREE_BITS_PER)
         if free_bits is not None and capacity is not None:
             raise ValueError("free_bits and capacity were given: expected at most one of them")
-        _check_weight("beta", beta)
+        _check_scalar("beta", beta)
         for name, value in (("free_bits", free_bits), ("capacity", capacity)):
             if value is not None:
-                _check_weight(name, value)
+                _check_scalar(name, value)
         self.likelihood, self.free_bits_per = likelihood, free_bits_per
         self.target_scale, self.binarize = target_scale, binarize
         self.beta, self.free_bits, self.capacity = beta, free_bits, capacity
@@ -152,7 +152,7 @@ class ELBOLoss(nn.Module):
             checks.kl(kl, target)
         name = "capacity" if self.free_bits is None else "free_bits"
         nats = self._now(getattr(self, name))
-        checks.weight(name, nats, "target", target)
+        checks.scalar(name, nats, "target", target)
         if name == "capacity":
             return objectives.capacity(kl, nats)
         return objectives.free_bits(kl, nats, per=self.free_bits_per)
@@ -182,7 +182,7 @@ def _target_options_repr(module):
     return f"{options}, binarize=True" if module.binarize else options
 
 
-def _check_weight(name, value):
+def _check_scalar(name, value):
     """A number, or what only a call can check: a tensor or a schedule."""
     if isinstance(value, type):
         raise TypeError(f"{name} is the class {value.__name__}: expected a schedule made of it")

@@ -38,7 +38,7 @@ def free_bits(kl, nats, *, per="sample"):
     if per == "latent":
         checks.latent_kl(kl)
     else:
-        checks.sample_kl(kl)
+        checks.kl(kl)
     floored = kl.clamp(min=_bound(nats, kl))
     return floored.sum() if per == "latent" else floored
 
@@ -63,7 +63,7 @@ def capacity(kl, nats):
     >>> capacity(torch.tensor([1.0, 7.0]), 5.0)
     tensor([4., 2.])
     """
-    checks.sample_kl(kl)
+    checks.kl(kl)
     return (kl - _bound(nats, kl)).abs()
 
 
@@ -105,5 +105,5 @@ def iwae_loss(nll, kl, *, reduction="batchmean"):
 
 def _bound(nats, kl):
     """The number, or the tensor in kl's dtype, which two 0-d tensors would not keep."""
-    tensor, number = checks.weight("nats", nats, "kl", kl)
+    tensor, number = checks.scalar("nats", nats, "kl", kl)
     return number if tensor is None else tensor.to(kl.dtype)

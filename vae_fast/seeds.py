@@ -7,12 +7,25 @@ from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator
 
 
+def check_int(seed, what="an int"):
+    """Raise unless `seed` is an int of 64 bits, signed or not; returns the signed one of the same bits."""
+    value = checks.integer("seed", seed, what)
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"seed is {seed}: expected an int in [-2^63, 2^64)")
+    return value - 2**64 if value >= 2**63 else value
+
+
 def given(seed, name, like):
     """The seed of an int or a tensor, on the device of `like`, which errors call `name`."""
-    if isinstance(seed, torch.Tensor):
-        checks.seed_tensor(seed, name, like)
-        return seed.reshape(1)
-    return torch.full((1,), checks.seed_int(seed), dtype=torch.int64, device=like.device)
+    if not isinstance(seed, torch.Tensor):
+        signed = check_int(seed, "an int or an int64 tensor of one element")
+        return torch.full((1,), signed, dtype=torch.int64, device=like.device)
+    if seed.dtype != torch.int64:
+        raise TypeError(f"seed is {checks.dtype_name(seed.dtype)}: expected int64")
+    if seed.numel() != 1:
+        raise ValueError(f"seed has shape {list(seed.shape)}: expected one element")
+    checks.same_device("seed", seed, name, like)
+    return seed.reshape(1)
 
 
 def drawn(generator, like):

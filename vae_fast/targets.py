@@ -21,7 +21,7 @@ def weight(value, target):
         return None
     checks.is_tensor("weight", value)
     if value.dtype not in (torch.bool, *checks.FLOATS):
-        raise TypeError(f"weight is {checks.dtype_name(value)}: expected bool, {checks.FLOAT_NAMES}")
+        raise TypeError(f"weight is {checks.dtype_name(value.dtype)}: expected bool, {checks.FLOAT_NAMES}")
     checks.is_dense("weight", value)
     checks.same_device("weight", value, "target", target)
     checks.no_grad("weight", value)

@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold the kernels, and what they hold can be imported from anywhere."""
+"""The wheel and the sdist hold the kernels and the benchmarks, and what they hold can be imported from anywhere."""
 
 import os
 import shutil
@@ -17,8 +17,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {f"vae_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-SOURCES = {str(path.relative_to(ROOT)) for path in (ROOT / "vae_fast").rglob("*.py")} | KERNELS | {"vae_fast/py.typed"}
+LINKED = ("kernels", "benchmarks")  # top folders that are links within the package
+OWN = {path for path in (ROOT / "vae_fast").rglob("*.py") if path.relative_to(ROOT / "vae_fast").parts[0] not in LINKED}
+FILES = {str(path.relative_to(ROOT)) for path in OWN} | {"vae_fast/py.typed"}
+SOURCES = FILES | {f"vae_fast/{name}/{path.name}" for name in LINKED for path in (ROOT / name).glob("*.py")}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for name in ("vae_fast", "kernels"):
+    for name in ("vae_fast", *LINKED):
         shutil.copytree(ROOT / name, folder / name, symlinks=True)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -43,7 +45,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(built):
     assert names == SOURCES
 
 
-def test_the_sdist_holds_the_kernels_as_files(built):
+def test_the_sdist_holds_the_linked_folders_as_files(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         files = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
@@ -55,7 +57,7 @@ def test_the_wheel_works_away_from_the_sources(built, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "import vae_fast, importlib.util, torch\n"
+        "import vae_fast, vae_fast.app.cli, importlib.util, torch\n"
         "print(vae_fast.__file__, importlib.util.find_spec('vae_fast.kernels.gaussian').origin)\n"
         "print(vae_fast.gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item())\n"
         "print(importlib.util.find_spec('kernels'))\n"
@@ -68,7 +70,8 @@ def test_the_wheel_works_away_from_the_sources(built, tmp_path):
     assert (result.stdout.splitlines(), result.stderr) == ([found, "0.0", "None"], "")
 
 
-def test_the_link_is_relative():
-    link = ROOT / "vae_fast" / "kernels"
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_is_relative(name):
+    link = ROOT / "vae_fast" / name
     assert link.is_symlink()
-    assert link.readlink() == Path("../kernels")
+    assert link.readlink() == Path("..") / name

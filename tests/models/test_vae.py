@@ -164,7 +164,7 @@ BAD_ARGUMENTS = [
         ValueError,
         "likelihood is 'poison': .*'bernoulli'",
     ),
-    ({"input_shape": (8,), "latent_dim": 2, "beta": -1}, ValueError, "beta is -1: expected a finite number, 0 or more"),
+    ({"input_shape": (8,), "latent_dim": 2, "beta": -1}, ValueError, "beta is -1: expected a finite number >= 0"),
     ({"input_shape": (8,), "latent_dim": 2, "beta": float("nan")}, ValueError, "beta is nan: expected a finite number"),
     ({"input_shape": (8,), "latent_dim": 2, "beta": "1"}, TypeError, "beta is str: expected a number"),
     ({"encoder": LINEAR}, ValueError, "decoder is missing: give encoder and decoder together, or neither"),

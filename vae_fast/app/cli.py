@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vae_fast import __version__
+from vae_fast import __version__, checks, seeds
 from vae_fast.app.audit import audit
 from vae_fast.app.bench import bench
 from vae_fast.app.compare import compare
@@ -18,9 +18,9 @@ from vae_fast.app.data import Split, digits, load_images, split
 from vae_fast.app.doctor import environment, run_checks
 from vae_fast.app.options import INTERRUPTED, argument, trainable_device
 from vae_fast.app.profile import profile
-from vae_fast.app.training import check_data, check_seed, fit, resolve_device
+from vae_fast.app.training import check_data, fit, resolve_device
 from vae_fast.likelihoods import LIKELIHOODS, lookup
-from vae_fast.models import VAE, arguments
+from vae_fast.models import VAE
 from vae_fast.models.storage import atomic_path, import_extra, writable_folder
 from vae_fast.ops import backend
 
@@ -73,16 +73,16 @@ def train(
     """Train a VAE on images, write the model with its metrics and figures, and time it against eager PyTorch."""
     hidden_dims = hidden_dim or [256]
     for check, name, value in (
-        (arguments.size, "epochs", epochs),
-        (arguments.size, "batch_size", batch_size),
-        (arguments.size, "latent_dim", latent_dim),
-        (arguments.sizes, "hidden_dim", hidden_dims),
-        (arguments.rate, "learning_rate", learning_rate),
-        (arguments.weight, "beta", beta),
+        (checks.count, "epochs", epochs),
+        (checks.count, "batch_size", batch_size),
+        (checks.count, "latent_dim", latent_dim),
+        (checks.counts, "hidden_dim", hidden_dims),
+        (checks.positive, "learning_rate", learning_rate),
+        (checks.number, "beta", beta),
     ):
         argument(f"--{name.replace('_', '-')}", check, name, value)
     argument("--likelihood", lookup, likelihood)
-    argument("--seed", check_seed, seed)
+    argument("--seed", seeds.check_int, seed)
     target = trainable_device(device)
     images = digits() if data is None else split(argument("--data", load_images, data))
     for name, part in (("training images", images.train), ("test images", images.test)):

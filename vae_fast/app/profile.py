@@ -14,11 +14,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, record_function
 
+from vae_fast import checks
 from vae_fast.app.data import digits, load_images
 from vae_fast.app.options import argument, trainable_device
 from vae_fast.app.training import check_data
 from vae_fast.benchmarks.counting import quiet_profiler
-from vae_fast.models import VAE, arguments
+from vae_fast.models import VAE
 from vae_fast.models.storage import atomic_path, writable_folder
 
 console = Console(highlight=False)
@@ -54,8 +55,8 @@ def profile(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
 ) -> None:
     """Train for some steps and show the time in our ops, in the network, on the host and waiting for data."""
-    argument("--steps", arguments.size, "steps", steps)
-    argument("--batch-size", arguments.size, "batch_size", batch_size)
+    argument("--steps", checks.count, "steps", steps)
+    argument("--batch-size", checks.count, "batch_size", batch_size)
     target = trainable_device(device)
     images = digits().train if data is None else argument("--data", load_images, data)
     vae = VAE(images.shape[1:], latent_dim=8) if model is None else argument("--model", VAE.load, model)

@@ -12,9 +12,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from vae_fast import checks
+from vae_fast import checks, seeds
 from vae_fast.likelihoods import lookup
-from vae_fast.models import VAE, arguments
+from vae_fast.models import VAE
 from vae_fast.models.storage import import_extra
 
 
@@ -58,10 +58,10 @@ def fit(
     check_data("data", data, model.likelihood)
     if test_data is not None:
         check_data("test_data", test_data, model.likelihood)
-    arguments.size("epochs", epochs)
-    arguments.size("batch_size", batch_size)
-    arguments.rate("learning_rate", learning_rate)
-    check_seed(seed)
+    checks.count("epochs", epochs)
+    checks.count("batch_size", batch_size)
+    checks.positive("learning_rate", learning_rate)
+    seeds.check_int(seed)
     target = resolve_device(device)
     module = import_extra("vae_fast.app.lightning_module")
     home = next(model.parameters()).device
@@ -111,12 +111,6 @@ def check_data(name: str, data: Tensor, likelihood: str) -> None:
         raise ValueError(f"{name} has values that are NaN or infinite: expected finite ones")
     if lookup(likelihood).domain == "[0, 1]" and not 0 <= low <= high <= 1:
         raise ValueError(f"{name} has values from {low:g} to {high:g}: likelihood {likelihood!r} wants them in [0, 1]")
-
-
-def check_seed(seed: int) -> None:
-    """Raise unless PyTorch's generators take `seed`."""
-    if not checks.SEED_MIN <= arguments.integer("seed", seed) < checks.SEED_MAX:
-        raise ValueError(f"seed is {seed}: expected an int in [-2^63, 2^64)")
 
 
 def resolve_device(name: str) -> torch.device:

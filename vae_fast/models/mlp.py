@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from vae_fast import checks
+
 
 def _layers(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers through `sizes`, a ReLU between any two, none after the last."""
@@ -66,5 +68,4 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         wanted = ", ".join(["B", *map(str, shape)])
         raise ValueError(f"{name} has shape {list(value.shape)}: expected [{wanted}]")
     if not value.is_floating_point():
-        dtype = str(value.dtype).removeprefix("torch.")
-        raise TypeError(f"{name} is {dtype}: expected a floating point tensor")
+        raise TypeError(f"{name} is {checks.dtype_name(value.dtype)}: expected a floating point tensor")

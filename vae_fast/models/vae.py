@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast import functional
+from vae_fast import checks, functional
 from vae_fast.distributions import DiagonalGaussian
-from vae_fast.likelihoods import Categorical, lookup
-from vae_fast.models import arguments, storage
+from vae_fast.likelihoods import Categorical, Huber, StudentT, lookup
+from vae_fast.models import storage
 from vae_fast.models.mlp import MLPDecoder, MLPEncoder
 
 
@@ -63,13 +63,13 @@ class VAE(nn.Module):
         *,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
-        likelihood: str | Categorical = "bernoulli",
+        likelihood: str | Huber | StudentT | Categorical = "bernoulli",
         beta: float = 1.0,
     ):
         super().__init__()
         self._likelihood = lookup(likelihood)
         self.likelihood = likelihood
-        self.beta = arguments.weight("beta", beta)
+        self.beta = checks.number("beta", beta)
         if encoder is None and decoder is None:
             self._build_mlp(input_shape, latent_dim, hidden_dims)
         else:
@@ -79,9 +79,9 @@ class VAE(nn.Module):
         missing = [name for name, value in (("input_shape", input_shape), ("latent_dim", latent_dim)) if value is None]
         if missing:
             raise ValueError(f"{missing[0]} is missing: give input_shape and latent_dim, or encoder and decoder")
-        shape = arguments.sizes("input_shape", input_shape)
-        widths = (256,) if hidden_dims is None else arguments.sizes("hidden_dims", hidden_dims, may_be_empty=True)
-        latents = arguments.size("latent_dim", latent_dim)
+        shape = checks.counts("input_shape", input_shape)
+        widths = (256,) if hidden_dims is None else checks.counts("hidden_dims", hidden_dims, may_be_empty=True)
+        latents = checks.count("latent_dim", latent_dim)
         self.encoder = MLPEncoder(shape, latents, widths)
         row = self._likelihood
         if row.domain == "classes":
@@ -105,7 +105,7 @@ class VAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         shape = [latent_dim] if isinstance(latent_dim, int) else latent_dim
-        self.latent_shape = None if shape is None else arguments.sizes("latent_dim", shape)
+        self.latent_shape = None if shape is None else checks.counts("latent_dim", shape)
         self._architecture = {"latent_dim": self.latent_shape}
 
     def forward(self, x: Tensor, *, seed: int | Tensor | None = None, eps: Tensor | None = None) -> VAEOutput:
@@ -148,7 +148,7 @@ class VAE(nn.Module):
                 "latent_dim is missing: to generate, VAE(..., latent_dim=...) wants the shape of a sample's z"
             )
         parameter = next(self.decoder.parameters(), torch.empty(0))
-        shape = (arguments.size("num_samples", num_samples), *self.latent_shape)
+        shape = (checks.count("num_samples", num_samples), *self.latent_shape)
         return self._mean(torch.randn(shape, generator=generator, device=parameter.device, dtype=parameter.dtype))
 
     @torch.no_grad()
@@ -173,8 +173,7 @@ class VAE(nn.Module):
             raise TypeError(f"likelihood is {self.likelihood!r}: expected a name, which alone is saved")
         config: dict[str, Any] = {"likelihood": self.likelihood, "beta": self.beta, **self._architecture}
         if "input_shape" in config:
-            dtype = next(self.parameters()).dtype
-            config["dtype"] = str(dtype).removeprefix("torch.")
+            config["dtype"] = checks.dtype_name(next(self.parameters()).dtype)
         storage.save(self, config, path)
 
     @classmethod

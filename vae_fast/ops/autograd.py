@@ -43,6 +43,15 @@ def select(ordinary, transformable, *tensors):
     return transformable if compiling else ordinary
 
 
+def take(ctx):
+    """The gradients that forward made, or None where backward must recompute them: they serve once, and have no graph.
+
+    Falsy too where forward made none.
+    """
+    grads, ctx.grads = ctx.grads, None
+    return None if torch.is_grad_enabled() or batching() else grads
+
+
 def once(backward, *tensors):
     """backward(*tensors), whose own gradient raises: `once_differentiable` would lose it silently under torch.func.
 

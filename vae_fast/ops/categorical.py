@@ -13,8 +13,8 @@ from vae_fast.eager.elbo import compose
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import batching, define
-from vae_fast.ops.reconstruction import _scale, made_in_forward
+from vae_fast.ops.library import define
+from vae_fast.ops.reconstruction import made_in_forward, scale_
 
 
 class Spec(NamedTuple):
@@ -103,10 +103,10 @@ class Ordinary(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grads, ctx.grads = ctx.grads, None
-        if not grads or torch.is_grad_enabled() or batching():
+        grads = autograd.take(ctx)
+        if not grads:
             return _recompute(ctx, grad_loss, _backward_direct)
-        _scale(grads, grad_loss, ctx.spec.backend)
+        scale_(grads, grad_loss, ctx.spec.backend)
         return None, None, None, *grads
 
 

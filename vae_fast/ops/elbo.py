@@ -8,7 +8,7 @@ from torch.autograd import Function
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import batching, define
+from vae_fast.ops.library import define
 from vae_fast.ops.reconstruction import TARGET, fake_grads, made_in_forward, place
 
 
@@ -30,7 +30,7 @@ class Given(NamedTuple):
     beta: torch.Tensor | None
 
 
-def elbo(params, kl, given, spec):
+def negative_elbo(params, kl, given, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d."""
     function = autograd.select(Ordinary, _Transformable, kl, *params)
     if function is None:
@@ -135,10 +135,10 @@ class Ordinary(Function):
 
     @staticmethod
     def backward(ctx, *upstream):
-        grads, ctx.grads = ctx.grads, None
+        grads = autograd.take(ctx)
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
-        if not grads or torch.is_grad_enabled() or batching():
+        if not grads:
             return _recompute(ctx, *upstream, _backward_direct)
         _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
         kl_grad = _scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)

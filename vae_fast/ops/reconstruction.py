@@ -9,7 +9,7 @@ from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import batching, define
+from vae_fast.ops.library import define
 
 
 class Spec(NamedTuple):
@@ -85,7 +85,7 @@ _forward, _forward_direct = define(
 _backward, _backward_direct = define(
     f"reconstruction_backward(Tensor grad_loss, {_SPEC}, Tensor[] kept) -> Tensor[]", _backward_impl, _backward_fake
 )
-_, _scale = define(
+_, scale_ = define(
     "reconstruction_scale_(Tensor(a!)[] grads, Tensor grad_loss, str backend) -> ()",
     _scale_impl,
     lambda *_: None,
@@ -125,10 +125,10 @@ class Ordinary(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grads, ctx.grads = ctx.grads, None
-        if not grads or torch.is_grad_enabled() or batching():
+        grads = autograd.take(ctx)
+        if not grads:
             return _recompute(ctx, grad_loss, _backward_direct)
-        _scale(grads, grad_loss, ctx.spec.backend)
+        scale_(grads, grad_loss, ctx.spec.backend)
         return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])
 
 

@@ -15,7 +15,7 @@ from vae_fast.eager import likelihoods, reductions
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.ops import autograd, backend, categorical, reconstruction
-from vae_fast.ops.library import PLAIN, batching, is_plain, listening
+from vae_fast.ops.library import PLAIN, is_plain, listening
 
 SCALARS = ("batchmean", "sum", "mean")
 
@@ -120,8 +120,8 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        if ctx.grads is None or torch.is_grad_enabled() or batching():
+        grads = autograd.take(ctx)
+        if not grads:
             return reconstruction.Ordinary.backward(ctx, grad_loss)
-        grads, ctx.grads = ctx.grads, None
         eager.scale_(grads, reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction))
         return None, None, None, None, *reconstruction.place(grads, ctx.needs_input_grad[4:])
