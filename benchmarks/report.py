@@ -11,7 +11,7 @@ from vae_fast.benchmarks import charts, machine, tables, traffic_table
 from vae_fast.benchmarks.cases import CASES
 from vae_fast.benchmarks.entrants import WHOLE
 from vae_fast.benchmarks.results import Results, Row, load
-from vae_fast.models.storage import atomic_path
+from vae_fast.files import atomic_path
 
 REPORT = "report.md"
 FIGURES = {

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from vae_fast.models.storage import atomic_path, writable_folder
+from vae_fast.files import atomic_path, writable_folder
 
 FORMAT = "vae_fast.benchmarks"
 OK = "ok"

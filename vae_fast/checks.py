@@ -238,12 +238,7 @@ def scalar(name, value, other_name, other):
 
 def number(name, value, what="a number"):
     """A finite number >= 0, as a float."""
-    if not _is_number(value):
-        raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
-    try:
-        made = float(value)  # first: beside a float32 of NumPy's the largest float is infinite
-    except OverflowError:
-        made = math.inf
+    made = _as_float(name, value, what)
     # Not isfinite: torch.compile cannot trace it for a number that varies.
     if not 0 <= made <= sys.float_info.max:
         raise ValueError(f"{name} is {value}: expected a finite number >= 0")
@@ -252,14 +247,14 @@ def number(name, value, what="a number"):
 
 def positive(name, value):
     """A finite number > 0, as a float."""
-    made = number(name, value)
-    if not made > 0:
+    made = _as_float(name, value)
+    if not 0 < made <= sys.float_info.max:
         raise ValueError(f"{name} is {value}: expected a finite number > 0")
     return made
 
 
 def ratio(name, value):
-    if not 0 < number(name, value) <= 1:
+    if not 0 < _as_float(name, value) <= 1:
         raise ValueError(f"{name} is {value}: expected a number in (0, 1]")
 
 
@@ -283,6 +278,15 @@ def counts(name, value, *, may_be_empty=False):
     if not value and not may_be_empty:
         raise ValueError(f"{name} is empty: expected one size or more")
     return tuple(count(f"{name}[{i}]", item) for i, item in enumerate(value))
+
+
+def _as_float(name, value, what="a number"):
+    if not _is_number(value):
+        raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
+    try:
+        return float(value)  # first: beside a float32 of NumPy's the largest float is infinite
+    except OverflowError:
+        return math.inf
 
 
 def _is_number(value):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import vae_fast.app
 from vae_fast import VAE
 from vae_fast.app import cli
-from vae_fast.models.storage import MissingExtra
+from vae_fast.extras import MissingExtra
 from vae_fast.ops import backend
 
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import vae_fast
 from vae_fast.app import training
 from vae_fast.app.data import digits
 from vae_fast.app.training import fit, resolve_device
-from vae_fast.models.storage import MissingExtra
+from vae_fast.extras import MissingExtra
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="training is the model's, tested there"

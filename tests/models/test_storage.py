@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vae_fast.models import VAE, storage
+from vae_fast.extras import MissingExtra
+from vae_fast.models import VAE
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="files do not depend on the backend")
 
@@ -224,7 +225,7 @@ def test_a_failure_while_saving_leaves_the_old_files_and_no_others(saved, monkey
 
 def test_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(storage.MissingExtra, match=r"safetensors.* is not installed: pip install vae-fast\[app\]"):
+    with pytest.raises(MissingExtra, match=r"safetensors.* is not installed: pip install vae-fast\[app\]"):
         mlp().save(tmp_path)
 
 

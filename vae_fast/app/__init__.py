@@ -2,7 +2,7 @@
 
 import errno
 
-from vae_fast.models.storage import MissingExtra, import_extra
+from vae_fast.extras import MissingExtra, import_extra
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from vae_fast.app.options import BACKEND, INTERRUPTED, WIDTH, argument, trainable_device
 from vae_fast.benchmarks import cases, machine, measure, tables
 from vae_fast.benchmarks.results import Results, Row
-from vae_fast.models.storage import import_extra
+from vae_fast.extras import import_extra
 from vae_fast.ops import backend
 
 console = Console(highlight=False)

@@ -19,9 +19,10 @@ from vae_fast.app.doctor import environment, run_checks
 from vae_fast.app.options import INTERRUPTED, argument, trainable_device
 from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, fit, resolve_device
+from vae_fast.extras import import_extra
+from vae_fast.files import atomic_path, writable_folder
 from vae_fast.likelihoods import LIKELIHOODS, lookup
 from vae_fast.models import VAE
-from vae_fast.models.storage import atomic_path, import_extra, writable_folder
 from vae_fast.ops import backend
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_fast.models.storage import import_extra
+from vae_fast.extras import import_extra
 
 TEST_FRACTION = 0.2
 

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vae_fast.files import atomic_path
 from vae_fast.models import VAE
-from vae_fast.models.storage import atomic_path
 
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
 PANELS = (("negative_elbo", "negative ELBO"), ("reconstruction", "reconstruction"), ("kl", "KL"))

@@ -19,8 +19,8 @@ from vae_fast.app.data import digits, load_images
 from vae_fast.app.options import argument, trainable_device
 from vae_fast.app.training import check_data
 from vae_fast.benchmarks.counting import quiet_profiler
+from vae_fast.files import atomic_path, writable_folder
 from vae_fast.models import VAE
-from vae_fast.models.storage import atomic_path, writable_folder
 
 console = Console(highlight=False)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vae_fast import checks, seeds
+from vae_fast.extras import import_extra
 from vae_fast.likelihoods import lookup
 from vae_fast.models import VAE
-from vae_fast.models.storage import import_extra
 
 
 def fit(

@@ -23,7 +23,7 @@ LOG_SINHC = (
 SUM = 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
 
 
-class Likelihood(NamedTuple):
+class Formulas(NamedTuple):
     """terms(params, target, out) yields tensors that add up to the nll, one after the other in `out` (None: new ones).
 
     derivatives(params, target, outs) returns one tensor a parameter, in `outs` where that is not None.
@@ -268,19 +268,19 @@ def _discretized_logistic_derivatives(params, target, outs):
     return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
 
 
-bernoulli = Likelihood(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=3 * 2**14)
-mse = Likelihood(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18)
-gaussian = Likelihood(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
-bernoulli_probs = Likelihood(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
-continuous_bernoulli = Likelihood(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-l1 = Likelihood(_l1_terms, _l1_derivatives, native=torch._C._nn.l1_loss, most=2**18)
-log_cosh = Likelihood(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
-huber = Likelihood(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**18)
-student_t = Likelihood(_student_t_terms, _student_t_derivatives)
-laplace = Likelihood(_laplace_terms, _laplace_derivatives, _laplace_total)
-discretized_logistic = Likelihood(_discretized_logistic_terms, _discretized_logistic_derivatives)
-poisson = Likelihood(counts.poisson_terms, counts.poisson_derivatives, both=counts.poisson_both)
-negative_binomial = Likelihood(counts.terms, counts.derivatives, both=counts.both)
-zero_inflated_negative_binomial = Likelihood(
+bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=3 * 2**14)
+mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18)
+gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
+bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
+continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
+l1 = Formulas(_l1_terms, _l1_derivatives, native=torch._C._nn.l1_loss, most=2**18)
+log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
+huber = Formulas(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**18)
+student_t = Formulas(_student_t_terms, _student_t_derivatives)
+laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
+discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)
+poisson = Formulas(counts.poisson_terms, counts.poisson_derivatives, both=counts.poisson_both)
+negative_binomial = Formulas(counts.terms, counts.derivatives, both=counts.both)
+zero_inflated_negative_binomial = Formulas(
     counts.zero_inflated_terms, counts.zero_inflated_derivatives, both=counts.zero_inflated_both
 )

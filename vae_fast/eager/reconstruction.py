@@ -13,10 +13,10 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
     """As `vae_fast.kernels.reconstruction.forward`."""
     if reduction in ("none", "sample"):
         return _elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
-    row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
+    formulas, dtype, grads = _formulas(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     count, sums = reductions.divisor(reduction, target.shape), []
     for *inputs, weight, _, outs in _blocks(params, target, grads.dense, dtype, extras):
-        total, derivatives = total_of_block(row, *inputs, weight, _buffers(outs, dtype), any(wanted))
+        total, derivatives = total_of_block(formulas, *inputs, weight, _buffers(outs, dtype), any(wanted))
         sums.append(total)
         grads.add(outs, derivatives, 1 / max(count, 1), weight)
     return reductions.finish(sums, reduction, target.shape), grads.finish()
@@ -24,19 +24,19 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
 
 def keeps(likelihood, weight):
     """Whether the derivatives come with the loss: with most of its work in common."""
-    return _row(likelihood).both is not None and weight is None
+    return _formulas(likelihood).both is not None and weight is None
 
 
 def forward_keeping(params, target, likelihood, reduction, extras=targets.PLAIN):
     """(loss [B] or elementwise, the derivatives of each parameter if it `keeps` them, or nothing)."""
     if not keeps(likelihood, extras[0]):
         return _elementwise(params, target, likelihood, reduction, extras), ()
-    row, dtype = _row(likelihood), reductions.accumulator(params[0].dtype)
+    formulas, dtype = _formulas(likelihood), reductions.accumulator(params[0].dtype)
     kept = tuple(torch.empty_like(params[0], dtype=dtype) for _ in params)
     loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
     sums = []
     for *inputs, _, losses, outs in _blocks(params, target, kept, dtype, extras, loss):
-        nll, derivatives = row.both(*inputs, outs)
+        nll, derivatives = formulas.both(*inputs, outs)
         for out, derivative in zip(outs, derivatives, strict=True):
             if out is not derivative:
                 out.copy_(derivative)
@@ -49,13 +49,13 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=ta
 
     kept: what `forward_keeping` kept.
     """
-    row, dtype, grads = _row(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
+    formulas, dtype, grads = _formulas(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     upstream = reductions.spread(grad_loss, target, reduction)
     if kept:
         grads.add(grads.dense, kept, upstream, None)
         return grads.finish()
     for *inputs, weight, g, outs in _blocks(params, target, grads.dense, dtype, extras, upstream):
-        grads.add(outs, row.derivatives(*inputs, _buffers(outs, dtype)), g, weight)
+        grads.add(outs, formulas.derivatives(*inputs, _buffers(outs, dtype)), g, weight)
     return grads.finish()
 
 
@@ -72,28 +72,28 @@ def _elementwise(params, target, likelihood, reduction, extras):
     weight, seed, scale = extras
     target, scale = _sampled(params, target, seed, scale)
     values = [p.to(dtype).expand(target.shape) for p in params]
-    nll = functools.reduce(torch.Tensor.add_, _row(likelihood).terms(values, targets.read(target, scale, dtype)))
+    nll = functools.reduce(torch.Tensor.add_, _formulas(likelihood).terms(values, targets.read(target, scale, dtype)))
     nll = targets.weighted(nll, weight)
     if reduction == "none":
         return torch.empty_like(params[0], dtype=dtype).copy_(nll)
     return reductions.finish([reductions.partial(nll, reduction)], reduction, nll.shape)
 
 
-def _row(likelihood):
+def _formulas(likelihood):
     return getattr(likelihoods, likelihood)
 
 
-def total_of_block(row, params, target, weight, buffers, differentiate):
+def total_of_block(formulas, params, target, weight, buffers, differentiate):
     """The sum of a block's nll, and the derivatives, which may be in `buffers`; they cost nothing where shared."""
-    if weight is None and row.total is not None:
-        return row.total(params, target, buffers)
-    if weight is None and row.both is not None:
-        nll, derivatives = row.both(params, target, buffers)
+    if weight is None and formulas.total is not None:
+        return formulas.total(params, target, buffers)
+    if weight is None and formulas.both is not None:
+        nll, derivatives = formulas.both(params, target, buffers)
         return nll.sum(), derivatives
     scratch = next((b for b in buffers if b is not None), None)
     scratch = torch.empty_like(target) if scratch is None else scratch
-    total = sum(targets.weighted(term, weight).sum() for term in row.terms(params, target, scratch))
-    return total, row.derivatives(params, target, buffers) if differentiate else (None,) * len(params)
+    total = sum(targets.weighted(term, weight).sum() for term in formulas.terms(params, target, scratch))
+    return total, formulas.derivatives(params, target, buffers) if differentiate else (None,) * len(params)
 
 
 def _buffers(grads, dtype):

@@ -1,70 +1,20 @@
-"""Files: written whole or not at all, and read with errors that say which file is wrong and how."""
+"""A model in a folder: written whole or not at all, and read with errors that say which file is wrong and how."""
 
 import errno
-import importlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
+
+from vae_fast.extras import import_extra
+from vae_fast.files import atomic_path, writable_folder
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = "vae_fast.VAE"
 VERSION = 1
-
-
-class MissingExtra(ImportError):
-    """A package of the extra `app` is not installed; the message says how to install it."""
-
-
-def import_extra(name: str) -> ModuleType:
-    """Import a module that only the extra `app` installs, or one of ours that needs it.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"{error.name} is not installed: pip install vae-fast[app]") from error
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what was written there becomes `path` on success, and is removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def writable_folder(path: str | os.PathLike, name: str = "path") -> Path:
-    """Create the folder `path` if it is not there, and make sure that files can be written in it.
-
-    Raises:
-        OSError: it cannot be created or written; the subclass is the operating system's own. `name` is the argument
-            that the message names.
-    """
-    folder = Path(path)
-    probe = folder / f".{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{name} is {folder}: expected a folder that can be written ({error.strerror})"
-        ) from error
-    return folder
 
 
 def save(model: nn.Module, config: dict[str, Any], path: str | os.PathLike) -> None:

@@ -1,0 +1,39 @@
+"""Files that are written whole or not at all, and folders for them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what was written there becomes `path` on success, and is removed on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def writable_folder(path: str | os.PathLike, name: str = "path") -> Path:
+    """Create the folder `path` if it is not there, and make sure that files can be written in it.
+
+    Raises:
+        OSError: it cannot be created or written; the subclass is the operating system's own. `name` is the argument
+            that the message names.
+    """
+    folder = Path(path)
+    probe = folder / f".{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{name} is {folder}: expected a folder that can be written ({error.strerror})"
+        ) from error
+    return folder
