@@ -1,4 +1,4 @@
-"""Faults that users of other projects reported, by number: addresses beyond 2^31, and other devices."""
+"""Faults that users of other projects reported: addresses beyond 2^31, and other devices."""
 
 import contextlib
 from types import SimpleNamespace
@@ -72,7 +72,7 @@ def at_program(number):
 
 
 @pytest.mark.parametrize(("make", "by_sample"), BEYOND.values(), ids=BEYOND)
-def test_fault_2_addresses_beyond_2_to_the_31_are_64_bit(make, by_sample):
+def test_addresses_beyond_2_to_the_31_are_64_bit(make, by_sample):
     tensors = make()
     joint, _ = tiling.view(tensors, by_sample)
     tiles = tiling.tiles(joint)
@@ -83,7 +83,7 @@ def test_fault_2_addresses_beyond_2_to_the_31_are_64_bit(make, by_sample):
 
 @pytest.mark.interpreter_only
 @pytest.mark.parametrize(("make", "by_sample"), BEYOND.values(), ids=BEYOND)
-def test_fault_2_the_last_tile_finds_the_last_elements(make, by_sample):
+def test_the_last_tile_finds_the_last_elements(make, by_sample):
     tensor = make()[-1]
     joint, ((_, strides),) = tiling.view([tensor], by_sample)
     tiles = tiling.tiles(joint)
@@ -100,7 +100,7 @@ def test_fault_2_the_last_tile_finds_the_last_elements(make, by_sample):
 
 @pytest.mark.interpreter_only
 @pytest.mark.no_poison("4 GiB of address space, of which a few pages are touched")
-def test_fault_2_rows_that_lie_2_to_the_31_elements_apart():
+def test_rows_that_lie_2_to_the_31_elements_apart():
     rows = torch.empty(BIG + 256, dtype=torch.bfloat16).as_strided((2, 64), (BIG + 64, 1))
     rows.copy_(values(2, 64))
     mu, logvar, target = (rows[:, i * 16 : (i + 1) * 16] for i in range(3))
@@ -118,7 +118,7 @@ def test_fault_2_rows_that_lie_2_to_the_31_elements_apart():
 
 @pytest.mark.interpreter_only
 @pytest.mark.no_poison("4 GiB of address space, of which a few pages are touched")
-def test_fault_2_scaling_reaches_the_end_of_a_large_gradient(monkeypatch):
+def test_scaling_reaches_the_end_of_a_large_gradient(monkeypatch):
     from triton.runtime import interpreter
 
     gradient = torch.empty(BIG + 5, dtype=torch.bfloat16)
@@ -140,7 +140,7 @@ def test_fault_2_scaling_reaches_the_end_of_a_large_gradient(monkeypatch):
 @pytest.mark.big_memory(40, device="cuda")
 @pytest.mark.no_poison("large tensors")
 @pytest.mark.parametrize("shape", [(BIG + 12289,), (3, 2**30 + 5)], ids=str)
-def test_fault_2_more_than_2_to_the_31_elements(shape):
+def test_more_than_2_to_the_31_elements(shape):
     logits = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
     eps = reparameterize(logits, logits, seed=1).view(-1)[-5000:]
     assert_noise_close(eps, reference.normal(1, 5000, start=logits.numel() - 5000))
@@ -169,7 +169,7 @@ class Guard:
 
 
 @pytest.mark.interpreter_only
-def test_fault_3_every_launch_is_inside_the_device_guard(monkeypatch, backend):
+def test_every_launch_is_inside_the_device_guard(monkeypatch, backend):
     from triton.runtime import interpreter
 
     guard, launched = Guard(), []
@@ -193,7 +193,7 @@ def test_fault_3_every_launch_is_inside_the_device_guard(monkeypatch, backend):
 
 
 @pytest.mark.parametrize("current", [0, 1])
-def test_fault_3_the_guard_changes_the_device_only_where_it_differs(current, monkeypatch):
+def test_the_guard_changes_the_device_only_where_it_differs(current, monkeypatch):
     entered = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
@@ -206,7 +206,7 @@ def test_fault_3_the_guard_changes_the_device_only_where_it_differs(current, mon
 
 
 @pytest.mark.multi_gpu
-def test_fault_3_tensors_on_a_device_that_is_not_the_current_one():
+def test_tensors_on_a_device_that_is_not_the_current_one():
     mu, logvar, target = (values(5, 7, device="cuda:1", dtype=torch.float32, seed=i) for i in range(3))
     mu.requires_grad_()
     results = []

@@ -1,4 +1,4 @@
-"""Faults that users of other projects reported, by number: torch.compile, small batches, machines without Triton."""
+"""Faults that users of other projects reported: torch.compile, small batches, machines without Triton."""
 
 import collections
 import os
@@ -37,7 +37,7 @@ def batch(size, device):
 
 
 @pytest.mark.parametrize("dynamic", [False, True, None], ids=["static", "dynamic", "automatic"])
-def test_fault_6_compiled_losses_and_gradients_are_eagers_with_few_recompiles(dynamic, backend):
+def test_compiled_losses_and_gradients_are_eagers_with_few_recompiles(dynamic, backend):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(loss, backend=counter, fullgraph=True, dynamic=dynamic)
@@ -85,7 +85,7 @@ def formula(moments, logits, target):
     return total, torch.autograd.grad(total, (moments, logits))
 
 
-def test_fault_7_a_small_batch_calls_fewer_operators_than_the_formula(backend):
+def test_a_small_batch_calls_fewer_operators_than_the_formula(backend):
     """Speed is the benchmarks'; what it is made of at small sizes is the number of operators."""
     tensors = batch(4, backend.device)
     assert 3 * sum(counted(training_step, *tensors).values()) <= 2 * sum(counted(formula, *tensors).values())
@@ -96,7 +96,7 @@ SEEDS = {True: "aten.full.default", False: "aten.randint.generator"}
 
 @pytest.mark.interpreter_only
 @pytest.mark.parametrize("source", [{}, {"seed": 0}], ids=["drawn", "seed"])
-def test_fault_7_a_whole_loss_is_five_launches_and_a_seed(source):
+def test_a_whole_loss_is_five_launches_and_a_seed(source):
     from vae_fast.benchmarks.traffic import count_traffic
 
     mu, logvar, target = batch(4, "cpu")
@@ -137,7 +137,7 @@ def python_without_triton(code, **environment):
 
 
 @own_process
-def test_fault_12_without_triton_cpu_tensors_work():
+def test_without_triton_cpu_tensors_work():
     done = python_without_triton("""
         mu = torch.zeros(4, 3, requires_grad=True)
         for backend in ("auto", "eager"):
@@ -174,7 +174,7 @@ def test_another_default_device_changes_nothing_for_cpu_tensors():
 
 
 @own_process
-def test_fault_12_without_triton_forcing_it_says_what_to_do():
+def test_without_triton_forcing_it_says_what_to_do():
     done = python_without_triton("""
         with vae_fast.use_backend("triton"):
             try:
@@ -189,7 +189,7 @@ def test_fault_12_without_triton_forcing_it_says_what_to_do():
 
 
 @own_process
-def test_fault_12_without_triton_the_environment_variable_says_what_to_do():
+def test_without_triton_the_environment_variable_says_what_to_do():
     code = "vae_fast.gaussian_kl(torch.zeros(4, 3), torch.zeros(4, 3))"
     done = python_without_triton(code, VAE_FAST_BACKEND="triton")
     assert "RuntimeError: backend is" in done.stderr
@@ -197,7 +197,7 @@ def test_fault_12_without_triton_the_environment_variable_says_what_to_do():
 
 
 @own_process
-def test_fault_12_without_triton_cuda_tensors_take_the_eager_path():
+def test_without_triton_cuda_tensors_take_the_eager_path():
     done = python_without_triton("""
         from types import SimpleNamespace
         from vae_fast.ops import backend
@@ -207,7 +207,7 @@ def test_fault_12_without_triton_cuda_tensors_take_the_eager_path():
 
 
 @own_process
-def test_fault_12_importing_does_not_import_triton_or_what_trains():
+def test_importing_does_not_import_triton_or_what_trains():
     done = python("""
         import sys, vae_fast, torch
         vae_fast.gaussian_kl(torch.zeros(1, 1), torch.zeros(1, 1))

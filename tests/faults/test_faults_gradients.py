@@ -1,4 +1,4 @@
-"""Faults that users of other projects reported, by number in the project's list: wrong or missing gradients."""
+"""Faults that users of other projects reported: wrong or missing gradients."""
 
 import pytest
 import torch
@@ -32,14 +32,14 @@ def assert_same_gradients(ours, theirs, tensors):
 
 @pytest.mark.parametrize("follow", UPSTREAM.values(), ids=UPSTREAM)
 @pytest.mark.parametrize("reduction", ["none", "sample", "latent"])
-def test_fault_1_upstream_gradients_of_a_kl_have_any_strides(reduction, follow, backend):
+def test_upstream_gradients_of_a_kl_have_any_strides(reduction, follow, backend):
     mu, logvar = leaves(backend, (4, 5), (4, 5))
     theirs = follow(plain.reduce(plain.kl(mu, logvar), reduction))
     assert_same_gradients(follow(gaussian_kl(mu, logvar, reduction=reduction)), theirs, (mu, logvar))
 
 
 @pytest.mark.parametrize("follow", UPSTREAM.values(), ids=UPSTREAM)
-def test_fault_1_upstream_gradients_of_a_sample_have_any_strides(follow, backend):
+def test_upstream_gradients_of_a_sample_have_any_strides(follow, backend):
     mu, logvar = leaves(backend, (4, 5), (4, 5))
     eps = values(4, 5, device=backend.device, seed=3)
     theirs = follow(plain.sample(mu, logvar, eps)) + plain.kl(mu, logvar).sum()
@@ -50,7 +50,7 @@ def test_fault_1_upstream_gradients_of_a_sample_have_any_strides(follow, backend
 @pytest.mark.parametrize("follow", UPSTREAM.values(), ids=UPSTREAM)
 @pytest.mark.parametrize("reduction", ["none", "sample"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_fault_1_upstream_gradients_of_a_reconstruction_have_any_strides(likelihood, reduction, follow, backend):
+def test_upstream_gradients_of_a_reconstruction_have_any_strides(likelihood, reduction, follow, backend):
     tensors = leaves(backend, (4, 5), (4, 5))[: 2 if likelihood == "gaussian" else 1]
     output = tuple(tensors) if likelihood == "gaussian" else tensors[0]
     target = values(4, 5, device=backend.device, seed=7)
@@ -58,7 +58,7 @@ def test_fault_1_upstream_gradients_of_a_reconstruction_have_any_strides(likelih
     assert_same_gradients(follow(reconstruction_loss(output, target, likelihood, reduction=reduction)), theirs, tensors)
 
 
-def test_fault_1_upstream_gradients_of_images_in_another_memory_format(backend):
+def test_upstream_gradients_of_images_in_another_memory_format(backend):
     mu, logvar = (t.detach().to(memory_format=torch.channels_last) for t in leaves(backend, (2, 3, 4, 5), (2, 3, 4, 5)))
     mu.requires_grad_()
     eps = values(2, 3, 4, 5, device=backend.device)
@@ -79,7 +79,7 @@ SAVERS = {
 
 @pytest.mark.parametrize("saver", SAVERS.values(), ids=SAVERS)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_fault_4_an_output_that_the_op_before_saved_survives(saver, scale, backend):
+def test_an_output_that_the_op_before_saved_survives(saver, scale, backend):
     """Its backward needs its output: a gradient written over it would be used in its place."""
     (hidden,) = leaves(backend, (4, 6))
     target = values(4, 6, device=backend.device)
@@ -92,7 +92,7 @@ def test_fault_4_an_output_that_the_op_before_saved_survives(saver, scale, backe
 
 
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (2.0, 1.0), (1.0, -3.0), (0.5, 0.25)])
-def test_fault_4_two_backward_passes_with_different_upstreams(scales, backend):
+def test_two_backward_passes_with_different_upstreams(scales, backend):
     (hidden,) = leaves(backend, (4, 6))
     target = values(4, 6, device=backend.device)
     ours = reconstruction_loss(torch.sigmoid(hidden), target)
@@ -103,7 +103,7 @@ def test_fault_4_two_backward_passes_with_different_upstreams(scales, backend):
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.7])
-def test_fault_4_the_gradient_at_the_last_layer_then_the_whole_backward(factor, backend):
+def test_the_gradient_at_the_last_layer_then_the_whole_backward(factor, backend):
     """As adaptive loss weights do (VQGAN): autograd.grad(loss, last_layer, retain_graph=True), then backward."""
     (x,) = leaves(backend, (4, 6))
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def test_fault_4_the_gradient_at_the_last_layer_then_the_whole_backward(factor, 
 
 
 @pytest.mark.parametrize("why", ["constants", "no_grad", "inference_mode", "the model is frozen"])
-def test_fault_5_a_loss_is_right_where_no_input_needs_a_gradient(why, backend):
+def test_a_loss_is_right_where_no_input_needs_a_gradient(why, backend):
     mu, logvar, logits = (t.detach() for t in leaves(backend, (4, 6), (4, 6), (4, 6)))
     target = values(4, 6, device=backend.device)
     if why == "the model is frozen":  # only the other term is trained
@@ -155,14 +155,14 @@ PENALISED = {
 
 
 @pytest.mark.parametrize("function", PENALISED.values(), ids=PENALISED)
-def test_fault_11_a_second_derivative_is_never_silently_wrong(function, backend):
+def test_a_second_derivative_is_never_silently_wrong(function, backend):
     loss = penalty(backend, function)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         loss.backward()
 
 
 @pytest.mark.parametrize("function", PENALISED.values(), ids=PENALISED)
-def test_fault_11_grad_of_grad_raises(function, backend):
+def test_grad_of_grad_raises(function, backend):
     x, target = values(4, 6, device=backend.device, seed=2), values(4, 6, device=backend.device)
     first = torch.func.grad(lambda t: function(t, target))
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
@@ -172,7 +172,7 @@ def test_fault_11_grad_of_grad_raises(function, backend):
 
 
 @pytest.mark.parametrize("k", [2, 4])
-def test_fault_13_gradient_accumulation(k, backend):
+def test_gradient_accumulation(k, backend):
     """Mean of k losses, each divided by k, against one pass over the whole batch."""
     (logits,) = leaves(backend, (8, 6))
     target = values(8, 6, device=backend.device)
@@ -182,7 +182,7 @@ def test_fault_13_gradient_accumulation(k, backend):
     torch.testing.assert_close(logits.grad, torch.autograd.grad(theirs, logits)[0])
 
 
-def test_fault_13_a_scaled_loss_gives_finite_float16_gradients_that_do_not_underflow(backend):
+def test_a_scaled_loss_gives_finite_float16_gradients_that_do_not_underflow(backend):
     """A GradScaler multiplies by 65536; a gradient kept unscaled in float16 would already have lost its digits."""
     batch = 4096
     wide = (values(batch, 4, device=backend.device) - 0.5) * 8
@@ -195,7 +195,7 @@ def test_fault_13_a_scaled_loss_gives_finite_float16_gradients_that_do_not_under
     torch.testing.assert_close(logits.grad.double(), wanted, rtol=2e-3, atol=1e-5)
 
 
-def test_fault_13_a_grad_scaler_steps(backend):
+def test_a_grad_scaler_steps(backend):
     torch.manual_seed(0)
     device = torch.device(backend.device).type
     model = torch.nn.Linear(6, 6, device=device)

@@ -1,4 +1,4 @@
-"""Faults that users of other projects reported, by number: empty tensors, one element, primes, unaligned pointers."""
+"""Faults that users of other projects reported: empty tensors, one element, primes, unaligned pointers."""
 
 import itertools
 
@@ -24,7 +24,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_fault_9_kl_of_any_size(shape, backend):
+def test_kl_of_any_size(shape, backend):
     mu, logvar = ((values(*shape, device=backend.device, seed=i) - 0.5).requires_grad_() for i in (1, 2))
     for reduction in LATENT_REDUCTIONS:
         ours, theirs = gaussian_kl(mu, logvar, reduction=reduction), _reduced(plain.kl(mu, logvar), reduction)
@@ -35,7 +35,7 @@ def test_fault_9_kl_of_any_size(shape, backend):
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_fault_9_reconstruction_of_any_size(likelihood, shape, backend):
+def test_reconstruction_of_any_size(likelihood, shape, backend):
     tensors = [(values(*shape, device=backend.device, seed=i) - 0.5).requires_grad_() for i in (1, 2)]
     tensors = tensors[: 1 + (likelihood == "gaussian")]
     output, target = tensors[0] if len(tensors) == 1 else tuple(tensors), values(*shape, device=backend.device)
@@ -60,7 +60,7 @@ def _reduced(elementwise, reduction):
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_fault_9_samples_of_any_size(shape, backend):
+def test_samples_of_any_size(shape, backend):
     mu, logvar = (values(*shape, device=backend.device, seed=i).requires_grad_() for i in (1, 2))
     z, kl = sample_kl(mu, logvar, seed=3, reduction="none")
     eps = torch.from_numpy(reference.normal(3, mu.numel())).view(shape).to(backend.device)
@@ -71,7 +71,7 @@ def test_fault_9_samples_of_any_size(shape, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shift", [1, 3])
-def test_fault_9_pointers_that_are_not_aligned(shift, dtype, backend):
+def test_pointers_that_are_not_aligned(shift, dtype, backend):
     size = 4 * 2048
     moved = [values(shift + size, device=backend.device, dtype=dtype, seed=i)[shift:].view(4, -1) for i in (1, 2, 3)]
     aligned = [t.clone() for t in moved]
@@ -87,7 +87,7 @@ def test_fault_9_pointers_that_are_not_aligned(shift, dtype, backend):
 
 @pytest.mark.parametrize("layout", ["rows", "transposed"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_fault_9_tensors_that_the_cpu_path_takes_in_blocks(likelihood, layout):
+def test_tensors_that_the_cpu_path_takes_in_blocks(likelihood, layout):
     """Above 65536 elements a thread: every block's part of the loss and of the gradient must be there, once."""
     rows = 73 if torch.get_num_threads() == 1 else 37 * torch.get_num_threads()
     shape = (rows, 2003) if layout == "rows" else (2003, rows)
