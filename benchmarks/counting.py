@@ -138,7 +138,10 @@ def quiet_profiler():
 
 
 def count_launches(call: Callable) -> int | None:
-    """Kernels, copies and fills that `call` puts on the GPU; None where the profiler sees none."""
+    """Kernels, copies and fills that `call` puts on the GPU; None where the profiler sees none.
+
+    The profiler's hold on CUDA stays with the process, where each launch costs more from then on: time none there.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with quiet_profiler(), torch.profiler.profile(activities=activities) as profile:

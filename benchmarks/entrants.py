@@ -1,17 +1,22 @@
 """A contender at a case, past the gate: what is timed of it."""
 
+import functools
+import gc
 import math
+import multiprocessing
+import signal
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vae_fast.benchmarks import correctness, memory, peers, steps
+from vae_fast.benchmarks import correctness, counting, memory, peers, steps
 from vae_fast.benchmarks.contenders import Contender
 from vae_fast.benchmarks.formulas import Inputs, draw_inputs
 from vae_fast.benchmarks.results import OK
-from vae_fast.benchmarks.timing import Work
+from vae_fast.benchmarks.timing import WARM_UP, Work
 
 WHOLE = ("forward+backward", "step")  # the phases that are a whole call
 MOST_SETS = 256
@@ -83,6 +88,43 @@ def _attempt(function: Callable, *arguments) -> tuple[Any, str]:
         if is_out_of_memory(error):
             return None, "skipped: it ran out of memory"
         return None, f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def count_launches(case, contender: Contender, device: torch.device) -> int | None:
+    """As `counting.count_launches`, of a whole call, in a process of its own. RuntimeError says why it failed there."""
+    count, status = _process_for_counts().submit(count_launches_here, case, contender, device).result()
+    if status != OK:
+        raise RuntimeError(status)
+    return count
+
+
+@functools.cache
+def _process_for_counts():
+    # Ctrl-C is the other process's.
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **ignore)
+
+
+def count_launches_here(case, contender: Contender, device: torch.device) -> tuple[int | None, str]:
+    """(launches, "ok"), or (None, why it failed). The contender is not checked again."""
+    try:
+        torch._dynamo.reset()
+        return _attempt(lambda: counting.count_launches(_warm_call(case, contender, device)))
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # for the process that times
+
+
+def _warm_call(case, contender, device):
+    if case.is_step:
+        works = _step(case, contender, [steps.draw_batch(case, device)])
+    else:
+        works = _phases(contender.function(case.op), [draw_inputs(case, device)])
+    entrant = Entrant(contender, works)
+    for _ in range(WARM_UP):
+        entrant.call()
+    return entrant.call
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import torch
 from vae_fast import checks
 from vae_fast.benchmarks import counting, machine, memory, peers, timing
 from vae_fast.benchmarks.contenders import CONTENDERS, GRAPH, Contender
-from vae_fast.benchmarks.entrants import WHOLE, Entrant, enter, is_out_of_memory
+from vae_fast.benchmarks.entrants import WHOLE, Entrant, count_launches, enter, is_out_of_memory
 from vae_fast.benchmarks.results import OK, OVER, Results, Row
 
 MOST_CALLS = 50  # in a batch on a GPU
@@ -155,20 +155,20 @@ def _count(case, entrant, device) -> dict[str, Any]:
     """What needs no clock. Counts are beside the point of a run: one that fails leaves its field empty, and a note."""
     counted: dict[str, Any] = {"peak_bytes": None, "launches": None, "passes": None, "moved_bytes": None, "note": ""}
 
-    def attempt(name, count, *arguments):
+    def attempt(name, count):
         try:
-            counted[name] = count(entrant.call, *arguments)
+            counted[name] = count()
         except Exception as error:  # the profiler may be forbidden here, or compiled code may refuse a dispatch mode
             counted["note"] += f"{name}: {type(error).__name__}: {error}. "
 
     contender = entrant.contender
     if not contender.captured:  # a graph allocated its memory when it was captured
-        attempt("peak_bytes", memory.peak_memory, device)
+        attempt("peak_bytes", lambda: memory.peak_memory(entrant.call, device))
     if device.type == "cuda":
-        attempt("launches", counting.count_launches)
+        attempt("launches", lambda: count_launches(case, contender, device))
     # A dispatch mode sees neither compiled code nor Triton kernels.
     if not (contender.mode or contender.captured or case.is_step or (contender.fused and device.type == "cuda")):
-        attempt("moved", counting.count_ops)
+        attempt("moved", lambda: counting.count_ops(entrant.call))
     moved = counted.pop("moved", None)
     if moved is not None:
         counted |= {"passes": moved.passes, "moved_bytes": moved.bytes}

@@ -37,7 +37,7 @@ GPU_METHOD = """\
 - Time is that of one call after the other on a GPU that was idle, by CUDA events around batches. Device time is that of
   calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full.
 - The L2 is emptied before each batch of calls, in which inputs and results rotate: no call finds there what an earlier
-  one has read or given.
+  one has read or given. A note above names the rows that were timed before this was so.
 """
 CPU_METHOD = """\
 - Time is that of a call on the host's clock. One set of inputs is used again and again, so small cases find theirs in

@@ -22,7 +22,7 @@ MORE = ("memory", "eager's bytes")
 
 # What stands in a column whose name does not say it.
 OVERVIEW_MEANINGS = {
-    **dict.fromkeys(FASTER, f"{TIMES}, at worst and at best over all sizes, dtypes and numbers of threads"),
+    **dict.fromkeys(FASTER, f"{TIMES}, at worst and at best of all that was measured"),
     **dict.fromkeys(FASTER_ON_DEVICE, DEVICE_TIMES),
     "of copy bandwidth": "of copy bandwidth: the share of it at the largest size in float32",
     "memory": "memory: the peak over the inputs at the largest size in float32, as a share of eager's",

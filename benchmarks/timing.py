@@ -134,7 +134,8 @@ class Rotation:
         """sets: of inputs; cache: bytes of the L2, 0 for none."""
         self.sets = sets
         self.numbers = itertools.count()
-        self._other = torch.zeros(2 * cache, dtype=torch.uint8, device="cuda") if cache else None
+        # Twice the cache, in a dtype that a sum reads as it is: of integers it would make a copy of 64 bits.
+        self._other = torch.zeros(cache // 2, dtype=torch.float32, device="cuda") if cache else None
 
     def empty_cache(self) -> None:
         """By reading: what is written would be written back while the next calls are timed."""

@@ -24,8 +24,8 @@ def plan(view, grads, operands, portion):
     The operands given are of the gradients expanded; those returned have the partial sums of what is shared, one for
     the rows of a tile and each group of columns; a group is 0 where nothing is. sums: the `reductions.Sum` of each
     shared one. Where a run has few columns to add a tile has many rows, so that a partial sum is one of `LATENT_ROWS`
-    elements or more, as long as there are as many samples; otherwise a tile lies within a run if samples enough can
-    fill it.
+    elements or more, as long as there are as many samples and registers for such a tile; otherwise a tile lies within a
+    run if samples enough can fill it.
     """
     whole = view.rows * view.columns
     made = [grad is not None and grad.numel() < whole for grad in grads]

@@ -20,7 +20,8 @@ ELEMENTS_PER_THREAD = 16
 FLAT_TILE = 4096  # one row: the whole tensor
 ROW_TILE = 2048  # several rows: samples of up to 2048 elements share a program
 MAX_COLUMNS = 4096  # longest sample that one program takes whole; a longer one is split and summed in a second launch
-LATENT_ROWS = 32  # a sum over samples: enough rows, or all, for its partial sums to stay at 1/32 of the input
+LATENT_ROWS = 32  # a sum over samples: enough rows, or all, for its partial sums to stay at 1/32 of the input,
+LATENT_COLUMNS = 64  # and whole cache lines of each: where tiles are smaller they have fewer rows
 
 # Instructions per element on sm_90 that a layout adds to a kernel's own number `ISSUED`, for `make audit`. Numbers of
 # this kind bound what was measured of the worst pair of options from above; most are within a tenth of what each issues
@@ -135,7 +136,7 @@ def tiles(joint, over_samples=False, portion=1, within=MAX_COLUMNS):
     most = MAX_COLUMNS // portion
     row_tile = ROW_TILE // max(portion // 2, 1)
     if over_samples:
-        rows = min(LATENT_ROWS, power_of_2(joint.rows))
+        rows = min(LATENT_ROWS, row_tile // LATENT_COLUMNS, power_of_2(joint.rows))
         columns = min(power_of_2(joint.columns), row_tile // rows)
     elif joint.rows == 1:
         rows, columns = 1, min(power_of_2(joint.columns), FLAT_TILE // portion)

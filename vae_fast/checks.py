@@ -125,7 +125,8 @@ def prior(value, shape, like):
 
 def _expands(name, tensor, other_name, shape):
     aligned = zip(reversed(tensor.shape), reversed(shape), strict=False)
-    if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in aligned):
+    # Not `in (1, wanted)`: torch.compile does not understand that of a symbol.
+    if tensor.dim() > len(shape) or any(size != 1 and size != wanted for size, wanted in aligned):
         raise ValueError(
             f"{name} has shape {list(tensor.shape)}: expected one that expands to {list(shape)}, that of {other_name}"
         )

@@ -16,7 +16,8 @@ def capture_step(model, optimizer, example):
     At small sizes a training step is bound by the host, which launches dozens of kernels; a graph launches them at
     once. Each replay draws fresh noise, as `torch.manual_seed` decides. Capturing takes three training steps on
     `example`, as warm-up. What Python does in the step is fixed by the capture: `model.beta`, `train()` or `eval()`, a
-    learning rate that is a number. To change the rate between steps, give the optimizer a tensor on the device.
+    learning rate that is a number. To change the rate between steps, give the optimizer a tensor on the device. Losses
+    of earlier steps of the model must be let go before (`del loss`): their graphs belong to another stream.
 
     Args:
         model: a `VAE`, or any module whose method `loss(x)` returns an `ELBO`, on a CUDA device.
@@ -25,8 +26,8 @@ def capture_step(model, optimizer, example):
 
     Returns:
         A callable: step(x) copies x in, takes one training step, and returns `ELBO(total, reconstruction, kl)` of x.
-        The three 0-d tensors are overwritten by the next call: read or clone them before. It keeps the model and the
-        optimizer alive.
+        The three 0-d tensors are overwritten by the next call: read or clone them before. The call does not wait for
+        the device: do not write to an x in pinned memory before the step has run. It keeps model and optimizer alive.
 
     Raises:
         RuntimeError: example is not on a CUDA device.
@@ -70,8 +71,9 @@ class CapturedStep:
                     step(self._x)
             torch.cuda.current_stream().wait_stream(side)
             optimizer.zero_grad(set_to_none=True)  # those of the warm-up would stay beside the graph's
-            # PyTorch's own stream for captures is of the device that captured first.
-            with torch.cuda.graph(self._graph, stream=side):
+            # A new stream: what cuBLAS works in on `side` lies outside the graph's memory, and may be freed. PyTorch's
+            # own stream for captures is of the device that captured first.
+            with torch.cuda.graph(self._graph, stream=torch.cuda.Stream()):
                 self._result = step(self._x)
 
     def __call__(self, x):

@@ -158,7 +158,11 @@ class ELBOLoss(nn.Module):
         return objectives.free_bits(kl, nats, per=self.free_bits_per)
 
     def _now(self, value):
-        return value(self.step) if callable(value) else value
+        if not callable(value):
+            return value
+        if self.step is None:
+            raise ValueError("a schedule was set on an ELBOLoss made without one: it counts no steps, make a new one")
+        return value(self.step)
 
     def extra_repr(self):
         options = f"{self.likelihood!r}, beta={self.beta}"

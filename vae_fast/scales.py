@@ -54,22 +54,19 @@ class SoftClamp:
 
 
 LOGVAR = Scale("logvar")
-SCALES = {
-    "logvar": LOGVAR,
-    "logstd": Scale("logstd"),
-    "std": Scale("std"),
-    "softplus": Scale("softplus", epsilon=Softplus.epsilon),
-}
+NAMES = ("logvar", "logstd", "std", "softplus")
 
 
 def lookup(scale):
     """The `Scale` of a name or a dataclass. Raises ValueError, naming the choices, for anything else."""
+    # Numbers are written out: torch.compile(dynamic=True) makes inputs of a table's, and fails at the next call's.
     if isinstance(scale, Softplus):
-        return Scale("softplus", epsilon=scale.epsilon)
+        return Scale("softplus", 0.0, scale.epsilon)
     if isinstance(scale, SoftClamp):
         return Scale("soft_clamp", scale.bound, scale.epsilon)
-    try:
-        return SCALES[scale]
-    except (KeyError, TypeError):
-        choices = ", ".join(map(repr, SCALES))
-        raise ValueError(f"scale is {scale!r}: expected one of {choices}, a Softplus or a SoftClamp") from None
+    if isinstance(scale, str):
+        for name in NAMES:
+            if scale == name:
+                return Scale(name, 0.0, 1e-4 if name == "softplus" else 0.0)
+    choices = ", ".join(map(repr, NAMES))
+    raise ValueError(f"scale is {scale!r}: expected one of {choices}, a Softplus or a SoftClamp")

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from vae_fast.benchmarks import cases, machine, measure, memory, results, steps, timing
+from vae_fast.benchmarks import cases, entrants, machine, measure, memory, results, steps, timing
 from vae_fast.benchmarks.contenders import CONTENDERS, Contender
 from vae_fast.benchmarks.formulas import OPS
 from vae_fast.benchmarks.results import Results
@@ -171,6 +171,29 @@ def test_what_cannot_be_counted_leaves_a_note(session, monkeypatch):
     assert (row.peak_bytes, row.note) == (None, "peak_bytes: RuntimeError: profiling is forbidden here. ")
     assert row.time > 0
     assert row.moved_bytes > 0
+
+
+@pytest.mark.parametrize("op", ["mse", "step_mlp"])
+@pytest.mark.parametrize("name", TWO)
+def test_launches_are_counted_of_a_whole_call_that_is_warm(op, name, monkeypatch):
+    case = cases.Case(op, (16, 784), *cases.FLOAT32, "small")
+    called = []
+    monkeypatch.setattr(entrants.counting, "count_launches", lambda call: called.append(call()) or 7)
+    assert entrants.count_launches_here(case, TWO[name], CPU) == (7, "ok")
+    assert called != [None]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they can be counted")
+def test_launches_are_counted_in_another_process_which_says_why_it_cannot():
+    """Here there is no CUDA. After profiling each launch costs its process more: none is profiled that times."""
+    with pytest.raises(RuntimeError, match="^failed: AssertionError: Torch not compiled with CUDA enabled"):
+        entrants.count_launches(CASE, TWO["eager"], CPU)
+
+
+@pytest.mark.cuda_only
+def test_launches_on_a_gpu():
+    counts = [entrants.count_launches(CASE, contender, torch.device("cuda", 0)) for contender in TWO.values()]
+    assert counts[0] > counts[1] > 0
 
 
 def test_an_interrupted_run_keeps_its_rows(session, tmp_path, monkeypatch):

@@ -69,6 +69,20 @@ def test_drawn_samples_compile_and_honour_manual_seed(backend):
     assert not torch.equal(samples[0], samples[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_samples_have_their_probability_whatever_the_default_dtype(dtype, backend):
+    """Numbers of 8 bits are below 1/2000 far too often."""
+    logits, grey = torch.ones(1, 200_000, device=backend.device), torch.full((1, 200_000), 5e-4, device=backend.device)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        nll = reconstruction_loss(logits, grey, binarize=True, reduction="none")
+    finally:
+        torch.set_default_dtype(before)
+    ones = (nll < 1).sum().item()  # log(1 + exp(-1)) of 1, and 1 more of 0
+    assert 50 <= ones <= 160  # 100 expected, with a standard deviation of 10
+
+
 def test_vmap_over_weights_and_bytes(backend):
     logits, weight = numbers(3, 4, 6, backend=backend), numbers(3, 4, backend=backend, seed=3)
     target = as_bytes(numbers(3, 4, 6, backend=backend, seed=2))

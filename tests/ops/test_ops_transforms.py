@@ -69,10 +69,16 @@ def test_vmap_over_seeds_is_a_sample_of_each_seed(backend):
     torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("num_samples", [None, 2])
+@pytest.mark.parametrize("batched", ["mu", "logvar"])
 @pytest.mark.parametrize("randomness", ["different", "same"])
-def test_vmap_draws_noise_as_its_randomness_says(randomness, backend):
-    mu = torch.zeros(3, 2, 64, device=backend.device)
-    z = vmap(lambda m: reparameterize(m, torch.zeros_like(m)), randomness=randomness)(mu)
+def test_vmap_draws_noise_as_its_randomness_says(randomness, batched, num_samples, backend):
+    tensors = [torch.zeros(3, 2, 64, device=backend.device), torch.zeros(2, 64, device=backend.device)]
+    in_dims = (0, None)
+    if batched == "logvar":
+        tensors, in_dims = tensors[::-1], (None, 0)
+    draw = vmap(lambda m, v: reparameterize(m, v, num_samples=num_samples), in_dims, randomness=randomness)
+    z = draw(*tensors)
     assert torch.equal(z[0], z[1]) == (randomness == "same")
 
 

@@ -101,7 +101,7 @@ def check_data(name: str, data: Tensor, likelihood: str) -> None:
     if not isinstance(data, Tensor):
         raise TypeError(f"{name} is {type(data).__name__}: expected a tensor")
     if not data.is_floating_point():
-        raise TypeError(f"{name} is {str(data.dtype).removeprefix('torch.')}: expected a floating point tensor")
+        raise TypeError(f"{name} is {checks.dtype_name(data.dtype)}: expected a floating point tensor")
     if data.dim() < 2 or data.numel() == 0:
         raise ValueError(f"{name} has shape {list(data.shape)}: expected [N, ...] with 1 sample or more")
     if lookup(likelihood).domain == "classes":
@@ -151,8 +151,11 @@ def _trainer(epochs: int, device: torch.device):
 
 @contextmanager
 def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """The CPU's generator and the device's start from `seed`, and are as they were afterwards; no other is touched."""
+    devices = [device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
+            generator.manual_seed(seed)
         yield
 
 

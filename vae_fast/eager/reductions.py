@@ -21,7 +21,9 @@ def divisor(reduction, shape):
 
 def latent_like(values, dtype):
     """A tensor for one number a latent, in the memory format of a sample."""
-    return torch.empty_like(values[0], dtype=dtype) if len(values) else values.new_empty(values.shape[1:], dtype=dtype)
+    if values.shape[0]:  # not len, which makes an int of a symbol: torch.compile would do so for every batch
+        return torch.empty_like(values[0], dtype=dtype)
+    return values.new_empty(values.shape[1:], dtype=dtype)
 
 
 def partial(values, reduction):
