@@ -52,7 +52,7 @@ def documented():
                 yield pytest.param(found, id=name)
 
 
-@pytest.mark.parametrize("examples", documented())
+@pytest.mark.parametrize("examples", list(documented()))
 def test_examples_in_docstrings(examples):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     report = []

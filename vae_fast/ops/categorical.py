@@ -13,7 +13,7 @@ from vae_fast.eager.elbo import compose
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define
+from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import made_in_forward, scale_
 
 
@@ -135,3 +135,10 @@ class _Transformable(Function):
     @staticmethod
     def backward(ctx, grad_loss):
         return _recompute(ctx, grad_loss, _backward)
+
+
+def _apply(logits, target, weight, ignore_index, reduction, wanted, backend):
+    return [_Transformable.apply(Spec(ignore_index, reduction, backend), target, weight, logits)]
+
+
+differentiate(_forward, _apply)

@@ -8,7 +8,7 @@ from torch.autograd import Function
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define
+from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import TARGET, fake_grads, made_in_forward, place
 
 
@@ -174,3 +174,11 @@ class _Transformable(Function):
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
         return _recompute(ctx, *upstream, _backward)
+
+
+def _apply(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
+    spec = Spec(scale, beta, likelihood, backend)
+    return _Transformable.apply(spec, target, weight, seed, beta_tensor, kl, *params)
+
+
+differentiate(_forward, _apply)

@@ -10,7 +10,7 @@ from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define
+from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import place
 
 
@@ -205,3 +205,10 @@ class _Transformable(Function):
     @staticmethod
     def backward(ctx, *grads):
         return _differentiate(ctx, grads, ctx.saved_tensors, _backward)
+
+
+def _apply(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
+    return _Transformable.apply(mu, logvar, prior_mu, prior_logvar, seed, eps, Spec(*spec[:-1]))
+
+
+differentiate(_forward, _apply)

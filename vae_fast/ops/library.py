@@ -81,6 +81,25 @@ def define(schema, implementation, fake, vmap=True):
     return op, _direct(op, implementation)
 
 
+def differentiate(op, apply):
+    """Have `op` called by itself, as a program of torch.export does, computed by `apply` where a gradient is asked for.
+
+    apply: of the op's arguments, gives the first of its outputs by a Function. Without this the implementation would be
+    differentiated, which writes into buffers and takes floats for integers.
+    """
+
+    def kernel(*args):
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = op(*args)
+        tensors = (t for t in pytree.tree_leaves(args) if isinstance(t, torch.Tensor))
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            return outputs
+        made = apply(*args)
+        return [*made, *outputs[len(made) :]]
+
+    _library.impl(op.name().partition(".")[0], kernel, "Autograd")
+
+
 def _loop(op):
     """A vmap rule that calls the op once for each example."""
 

@@ -9,7 +9,7 @@ from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
-from vae_fast.ops.library import define
+from vae_fast.ops.library import define, differentiate
 
 
 class Spec(NamedTuple):
@@ -157,3 +157,10 @@ class _Transformable(Function):
     @staticmethod
     def backward(ctx, grad_loss):
         return _recompute(ctx, grad_loss, _backward)
+
+
+def _apply(params, target, weight, seed, scale, likelihood, reduction, wanted, backend, keep):
+    return [_Transformable.apply(Spec(scale, likelihood, reduction, backend), target, weight, seed, *params)]
+
+
+differentiate(_forward, _apply)
