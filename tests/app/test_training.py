@@ -90,6 +90,14 @@ def test_the_same_seed_trains_the_same_model_and_leaves_the_generator_alone(imag
     assert not torch.equal(first.encoder.layers[0].weight, other.encoder.layers[0].weight)
 
 
+def test_training_on_the_cpu_leaves_the_generators_of_gpus_alone(images, monkeypatch):
+    """torch.manual_seed would seed those of every device, also where nobody puts them back."""
+    vae, seeded = model(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fast(vae, images.train[:64], seed=5)
+    assert not seeded
+
+
 def test_each_epoch_sees_each_sample_once_in_another_order(images):
     seen = []
     vae = model()
