@@ -153,13 +153,6 @@ def test_the_step_stays_where_a_graph_reads_it():
     assert loss.step.data_ptr() == address
 
 
-def test_a_schedule_set_on_a_module_without_steps_is_refused():
-    loss = ELBOLoss(beta=0.5)
-    loss.beta = LinearWarmup(2)
-    with pytest.raises(ValueError, match="^a schedule was set on an ELBOLoss made without one: it counts no steps"):
-        loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor(1.0))
-
-
 def test_the_module_says_what_it_was_made_with():
     assert repr(ELBOLoss(free_bits=0.5)) == "ELBOLoss('bernoulli', beta=1.0, free_bits=0.5, free_bits_per='sample')"
     assert repr(ELBOLoss(beta=LinearWarmup(10), capacity=5)) == (

@@ -113,7 +113,8 @@ def test_the_options_of_the_module():
 def test_a_schedule_must_be_there_when_the_module_is_made():
     loss = ELBOLoss()
     loss.beta = LinearWarmup(10)
-    refuses(TypeError, "step is NoneType: expected a number or a tensor", loss, zeros(4, 6), zeros(4, 6), zeros(4))
+    message = "a schedule was set on an ELBOLoss made without one: it counts no steps, make a new one"
+    refuses(ValueError, message, loss, zeros(4, 6), zeros(4, 6), zeros(4))
 
 
 @pytest.mark.parametrize("name", ["nll", "kl"])
