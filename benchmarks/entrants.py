@@ -7,6 +7,8 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -92,7 +94,13 @@ def _attempt(function: Callable, *arguments) -> tuple[Any, str]:
 
 def count_launches(case, contender: Contender, device: torch.device) -> int | None:
     """As `counting.count_launches`, of a whole call, in a process of its own. RuntimeError says why it failed there."""
-    count, status = _process_for_counts().submit(count_launches_here, case, contender, device).result()
+    try:
+        count, status = _process_for_counts().submit(count_launches_here, case, contender, device).result()
+    except (BrokenProcessPool, KeyboardInterrupt):
+        for process in (_process_for_counts()._processes or {}).values():  # which Python would wait for at its end
+            process.terminate()
+        _process_for_counts.cache_clear()
+        raise
     if status != OK:
         raise RuntimeError(status)
     return count
@@ -109,7 +117,8 @@ def count_launches_here(case, contender: Contender, device: torch.device) -> tup
     """(launches, "ok"), or (None, why it failed). The contender is not checked again."""
     try:
         torch._dynamo.reset()
-        return _attempt(lambda: counting.count_launches(_warm_call(case, contender, device)))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return _attempt(lambda: counting.count_launches(_warm_call(case, contender, device)))
     finally:
         gc.collect()
         if device.type == "cuda":

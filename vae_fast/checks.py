@@ -69,7 +69,7 @@ def same_device(name, tensor, other_name, other):
 
 
 def no_grad(name, tensor):
-    if tensor.requires_grad:
+    if tensor is not None and tensor.requires_grad:
         raise ValueError(f"{name} requires a gradient: expected one that does not, detach it")
 
 
@@ -204,7 +204,7 @@ def kl(tensor, target=None):
     """One number for each sample, of the target's batch if there is one, or their mean."""
     is_nats("kl", tensor)
     batch = "B" if target is None else target.shape[0]
-    if tensor.dim() > 1 or (tensor.dim() and target is not None and len(tensor) != batch):
+    if tensor.dim() > 1 or (tensor.dim() and target is not None and tensor.shape[0] != batch):
         raise ValueError(
             f'kl has shape {list(tensor.shape)}: expected [{batch}] (reduction="sample") or [] (reduction="batchmean")'
         )

@@ -17,6 +17,7 @@ def import_extra(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] == "vae_fast":  # a link that was not checked out, say: no package to install
+        # No package to install: a link of ours that was not checked out, or what a package says of its own needs.
+        if error.name is None or error.name.partition(".")[0] == "vae_fast":
             raise
         raise MissingExtra(f"{error.name} is not installed: pip install vae-fast[app]") from error

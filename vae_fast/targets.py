@@ -26,7 +26,7 @@ def weight(value, target):
     checks.same_device("weight", value, "target", target)
     checks.no_grad("weight", value)
     shape = target.shape
-    if value.dim() == 1 and len(shape) > 1 and len(value) == shape[0]:
+    if value.dim() == 1 and len(shape) > 1 and value.shape[0] == shape[0]:
         value = value.view(-1, *(1 for _ in shape[1:]))
     # Not `in (1, whole)`: as in `checks`.
     if value.dim() != len(shape) or any(a != 1 and a != b for a, b in zip(value.shape, shape, strict=True)):

@@ -25,6 +25,14 @@ def test_every_op_is_checked_and_passes():
     assert any(check.error > 0 for check in checks)
 
 
+@pytest.mark.skipif(interpreted or torch.cuda.is_available(), reason="there the kernels run")
+def test_kernels_that_cannot_run_here_fail_each_check_and_say_why():
+    with vae_fast.use_backend("triton"):
+        checks = list(doctor.run_checks(CPU))
+    assert not any(check.passed for check in checks)
+    assert checks[0].what.startswith("RuntimeError: ")
+
+
 def test_nan_fails():
     assert not doctor.Check("op", "what", float("nan"), doctor.ALLOWED).passed
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,10 @@ def test_the_same_seed_trains_the_same_model_and_leaves_the_generator_alone(imag
     fast(other, images.train[:200], seed=6)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
     assert not torch.equal(first.encoder.layers[0].weight, other.encoder.layers[0].weight)
+
+
+def test_a_seed_may_be_numpys(images):
+    fast(model(), images.train[:64], seed=np.int64(3))
 
 
 def test_training_on_the_cpu_leaves_the_generators_of_gpus_alone(images, monkeypatch):

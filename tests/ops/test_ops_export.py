@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.ops.cases import CASES, MAIN, case_id, scalar, tupled
-from vae_fast import VAE
+from tests.ops.cases import CASES, MAIN, SEED, case_id, scalar, tupled
+from vae_fast import VAE, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
@@ -48,6 +48,65 @@ def test_a_traced_graph_too(case, backend):
     actual, wanted = tupled(traced(*leaves)), tupled(case.call(*leaves))
     gradients = [torch.autograd.grad(scalar(outputs), leaves) for outputs in (actual, wanted)]
     torch.testing.assert_close((actual, gradients[0]), (wanted, gradients[1]))
+
+
+class WholeLoss(nn.Module):
+    """The loss of a batch of any size, with a kl and a weight of each sample, and one number to learn."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), 0.5, device=device))
+
+    def forward(self, x, weight):
+        z, kl = sample_kl(self.scale * x, x - self.scale, seed=SEED)
+        latents = gaussian_kl(self.scale * x, x, reduction="latent").sum()
+        return elbo_loss(z * self.scale, x, kl, likelihood="mse", weight=weight).total + latents
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_program_of_any_batch(strict, backend):
+    module = WholeLoss(backend.device)
+    first, other = (
+        (torch.rand(size, 4, device=backend.device), torch.rand(size).to(backend.device)) for size in (6, 9)
+    )
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(module, tuple(first), dynamic_shapes=({0: batch}, {0: batch}), strict=strict).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(*other), module(*other))
+
+
+class Loss(nn.Module):
+    """Of one leaf."""
+
+    def forward(self, a, x):
+        z, kl = sample_kl(a, a, seed=SEED)
+        return elbo_loss((z, a), x, kl, likelihood="gaussian").total + reconstruction_loss(a, x)
+
+
+@pytest.fixture
+def program(backend):
+    """(the exported loss, what it takes)."""
+    inputs = tuple(torch.rand(3, 4, device=backend.device) for _ in range(2))
+    return torch.export.export(Loss(), inputs).module(), *inputs
+
+
+def test_transforms_of_a_program(program):
+    exported, a, x = program
+    for transform in (torch.func.grad, torch.func.jacrev):
+        torch.testing.assert_close(transform(exported)(a, x), transform(Loss())(a, x))
+    leaves, targets = torch.stack([a, 2 * a]), torch.stack([x, x])
+    each = [torch.vmap(torch.func.grad(f))(leaves, targets) for f in (exported, Loss())]
+    torch.testing.assert_close(*each)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.func.grad(lambda a: torch.func.grad(exported)(a, x).sum())(a)
+
+
+def test_what_a_program_does_not_differentiate_is_refused(program):
+    exported, a, x = program
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        exported(torch.autograd.forward_ad.make_dual(a, torch.ones_like(a)), x)
+    with pytest.raises(ValueError, match="^target requires a gradient"):
+        exported(a, x.clone().requires_grad_())
 
 
 def test_an_exported_model_reconstructs(backend):

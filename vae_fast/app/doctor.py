@@ -60,7 +60,7 @@ def run_checks(device: torch.device) -> Iterator[Check]:
     of three calls is compared: the launches that a training loop makes are the recorded ones, from the third on.
     """
     inputs = _Inputs(device)
-    calls = CALLS if backend.choose(torch.empty(0, device=device)) == "triton" else 1
+    calls = CALLS if backend.launches(torch.empty(0, device=device)) else 1
     for op, check in _checks().items():
         try:
             for _ in range(calls):

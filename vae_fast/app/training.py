@@ -61,7 +61,7 @@ def fit(
     checks.count("epochs", epochs)
     checks.count("batch_size", batch_size)
     checks.positive("learning_rate", learning_rate)
-    seeds.check_int(seed)
+    seed = seeds.check_int(seed)
     target = resolve_device(device)
     module = import_extra("vae_fast.app.lightning_module")
     home = next(model.parameters()).device

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
+from vae_fast import checks
 from vae_fast.eager.elbo import compose
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
@@ -137,8 +138,13 @@ class _Transformable(Function):
         return _recompute(ctx, grad_loss, _backward)
 
 
+class _Alone(autograd.Short, _Transformable):
+    """For the raw op called by itself."""
+
+
 def _apply(logits, target, weight, ignore_index, reduction, wanted, backend):
-    return [_Transformable.apply(Spec(ignore_index, reduction, backend), target, weight, logits)]
+    checks.no_grad("weight", weight)
+    return [_Alone.apply(Spec(ignore_index, reduction, backend), target, weight, logits)], wanted
 
 
 differentiate(_forward, _apply)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
+from vae_fast import checks
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.backend import room
@@ -176,9 +177,15 @@ class _Transformable(Function):
         return _recompute(ctx, *upstream, _backward)
 
 
+class _Alone(autograd.Short, _Transformable):
+    """For the raw op called by itself."""
+
+
 def _apply(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
+    for name, given in (("target", target), ("weight", weight), ("beta", beta_tensor)):
+        checks.no_grad(name, given)
     spec = Spec(scale, beta, likelihood, backend)
-    return _Transformable.apply(spec, target, weight, seed, beta_tensor, kl, *params)
+    return _Alone.apply(spec, target, weight, seed, beta_tensor, kl, *params), any(wanted)
 
 
 differentiate(_forward, _apply)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
+from vae_fast import checks
 from vae_fast.eager import gaussian as eager
 from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator, latent_like
@@ -207,8 +208,14 @@ class _Transformable(Function):
         return _differentiate(ctx, grads, ctx.saved_tensors, _backward)
 
 
+class _Alone(autograd.Short, _Transformable):
+    """For the raw op called by itself."""
+
+
 def _apply(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
-    return _Transformable.apply(mu, logvar, prior_mu, prior_logvar, seed, eps, Spec(*spec[:-1]))
+    checks.no_grad("eps", eps)
+    *spec, keep = spec
+    return _Alone.apply(mu, logvar, prior_mu, prior_logvar, seed, eps, Spec(*spec)), keep
 
 
 differentiate(_forward, _apply)

@@ -9,6 +9,7 @@ import operator
 
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.utils import _pytree as pytree
 
 _library = torch.library.Library("vae_fast", "DEF")
@@ -84,20 +85,30 @@ def define(schema, implementation, fake, vmap=True):
 def differentiate(op, apply):
     """Have `op` called by itself, as a program of torch.export does, computed by `apply` where a gradient is asked for.
 
-    apply: of the op's arguments, gives the first of its outputs by a Function. Without this the implementation would be
-    differentiated, which writes into buffers and takes floats for integers.
+    apply: of the op's arguments, gives (the outputs that have a derivative, by a Function; whether the op has others,
+    which come after them). Without this the implementation would be differentiated, which writes into buffers and takes
+    floats for integers.
     """
 
-    def kernel(*args):
+    def below(*args):
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = op(*args)
-        tensors = (t for t in pytree.tree_leaves(args) if isinstance(t, torch.Tensor))
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-            return outputs
-        made = apply(*args)
-        return [*made, *outputs[len(made) :]]
+            return op(*args)
+
+    def kernel(*args):
+        if not _is_differentiated(args):
+            return below(*args)
+        with enable_single_level_autograd_function():  # within a transform of torch.func, which has brought us here
+            made, others = apply(*args)
+        return [*made, *below(*args)[len(made) :]] if others else list(made)
 
     _library.impl(op.name().partition(".")[0], kernel, "Autograd")
+
+
+def _is_differentiated(args):
+    """Whether backward or forward mode wants a derivative; within a Function's forward neither does."""
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return True
+    return torch.autograd.forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def _loop(op):

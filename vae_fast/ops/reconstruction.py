@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import Function
 
+from vae_fast import checks
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
@@ -159,8 +160,15 @@ class _Transformable(Function):
         return _recompute(ctx, grad_loss, _backward)
 
 
+class _Alone(autograd.Short, _Transformable):
+    """For the raw op called by itself."""
+
+
 def _apply(params, target, weight, seed, scale, likelihood, reduction, wanted, backend, keep):
-    return [_Transformable.apply(Spec(scale, likelihood, reduction, backend), target, weight, seed, *params)]
+    checks.no_grad("target", target)
+    checks.no_grad("weight", weight)
+    loss = _Alone.apply(Spec(scale, likelihood, reduction, backend), target, weight, seed, *params)
+    return [loss], keep or any(wanted)
 
 
 differentiate(_forward, _apply)
