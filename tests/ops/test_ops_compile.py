@@ -10,14 +10,10 @@ import vae_fast
 from tests.ops.cases import CASES, MAIN, SEED, Case, case_id, scalar, tupled, values
 from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed, use_backend
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # Inductor's own
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = [
+    pytest.mark.usefixtures("fresh_dynamo"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),  # Inductor's own
+]
 
 
 def counted(function, dynamic=None):

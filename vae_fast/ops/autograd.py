@@ -43,6 +43,11 @@ def select(ordinary, transformable, *tensors):
     return transformable if compiling else ordinary
 
 
+def apply_alone(function, *inputs):
+    """function.apply, as `Short` has it, for a raw op that is called by itself."""
+    return Short.__dict__["apply"].__get__(None, function)(*inputs)
+
+
 def take(ctx):
     """The gradients that forward made, or None where backward must recompute them: they serve once, and have no graph.
 

@@ -138,13 +138,11 @@ class _Transformable(Function):
         return _recompute(ctx, grad_loss, _backward)
 
 
-class _Alone(autograd.Short, _Transformable):
-    """For the raw op called by itself."""
-
-
 def _apply(logits, target, weight, ignore_index, reduction, wanted, backend):
     checks.no_grad("weight", weight)
-    return [_Alone.apply(Spec(ignore_index, reduction, backend), target, weight, logits)], wanted
+    return [
+        autograd.apply_alone(_Transformable, Spec(ignore_index, reduction, backend), target, weight, logits)
+    ], wanted
 
 
 differentiate(_forward, _apply)

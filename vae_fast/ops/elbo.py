@@ -177,15 +177,11 @@ class _Transformable(Function):
         return _recompute(ctx, *upstream, _backward)
 
 
-class _Alone(autograd.Short, _Transformable):
-    """For the raw op called by itself."""
-
-
 def _apply(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
     for name, given in (("target", target), ("weight", weight), ("beta", beta_tensor)):
         checks.no_grad(name, given)
     spec = Spec(scale, beta, likelihood, backend)
-    return _Alone.apply(spec, target, weight, seed, beta_tensor, kl, *params), any(wanted)
+    return autograd.apply_alone(_Transformable, spec, target, weight, seed, beta_tensor, kl, *params), any(wanted)
 
 
 differentiate(_forward, _apply)

@@ -208,14 +208,10 @@ class _Transformable(Function):
         return _differentiate(ctx, grads, ctx.saved_tensors, _backward)
 
 
-class _Alone(autograd.Short, _Transformable):
-    """For the raw op called by itself."""
-
-
 def _apply(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
     checks.no_grad("eps", eps)
     *spec, keep = spec
-    return _Alone.apply(mu, logvar, prior_mu, prior_logvar, seed, eps, Spec(*spec)), keep
+    return autograd.apply_alone(_Transformable, mu, logvar, prior_mu, prior_logvar, seed, eps, Spec(*spec)), keep
 
 
 differentiate(_forward, _apply)

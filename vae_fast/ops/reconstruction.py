@@ -160,14 +160,12 @@ class _Transformable(Function):
         return _recompute(ctx, grad_loss, _backward)
 
 
-class _Alone(autograd.Short, _Transformable):
-    """For the raw op called by itself."""
-
-
 def _apply(params, target, weight, seed, scale, likelihood, reduction, wanted, backend, keep):
     checks.no_grad("target", target)
     checks.no_grad("weight", weight)
-    loss = _Alone.apply(Spec(scale, likelihood, reduction, backend), target, weight, seed, *params)
+    loss = autograd.apply_alone(
+        _Transformable, Spec(scale, likelihood, reduction, backend), target, weight, seed, *params
+    )
     return [loss], keep or any(wanted)
 
 
