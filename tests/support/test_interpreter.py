@@ -1,0 +1,48 @@
+"""What the tests change in Triton's interpreter: it refuses an int32 that wraps."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+from triton.runtime.errors import InterpreterError
+
+pytestmark = pytest.mark.interpreter_only
+
+
+@triton.jit
+def calculate(out, a, b, OPERATION: tl.constexpr):
+    if OPERATION == "add":
+        c = a + b
+    elif OPERATION == "sub":
+        c = a - b
+    else:
+        c = a * b
+    tl.store(out, c)
+
+
+@pytest.mark.parametrize(
+    ("operation", "a", "b", "value"),
+    [("add", 2**31 - 2, 1, 2**31 - 1), ("sub", -(2**31) + 1, 1, -(2**31)), ("mul", 2**16, -(2**15), -(2**31))],
+)
+def test_what_wraps_is_refused_and_what_fits_is_not(operation, a, b, value):
+    out = torch.zeros(1, dtype=torch.int32)
+    calculate[(1,)](out, a, b, operation)
+    assert out.item() == value
+    beyond = {"add": (a, b + 1), "sub": (a, b + 1), "mul": (-a, b)}[operation]
+    with pytest.raises(InterpreterError, match=f"int32 {operation} wraps"):
+        calculate[(1,)](out, *beyond, operation)
+
+
+def test_unsigned_numbers_wrap():
+    out = torch.zeros(1, dtype=torch.uint32)
+    calculate[(1,)](out, 2**31 + 5, 2**31 + 7, "add")
+    assert out.item() == 12
+
+
+def test_wider_ones_have_room():
+    out = torch.zeros(1, dtype=torch.int64)
+    calculate[(1,)](out, 2**40, 2**20, "mul")
+    assert out.item() == 2**60
