@@ -39,9 +39,11 @@ def package(tmp_path):
 def test_the_doctor_finds_it_right(package, backend):
     environment = {**os.environ, "PYTHONPATH": str(package), "VAE_FAST_BACKEND": backend, "COLUMNS": "200"}
     code = (
-        "import torch, vae_fast; from vae_fast.app.doctor import run_checks\n"
+        "import torch, vae_fast; from vae_fast.app import doctor\n"
         f"assert vae_fast.__file__.startswith({str(package)!r})\n"
-        "checks = [c for c in run_checks(torch.device('cpu')) if 'cauchy' in c.op]\n"
+        "ops = {op: check for op, check in doctor._checks().items() if 'cauchy' in op}\n"  # all take a minute
+        "doctor._checks = lambda: ops\n"
+        "checks = list(doctor.run_checks(torch.device('cpu')))\n"
         "print([(c.op, c.error) for c in checks])\n"
         "assert len(checks) == 7 and all(c.error < 5e-6 for c in checks)\n"
     )
