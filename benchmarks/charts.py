@@ -8,9 +8,9 @@ from typing import NamedTuple
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vae_fast.app.figures import figure
 from vae_fast.benchmarks import tables
 from vae_fast.benchmarks.contenders import GRAPH
+from vae_fast.benchmarks.drawing import figure
 from vae_fast.benchmarks.entrants import WHOLE
 from vae_fast.benchmarks.results import OK, OVER, Row
 

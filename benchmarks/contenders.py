@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from vae_fast import capture_step
-from vae_fast.app.compare import training_step
 from vae_fast.benchmarks import steps
 from vae_fast.benchmarks.formulas import OPS
 from vae_fast.graphs import CapturedStep
@@ -45,7 +44,7 @@ class Contender:
             captured = capture_step(model, optimizer, example)
             return lambda x: captured(x).total
         loss = self._compiled(steps.STEPS[op].fused if self.fused else steps.STEPS[op].eager)
-        step = training_step(model, loss, optimizer)
+        step = steps.training_step(model, loss, optimizer)
         return CapturedStep(step, optimizer, example) if self.captured else step
 
     def _compiled(self, function: Callable) -> Callable:

@@ -1,7 +1,6 @@
 """What is compared: each op as users write it, as vae_fast computes it, and the fewest bytes that it must move.
 
-A likelihood of `LIKELIHOODS` is compared once it has a formula in `vae_fast.app.compare.FORMULAS` and its domain a line
-in `TARGETS`.
+A likelihood of `LIKELIHOODS` is compared once it has a formula in `usual.FORMULAS` and its domain a line in `TARGETS`.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed, use_backend
-from vae_fast.app.compare import FORMULAS
+from vae_fast.benchmarks.usual import FORMULAS
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.reference import likelihoods as reference
 

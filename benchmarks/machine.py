@@ -5,14 +5,14 @@ import os
 import platform
 import re
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from vae_fast.app.doctor import environment
+import vae_fast
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("python", "torch", "triton", "vae_fast")
 
 
 def describe(device: torch.device) -> dict[str, str | float | None]:
@@ -23,9 +23,19 @@ def describe(device: torch.device) -> dict[str, str | float | None]:
         "kind": device.type,
         "driver": _driver(device),
         "cuda": torch.version.cuda or "none",
-        **{name: version for name, version in environment(device) if name in PACKAGES},
+        **versions("triton"),
         "commit": commit(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of vae_fast, Python and torch, and of what else is named: "not installed" where it is not."""
+    return {
+        "vae_fast": vae_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # with the build, which its metadata may lack
+        **{package: _version(package) for package in packages},
     }
 
 
@@ -39,6 +49,13 @@ def folder_name(description: dict[str, str]) -> str:
 def all_threads() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _device_name(device):

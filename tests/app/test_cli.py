@@ -260,7 +260,7 @@ def test_import_without_the_extra():
 
 @pytest.mark.parametrize("module", ["safetensors.torch", "matplotlib"])
 def test_what_is_missing_is_found_before_training(module, monkeypatch, tmp_path):
-    for name in ("vae_fast.app.figures", module):
+    for name in ("vae_fast.app.figures", "vae_fast.benchmarks.drawing", module):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(cli, "fit", None)

@@ -37,6 +37,11 @@ def built(tmp_path_factory):
     return folder / "dist"
 
 
+def test_the_commands_use_the_benchmarks_and_not_the_other_way():
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")}
+    assert [name for name, text in sources.items() if "vae_fast.app" in text] == []
+
+
 def test_the_wheel_holds_every_source_and_nothing_else(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

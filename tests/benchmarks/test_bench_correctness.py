@@ -5,7 +5,6 @@ import os
 import pytest
 import torch
 
-from vae_fast.app import compare
 from vae_fast.benchmarks import cases, correctness, formulas, steps
 from vae_fast.benchmarks.contenders import CONTENDERS, Contender
 from vae_fast.benchmarks.correctness import Wrong
@@ -160,7 +159,7 @@ class WrongStep(Contender):
     """Forgets the KL."""
 
     def step(self, op, model, example):
-        return compare.training_step(model, lambda model, x: model.loss(x).reconstruction, steps.adam(model, False))
+        return steps.training_step(model, lambda model, x: model.loss(x).reconstruction, steps.adam(model, False))
 
 
 def test_a_wrong_step_is_found():

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from vae_fast.app.compare import FORMULAS
 from vae_fast.benchmarks import cases
 from vae_fast.benchmarks.contenders import CONTENDERS
 from vae_fast.benchmarks.formulas import OPS, draw_inputs
+from vae_fast.benchmarks.usual import FORMULAS
 from vae_fast.likelihoods import LIKELIHOODS
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")

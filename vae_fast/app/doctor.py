@@ -5,15 +5,14 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import vae_fast
 from vae_fast import functional, reference
+from vae_fast.benchmarks.machine import versions
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood
 from vae_fast.ops import backend
 
@@ -44,10 +43,7 @@ class Check(NamedTuple):
 def environment(device: torch.device) -> list[tuple[str, str]]:
     """Names and values: versions, the device, and which backend its tensors take."""
     return [
-        ("vae_fast", vae_fast.__version__),
-        ("python", platform.python_version()),
-        ("torch", torch.__version__),  # with the build, which its metadata may lack
-        *((package, _version(package)) for package in ("triton", "numpy", "lightning")),
+        *versions("triton", "numpy", "lightning").items(),
         ("device", torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})"),
         ("backend", _backend(device)),
     ]
@@ -222,10 +218,3 @@ def _backend(device: torch.device) -> str:
     else:
         reason = "tensors are on a GPU" if name == "triton" else "triton is not installed"
     return f"{name}: {reason}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

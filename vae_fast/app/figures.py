@@ -1,30 +1,15 @@
 """The four figures of a training run, as PNG files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae_fast.files import atomic_path
+from vae_fast.benchmarks.drawing import figure
 from vae_fast.models import VAE
 
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
 PANELS = (("negative_elbo", "negative ELBO"), ("reconstruction", "reconstruction"), ("kl", "KL"))
-
-
-@contextmanager
-def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of this size in inches, written to `path` in one piece. No window system is touched."""
-    with matplotlib.rc_context(STYLE):
-        canvas = Figure(figsize=(width, height), layout="constrained")
-        yield canvas
-        with atomic_path(path) as file:
-            canvas.savefig(file, format="png", dpi=150)
 
 
 def curves(history: list[dict[str, float]], path: Path) -> None:
