@@ -22,7 +22,7 @@ from vae_fast import (
 from vae_fast.reference import noise as reference
 
 pytest.importorskip("triton")
-from vae_fast.kernels import reconstruction, tiling
+from vae_fast.kernels import reconstruction, reductions, tiling
 
 BIG = 2**31
 
@@ -218,3 +218,13 @@ def test_tensors_on_a_device_that_is_not_the_current_one():
             results.append((z, kl, mu.grad))
     assert {t.device for t in results[0]} == {torch.device("cuda", 1)}
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.interpreter_only
+@pytest.mark.no_poison("4 GiB of address space, of which a few pages are touched")
+def test_sums_of_what_lies_2_to_the_31_elements_apart():
+    partials = torch.empty(BIG + 2, dtype=torch.bfloat16).as_strided((3, 2), (2**30, 1))
+    partials.copy_(torch.arange(6.0).view(3, 2))
+    out = torch.empty(3)
+    reductions.sum_partials(reductions.Sum(partials, out, 3, 2, partials.stride()))
+    assert out.tolist() == [1, 5, 9]

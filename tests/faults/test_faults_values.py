@@ -264,3 +264,11 @@ def test_moments_tails_and_distribution(source, backend):
     assert scipy.stats.kstest(z, "norm").pvalue > 1e-3
     for lag in (1, 2, 3, 4, 2048):
         assert abs(np.mean(z[lag:] * z[:-lag])) < 4.5 / math.sqrt(n), f"correlation at lag {lag}"
+
+
+def test_a_collapsed_sample_beside_one_that_is_not(backend):
+    mu, logvar = torch.zeros(2, 4096), torch.full((2, 4096), 6.3e-4)
+    mu[1] = 3
+    kl = gaussian_kl(mu.to(backend.device), logvar.to(backend.device), reduction="sample")
+    m, v = mu.double(), logvar.double()
+    assert_loss_close(kl, (m**2 + v.expm1() - v).sum(1) / 2, kl)

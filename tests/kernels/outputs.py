@@ -50,7 +50,7 @@ LAYOUTS = {
     "channels_last": in_format(2, 3, 5, 4, output=torch.channels_last, target=torch.channels_last),
     "channels_last output": in_format(2, 3, 5, 4, output=torch.channels_last, target=torch.contiguous_format),
     "channels_last target": in_format(2, 3, 5, 4, output=torch.contiguous_format, target=torch.channels_last),
-    "the batch innermost": lambda draw, p: [draw(5, 3, 6).movedim(-1, 0) for _ in range(p + 1)],
+    "the batch innermost": lambda draw, p: [draw(4, 3, 6).movedim(-1, 0) for _ in range(p + 1)],  # whole quads, apart
     "an expanded target": lambda draw, p: [draw(4, 3, 5) for _ in range(p)] + [draw(3, 1).expand(4, 3, 5)],
     "an expanded parameter": lambda draw, p: [draw(4, 1, 5).expand(4, 3, 5) for _ in range(p)] + [draw(4, 3, 5)],
     "unaligned": lambda draw, p: [draw(4 * 32 + 1)[1:].view(4, 32) for _ in range(p)] + [draw(131)[3:].view(4, 32)],

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 
 from tests.kernels import counts
+from tests.kernels.latents import drawer
+from vae_fast import reconstruction_loss
 from vae_fast.eager import likelihoods as eager_likelihoods
 from vae_fast.kernels import likelihoods
 from vae_fast.kernels.elementary import log1p
@@ -254,3 +256,12 @@ def _recorded(name, dtype):
     with record_launches() as launches:
         run_kernel(name, (x,) * count, x, tile=1024)
     return launches[0]
+
+
+def test_a_count_below_1e_8_is_a_zero(backend):
+    """As scvi-tools has it, where counts were divided by something."""
+    params = tuple(drawer(backend.device, torch.float32, seed)(4, 9).abs().requires_grad_() for seed in range(3))
+    name, zero = "zero_inflated_negative_binomial", torch.zeros(4, 9, device=backend.device)
+    losses = [reconstruction_loss(params, x, name, reduction="none") for x in (zero, zero + 9e-9)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), params) for loss in losses))

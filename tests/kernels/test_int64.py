@@ -12,7 +12,7 @@ from tests.kernels.latents import posterior
 from tests.kernels.outputs import Case
 from tests.support.tolerance import assert_noise_close
 from vae_fast import elbo_loss, reconstruction_loss, sample_kl
-from vae_fast.kernels import reductions, tiling
+from vae_fast.kernels import categorical, reductions, tiling
 from vae_fast.reference import noise
 
 LIMIT = tiling.MAX_INT32_EXTENT
@@ -183,6 +183,18 @@ def test_samples_that_reach_beyond_2_to_the_31_elements_are_wide(samples):
         gaussian.backward(meta(samples, 2**15, 2**14), kl, mu, mu, **options)
     wide = [launch.arguments["WIDE"] for launch in launches if "WIDE" in launch.arguments]
     assert wide == [samples == 5, samples == 5]
+
+
+@pytest.mark.compiled_only
+def test_classes_that_lie_far_apart_are_wide():
+    """One sample of few elements, of which the last is beyond 2^31."""
+    from vae_fast.benchmarks.launches import record_launches
+
+    logits = meta(1, 2**12, 2**19 + 1).movedim(1, -1)
+    target = torch.empty(1, 2**19 + 1, dtype=torch.int64, device="meta")
+    with record_launches() as launches:
+        categorical.forward(logits, target, None, "sum", False)
+    assert launches[0].arguments["WIDE"]
 
 
 @pytest.mark.compiled_only

@@ -277,3 +277,8 @@ def test_hooks_of_triton_see_every_launch(kernels_device, played):
     finally:
         hooks.remove(seen.append)
     assert len(seen) == 2
+
+
+def test_tensors_of_another_device_are_of_another_kind():
+    kinds = {launching._kind([torch.empty(2, 8, device=device)], []) for device in ("cpu", "meta")}
+    assert len(kinds) == 2

@@ -155,3 +155,14 @@ def test_nan_stays_nan(scale, kl, backend):
         grad = torch.autograd.grad(z.sum() + value.sum(), leaves[place])[0]
         for t in (z, value, grad):
             assert t.isnan().tolist() == [[False, False, True, False]]
+
+
+def test_standard_deviations_whose_squares_are_no_numbers(backend):
+    """1e-50 is 0 in float32."""
+    mu = torch.zeros(2, 3, device=backend.device, requires_grad=True)
+    std = torch.full((2, 3), 1e-25, device=backend.device, requires_grad=True)
+    prior = torch.zeros_like(mu), std.detach()
+    for kl in ("closed_form", "monte_carlo"):
+        _, value = sample_kl(mu, std, prior=prior, scale="std", kl=kl, seed=0)
+        assert (value.abs() < 1e-5).all()
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(value.sum(), (mu, std)))

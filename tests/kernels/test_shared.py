@@ -108,3 +108,14 @@ def test_nan_reaches_the_numbers_that_are_shared_with_it_alone(backend):
     loss = reconstruction_loss((mean, logvar), torch.zeros_like(mean), "gaussian")
     (grad,) = torch.autograd.grad(loss, logvar)
     assert grad.isnan().tolist() == [False, False, True, False, False]
+
+
+def test_a_gradient_before_a_larger_one(backend):
+    """The launch that scales them reaches the end of each."""
+    mean, pi = (torch.ones(67, 129, device=backend.device) for _ in range(2))
+    theta = torch.ones(129, device=backend.device)
+    leaves = theta.requires_grad_(), pi.requires_grad_()
+    loss = reconstruction_loss((mean, *leaves), 0 * mean, "zero_inflated_negative_binomial")
+    scaled = torch.autograd.grad(loss, leaves, torch.full_like(loss, 2), retain_graph=True)
+    recomputed = torch.autograd.grad(loss, leaves)
+    torch.testing.assert_close(scaled, tuple(2 * grad for grad in recomputed))

@@ -245,3 +245,14 @@ def test_a_lazily_negated_upstream_gradient(backend):
         torch.autograd.grad(loss, logits, g, retain_graph=True)[0] for g in (upstream, lazily_negated(upstream))
     ]
     torch.testing.assert_close(*gradients)
+
+
+def test_zeros_that_have_no_memory(backend):
+    """As PyTorch makes of tangents that nobody gave."""
+    leaf = values(2, 3, device=backend.device, dtype=torch.float32).requires_grad_()
+    zeros = torch._efficientzerotensor((2, 3), device=backend.device)
+    assert zeros._is_zerotensor()
+    for loss in (lambda x: reconstruction_loss(leaf, x, "mse"), lambda x: gaussian_kl(leaf, x)):
+        losses = [loss(x) for x in (torch.zeros_like(leaf), zeros)]
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), leaf)[0] for loss in losses))

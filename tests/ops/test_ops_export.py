@@ -116,3 +116,22 @@ def test_an_exported_model_reconstructs(backend):
     torch.testing.assert_close((mu, logvar, kl), model(x)[2:])
     (output.sum() + z.sum() + kl.sum()).backward()
     assert all(parameter.grad is not None for parameter in program.parameters())
+
+
+def test_raw_ops_refuse_gradients_of_noise_and_weights(backend):
+    ops = torch.ops.vae_fast
+    a, given = (torch.rand(3, 4, device=backend.device).requires_grad_() for _ in range(2))
+    options = (None, None, "logvar", 0.0, 0.0, "closed_form", None, 0, backend.name, False)
+    with pytest.raises(ValueError, match="^eps requires a gradient"):
+        ops.gaussian_forward(a, a, None, None, None, given, "sum", *options)
+    classes = torch.zeros(3, dtype=torch.int64, device=backend.device)
+    with pytest.raises(ValueError, match="^weight requires a gradient"):
+        ops.categorical_forward(a, classes, given[:, 0], None, "sum", False, backend.name)
+
+
+def test_a_raw_op_that_is_differentiated_gives_all_it_has():
+    a, x = torch.rand(3, 4).requires_grad_(), torch.ones(3, 4)
+    op = torch.ops.vae_fast.reconstruction_forward
+    made = op([a], x, None, None, 1.0, "poisson", "none", [False], "eager", True)
+    assert len(made) == 2
+    torch.testing.assert_close(torch.autograd.grad(made[0].sum(), a)[0], made[1])

@@ -190,6 +190,7 @@ def test_options_take_the_long_way(device):
         lambda a, b, target: reconstruction_loss(a, target, "categorical"),
         lambda a, b, target: elbo_loss(a, target, a),
         lambda a, b, target: elbo_loss(a, target, torch.zeros(4, device=a.device)),
+        lambda a, b, target: elbo_loss(a, target, torch.zeros(5, dtype=torch.int64, device=a.device)),
         lambda a, b, target: elbo_loss(a, target, target[:, 0], beta=-1.0),
         lambda a, b, target: elbo_loss(a, target, 1.0),
     ],
