@@ -91,3 +91,10 @@ def test_what_is_no_tensor_is_named(value):
         vae_loss(value, x, mu, mu)
     with pytest.raises(TypeError, match=rf"^x is {kind}: expected a tensor$"):
         vae_loss(x, value, mu, mu)
+
+
+def test_only_the_number_of_elements_counts():
+    mu = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"x has shape \[2, 5\], recon_x has \[2, 3\]"):
+        vae_loss(torch.rand(2, 3), torch.rand(2, 5), mu, mu)
+    vae_loss(torch.rand(2, 3), torch.rand(1, 6), mu, mu)

@@ -223,3 +223,20 @@ def test_the_functions_compile():
     actual, wanted = compiled(*arguments), objective(*arguments)
     torch.testing.assert_close(actual, wanted)
     torch.testing.assert_close(torch.autograd.grad(actual, arguments), torch.autograd.grad(wanted, arguments))
+
+
+def test_iwae_of_weights_that_are_all_0():
+    nll = torch.tensor([[math.inf, math.inf], [math.inf, 3.0]])
+    assert iwae_loss(nll, torch.zeros(2, 2), reduction="sample").tolist() == pytest.approx([math.inf, 3 + math.log(2)])
+
+
+def test_free_bits_per_means_nothing_without_free_bits():
+    output, target, kl = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, 3.0])
+    assert ELBOLoss(capacity=1.0, free_bits_per="latent")(output, target, kl).kl.item() == 2.0
+
+
+@pytest.mark.parametrize("options", [{"free_bits": 1.0}, {"capacity": 1.0}], ids=str)
+def test_dtypes_of_the_module_are_those_of_elbo_loss(options):
+    output, target, kl = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, 3.0], dtype=torch.float64)
+    made, plain = ELBOLoss(**options)(output, target, kl), elbo_loss(output, target, kl)
+    assert [part.dtype for part in made] == [part.dtype for part in plain]

@@ -202,3 +202,15 @@ def test_a_step_is_real_and_dense(schedule):
     for step in (torch.tensor(1j), torch.ones(2).to_sparse()):
         with pytest.raises(TypeError, match=r"^step (is|has) .*: expected "):
             schedule(step)
+
+
+@pytest.mark.parametrize("schedule", [LinearWarmup(10), Cyclical(8), Cyclical(1000)], ids=repr)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.int64, torch.int16, torch.int8, torch.uint8, torch.bool], ids=str
+)
+def test_a_tensor_of_any_dtype_gives_float32(schedule, dtype):
+    """A cycle of 1000 steps has no start that 8 bits hold."""
+    step = torch.tensor(100 if dtype != torch.bool else 1, dtype=dtype)
+    made = schedule(step)
+    assert made.dtype == torch.float32
+    assert made.item() == pytest.approx(schedule(step.item() + 0))

@@ -97,6 +97,7 @@ def iwae_loss(nll, kl, *, reduction="batchmean"):
     log_weights = -(nll + kl)
     # The backward pass of logsumexp is exp(x - result): with x in thousands of nats, float32 has that wrong by 1e-4.
     largest = log_weights.detach().amax(0)
+    largest = largest.where(largest.isfinite(), 0.0)  # weights that are all 0: -inf - -inf would be NaN
     losses = math.log(len(nll)) - torch.logsumexp(log_weights - largest, dim=0) - largest
     if reduction == "sample":
         return losses

@@ -103,11 +103,11 @@ class Cyclical:
 
 
 def _taken(step):
-    """The number as a float, or the tensor as it is."""
+    """The number as a float, or the tensor, with integers of 64 bits: a cycle's start may be beyond what fewer hold."""
     if not isinstance(step, torch.Tensor):
         return checks.number("step", step, "a number or a tensor")
     checks.is_real("step", step)
-    return step
+    return step if step.is_floating_point() else step.to(torch.int64)
 
 
 def _ramp(step, steps, start, end):

@@ -57,3 +57,29 @@ def test_a_slow_machine_does_few_rounds(monkeypatch):
 def test_a_likelihood_without_an_eager_formula_is_not_compared(monkeypatch):
     monkeypatch.delitem(FORMULAS, "mse")
     assert compare.compare(model("mse"), torch.rand(10, 4, 5), batch_size=4, learning_rate=1e-3) == []
+
+
+def test_contenders_take_turns_on_the_same_batches(monkeypatch):
+    calls = []
+
+    def time(step, batch, eps):
+        calls.append((step, batch, eps))
+        return 1e6 if len(calls) <= 2 * compare.WARM_UP else 1.0, torch.tensor(2.0)
+
+    monkeypatch.setattr(compare, "_time", time)
+    data = torch.arange(10.0).view(10, 1, 1).expand(10, 4, 5)
+    timings = compare.compare(model("mse"), data, batch_size=4, learning_rate=1e-3, rounds=3)
+    assert [timing.milliseconds for timing in timings] == [1.0, 1.0]
+    pairs = list(zip(calls[::2], calls[1::2], strict=True))
+    for number, ((one, batch, eps), (other, same, noise)) in enumerate(pairs):
+        assert batch[:, 0, 0].tolist() == [(4 * number + k) % 10 for k in range(4)]
+        assert (batch is same, eps is noise, one is other) == (True, True, False)
+        assert one is pairs[number % 2][0][0]
+    assert pairs[0][0][0] is pairs[1][1][0]
+
+
+def test_the_learning_rate_is_the_users(monkeypatch):
+    rates, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda weights, lr=1e-3: rates.append(lr) or adam(weights, lr=lr))
+    compare.compare(model("mse"), torch.rand(10, 4, 5), batch_size=4, learning_rate=0.25, rounds=1)
+    assert rates == [0.25, 0.25]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vae_fast.extras import MissingExtra, import_extra
+
 pytest.importorskip("build")
 pytest.importorskip("setuptools")
 pytestmark = pytest.mark.skipif(
@@ -80,3 +82,9 @@ def test_a_link_is_relative(name):
     link = ROOT / "vae_fast" / name
     assert link.is_symlink()
     assert link.readlink() == Path("..") / name
+
+
+def test_a_missing_module_of_ours_is_no_extra():
+    with pytest.raises(ModuleNotFoundError) as caught:
+        import_extra("vae_fast.nothing")
+    assert not isinstance(caught.value, MissingExtra)

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,3 +124,19 @@ def test_data_from_the_host_do_not_wait_for_the_step_before():
     model = VAE((1024,), 64, (8192, 8192)).cuda()
     found = profile.profile_training(model, torch.rand(8192, 1024), steps=4, batch_size=8192)
     assert found.milliseconds[profile.WAITING] < found.milliseconds[profile.NETWORK] / 2
+
+
+def test_numbers_are_of_the_steps_and_samples_that_were_taken(monkeypatch):
+    monkeypatch.setattr(profile, "_train", lambda *arguments, **options: 2.0)
+    found = profile.profile_training(small(), torch.rand(10, 6, 5), steps=30, batch_size=64)
+    assert found.samples_per_second == 30 * 10 / 2.0
+    assert sum(found.milliseconds.values()) == pytest.approx(2000 / profile.TRACED)
+
+
+def test_the_outermost_op_has_the_time():
+    def event(name, parent=None):
+        return SimpleNamespace(name=name, cpu_parent=parent)
+
+    assert profile._part(event("aten::exp", event("vae_fast::forward"))) == profile.OURS
+    assert profile._part(event("aten::add_", event("Optimizer.step#Adam.step"))) == profile.OPTIMISER
+    assert profile._part(event("vae_fast::f", event("aten::linear", event("Python")))) == profile.NETWORK

@@ -263,3 +263,48 @@ def test_a_handler_of_ctrl_c_that_python_does_not_know_is_left_alone(monkeypatch
     """As where Python is embedded in another program."""
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     assert len(fast(model(), DATA)) == 1
+
+
+@pytest.fixture
+def noise():
+    return torch.rand(40, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_beta_is_trained_with(noise):
+    low, high = (fast(model(beta=b), noise, epochs=3, learning_rate=1e-2)[-1]["train_kl"] for b in (0.0, 100.0))
+    assert high < low / 2
+
+
+def test_dropout_is_off_in_testing(noise):
+    vae = model()
+    vae.encoder = torch.nn.Sequential(torch.nn.Dropout(0.5), vae.encoder)
+    history = fast(vae, noise, epochs=2, test_data=noise, learning_rate=1e-30)
+    assert history[0]["test_negative_elbo"] == history[1]["test_negative_elbo"]
+
+
+def test_the_seed_shuffles(noise):
+    orders = []
+    for seed in (0, 0, 1):
+        vae, seen = model(), []
+        vae.encoder.register_forward_pre_hook(lambda module, x, seen=seen: seen.append(x[0][:, 0, 0]))
+        fast(vae, noise, seed=seed)
+        orders.append(torch.cat(seen).tolist())
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_levels_of_loggers_come_back(noise):
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    try:
+        logger.setLevel(logging.WARNING)
+        fast(model(), noise)
+        assert logger.level == logging.WARNING
+    finally:
+        logger.setLevel(before)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_one_infinite_value(bad):
+    with pytest.raises(ValueError, match="has values that are NaN or infinite"):
+        training.check_data("data", torch.tensor([[0.5, bad]]), "mse")

@@ -164,3 +164,8 @@ def copy_of_a_whole_tile(x, y, n, BLOCK: tl.constexpr):
 
 autotuned = triton.autotune([triton.Config({}, num_warps=4), triton.Config({}, num_warps=8)], key=[])(full_tiles)
 tuned_in_one_way = triton.autotune([triton.Config({}, num_warps=4)], key=[])(full_tiles)
+
+
+@triton.jit
+def locks(lock):
+    tl.atomic_cas(lock, 0, 1)

@@ -1,5 +1,6 @@
 """The gate: right contenders pass it, deliberately wrong ones get no speed."""
 
+import dataclasses
 import os
 
 import pytest
@@ -193,3 +194,19 @@ def test_models_are_built_alike_and_leave_the_generator_alone():
 def test_the_convolutional_model_fits_its_batch():
     model = steps.build_model("step_conv", CPU)
     assert model(torch.rand(2, 3, 64, 64)).output.shape == (2, 3, 64, 64)
+
+
+def test_the_mean_and_the_variance_of_drawn_noise_are_checked():
+    eps = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    correctness._check_noise(eps, 0.0)
+    for wrong, what in ((eps + 0.1, "mean"), (1.1 * eps, "mean square"), (0.9 * eps, "mean square")):
+        with pytest.raises(Wrong, match=f"has a {what} of"):
+            correctness._check_noise(wrong, 0.0)
+
+
+def test_a_step_that_is_off_by_a_thousandth(monkeypatch):
+    step = steps.STEPS["step_mlp"]
+    off = dataclasses.replace(step, fused=lambda model, x: 1.001 * step.fused(model, x))
+    monkeypatch.setitem(steps.STEPS, "step_mlp", off)
+    with pytest.raises(Wrong, match=r"loss is off by 1.0e-03"):
+        correctness.check_step(cases.CASES["step_mlp/128x784/float32"], FUSED, CPU)

@@ -286,3 +286,21 @@ def test_the_machine_is_described(monkeypatch):
 )
 def test_names_of_folders(description, name):
     assert machine.folder_name(description) == name
+
+
+def test_figures_of_the_device(session, monkeypatch):
+    turns = [{"time": 10.0 + k, "device": 5.0 + k, "host": 1.0 + k} for k in range(11)]
+    monkeypatch.setattr(timing, "take_turns", lambda samplers, effort: dict.fromkeys(TWO, turns))
+    row = measure.measure(CASE, session, TWO)[-1]
+    assert (row.time_p20, row.time, row.time_p80) == (12.0, 15.0, 18.0)
+    assert (row.device_p20, row.device_time, row.device_p80) == (7.0, 10.0, 13.0)
+    assert (row.host_p20, row.host_time, row.host_p80) == (3.0, 6.0, 9.0)
+    assert (row.bandwidth, row.share) == (row.floor_bytes / 10e-3, row.bandwidth / 2e9)
+
+
+def test_a_size_that_just_fits(monkeypatch):
+    needed = measure.NEED * CASE.floor["forward+backward"]
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed)
+    assert not measure._obstacle(CASE, CPU, True)
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed - 1)
+    assert measure._obstacle(CASE, CPU, True).startswith("it takes about")

@@ -116,3 +116,17 @@ def test_names_of_rows():
     assert (row.precision, row.on_threads) == ("float32", "")
     row.target_dtype = "int64"
     assert row.precision == "float32"
+
+
+def test_a_case_of_which_one_contender_is_skipped_is_replaced(tmp_path):
+    Results(tmp_path, DEVICE).put(FIRST)
+    skipped = dataclasses.replace(FIRST[0], status="skipped: it ran out of memory", time=None)
+    Results(tmp_path, DEVICE).put([skipped, *FIRST[1:]])
+    kept = results.load(tmp_path / Results.JSON)
+    assert [row.status for row in kept] == [skipped.status] + ["ok"] * len(FIRST[1:])
+
+
+def test_only_figures_are_kept_from_a_case_that_is_skipped_now(tmp_path):
+    for reason in ("wrong: z", "skipped: scvi is not installed", "skipped: it ran out of memory"):
+        Results(tmp_path, DEVICE).put([dataclasses.replace(FIRST[0], status=reason, time=None)])
+        assert [row.status for row in results.load(tmp_path / Results.JSON)] == [reason]

@@ -1,11 +1,13 @@
-"""The tables of cases and contenders: what they hold, their names, and what is said of a name that is not there."""
+"""The tables of cases and contenders, their names, what is said of a name that is not there; the tables of results."""
 
+import dataclasses
 import os
 
 import pytest
 import torch
 
-from vae_fast.benchmarks import cases
+from tests.benchmarks.bench_rows import FAKE_CPU, fake_rows
+from vae_fast.benchmarks import cases, tables
 from vae_fast.benchmarks.contenders import CONTENDERS
 from vae_fast.benchmarks.formulas import OPS, draw_inputs
 from vae_fast.benchmarks.usual import FORMULAS
@@ -124,3 +126,46 @@ def test_contenders():
 )
 def test_who_runs_where(name, device, quick, expected):
     assert {c.name for c in CONTENDERS.values() if c.runs(named(name), device, quick)} == expected
+
+
+def test_losses_on_some_threads_alone():
+    rows = fake_rows(FAKE_CPU, ["kl"], threads=(1, 2))
+    for row in tables.ours(rows):
+        row.over_eager = 0.5 if row.threads == 1 else 2.0
+    count = len(tables.ours(rows))
+    (line,) = tables.losses(rows, {"eager": "over_eager"})
+    assert line.startswith(f"kl: slower than eager in {count // 2} of {count}, at worst 2.00 times as slow")
+    assert line.endswith("1 thread)")
+
+
+def test_a_line_compares_the_same_threads():
+    rows = fake_rows(FAKE_CPU, ["kl"], threads=(1, 2))
+    for row in rows:
+        row.time_min = row.time * (0.5 if row.contender == "vae_fast" else 0.8)
+    found = {(row.case, str(row.threads), row.contender): row for row in rows}
+    for line in tables.cases(rows, lambda text, ratio: text):
+        cells = dict(zip(tables.HEADER, line))
+        eager, own = (found[cells["case"], cells["threads"], name] for name in ("eager", "vae_fast"))
+        assert cells["eager"] == tables.milliseconds(eager.time)
+        assert cells["(min)"] == f"{eager.time_min / own.time_min:.2f}"
+
+
+def test_the_overview_is_of_float32_where_there_is_any_and_of_all_threads():
+    half = [row for row in fake_rows(ops=["kl"]) if row.dtype == "bfloat16" or row.elements < 2**20]
+    for row in half:
+        row.share = 0.5 if row.dtype == "float32" else 0.9
+    threads = fake_rows(FAKE_CPU, ["kl"], threads=(1, 2))
+    for row in threads:
+        row.share = 0.4 * row.threads
+    for rows, share in ((half, "50%"), (threads, "80%")):
+        (line,) = tables.overview(rows)
+        assert dict(zip(tables.OVERVIEW, line))["of copy bandwidth"] == share
+
+
+@pytest.mark.parametrize(("load", "said"), [(1.0, False), (1.1, True), (None, False)])
+def test_a_busy_machine(load, said):
+    rows = fake_rows(FAKE_CPU, ["kl"], threads=(1, 2))
+    for row in rows:
+        row.load = load
+    assert bool(tables.busy(rows)) == said
+    assert not tables.busy([dataclasses.replace(row, kind="cuda", threads=None) for row in rows])

@@ -183,3 +183,27 @@ def test_the_cache_is_emptied_of_what_is_prepared(play, monkeypatch):
     timer._batch(3)
     first, second, third = log[:3]
     assert log[3:] == ["empty", ("run", first), ("run", second), ("run", third)]
+
+
+def test_a_collector_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with timing.no_collection():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_results_are_freed_when_the_clock_has_stopped(monkeypatch):
+    seen = []
+
+    class Result:
+        def __del__(self):
+            seen.append("freed")
+
+    timer = HostTimer(Work(lambda state: Result(), lambda number: None))
+    seen.clear()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: seen.append("clock") or 0.0)
+    timer()
+    assert seen == ["clock", "clock", "freed"]

@@ -93,3 +93,10 @@ def test_the_committed_results_have_a_ratio_to_eager_of_every_likelihood():
     """Or say that eager is wrong."""
     rows = load(likelihood_table.newest() / Results.JSON)
     assert set(LIKELIHOODS) <= set(likelihood_table._speeds(rows))
+
+
+def test_speeds_are_of_one_thread():
+    rows = fake_rows(FAKE_CPU, ["mse"], threads=(1, 2))
+    for row in rows:
+        row.over_eager = float(row.threads)
+    assert likelihood_table._speeds(rows) == {"mse": "1.00 to 1.00"}

@@ -1,11 +1,15 @@
 """count_traffic: exact bytes, and the bad kernels that it must catch."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from tests.benchmarks import sample_kernels as kernels
+from vae_fast.benchmarks import traffic as counting
 from vae_fast.benchmarks.traffic import OutOfBounds, count_traffic
 
 pytestmark = pytest.mark.interpreter_only
@@ -148,3 +152,40 @@ def test_other_errors_and_the_interpreter_itself_are_left_alone():
     with pytest.raises(Exception, match="no_such_attribute"), count_traffic():
         kernels.full_tiles[(1,)](torch.zeros(8), torch.zeros(8), FUNCTION=lambda x: x.no_such_attribute, BLOCK=8)
     assert interpreter.GridExecutor.__call__ is before
+
+
+def test_compare_and_swap_and_programs_of_three_axes():
+    with count_traffic() as traffic:
+        kernels.locks[(1, 2, 3)](torch.zeros(1, dtype=torch.int32))
+    assert traffic.programs == 6
+    assert traffic.bytes == {("locks", "lock", "atomic"): 6 * 4}
+
+
+def test_an_argument_is_not_what_another_begins_with():
+    bytes_moved = Counter({("k", "x", "load"): 4, ("k", "x[0]", "load"): 8, ("k", "xs", "load"): 16})
+    assert counting.Traffic(bytes=bytes_moved).moved(arg="x") == 12
+
+
+def overwrites(*stores):
+    """Counted of one launch that stores to these (addresses, size)."""
+    counter = counting._Counter(bounds=True)
+    counter.kernel = "k"
+    counter.stores["x"] = [(np.array(addresses, dtype=np.uint64), size) for addresses, size in stores]
+    counter._close_launch()
+    return counter.traffic.overwrites["k", "x"]
+
+
+def test_overwrites_are_counted_to_the_byte_where_sizes_differ():
+    assert overwrites(([0, 4, 8], 4)) == 0
+    assert overwrites(([0, 4, 4], 4)) == 1
+    assert overwrites(([0, 4], 4), ([6], 2)) == 2
+
+
+def test_what_lies_in_a_view():
+    view = counting._View("x", torch.zeros(8)[::2])
+
+    def at(*offsets):
+        return np.array([view.low + offset for offset in offsets], dtype=np.uint64)
+
+    assert view.span(at(0, 24, 26, 28), 4).tolist() == [True, True, False, False]
+    assert view.elements(at(0, 2, 4, 8, 24), 4).tolist() == [True, False, False, True, True]

@@ -91,3 +91,8 @@ def test_it_is_a_bool(value):
     for output, target, likelihood in ((ONES, ONES, "mse"), (ONES, classes, "categorical")):
         with pytest.raises(TypeError, match=rf"^validate is {type(value).__name__}: expected a bool$"):
             reconstruction_loss(output, target, likelihood, validate=value)
+
+
+def test_bools_may_be_counts():
+    mask = torch.tensor([[True, False]])
+    assert reconstruction_loss(torch.zeros(1, 2), mask, "poisson", validate=True).isfinite()

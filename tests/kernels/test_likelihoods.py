@@ -292,3 +292,12 @@ def test_constants_that_are_refused(make, name):
             make(value)
     with pytest.raises(TypeError, match=rf"^{name} is str: expected a number$"):
         make("1")
+
+
+@pytest.mark.parametrize("df", [999.0, 1001.0])
+def test_the_constant_of_student_t_where_its_formula_changes(df):
+    zeros = torch.zeros(1, 1, dtype=torch.float64)
+    with mpmath.workdps(40):
+        gammas = mpmath.loggamma(mpmath.mpf(df) / 2) - mpmath.loggamma((mpmath.mpf(df) + 1) / 2)
+        wanted = float(mpmath.log(df * mpmath.pi) / 2 + gammas)
+    assert reconstruction_loss((zeros, zeros), zeros, StudentT(df)).item() == pytest.approx(wanted, rel=1e-12)

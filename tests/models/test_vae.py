@@ -243,3 +243,22 @@ def test_a_model_can_be_pickled(likelihood):
     again = pickle.loads(pickle.dumps(model))
     x = torch.ones(4, 2, 3)
     assert torch.equal(again.loss(x, seed=1).total, model.loss(x, seed=1).total)
+
+
+A = torch.tensor([-80.0, -3.0, -1e-4, 0.0, 1e-7, 0.02, 2.0, 80.0])
+C = torch.tensor([0.5, 3.0, 20.0, 0.1, 1.0, 2.0, 4.0, 7.0])
+MEANS = {
+    "bernoulli": ((A,), torch.sigmoid(A)),
+    "continuous_bernoulli": ((A,), torch.where(A.abs() < 0.01, 0.5 + A / 12, 0.5 / torch.tanh(A / 2) - 1 / A + 0.5)),
+    "poisson": ((C.log(),), C),
+    "negative_binomial": ((C, C.flip(0)), C),
+    "zero_inflated_negative_binomial": ((C, C.flip(0), A), C * (1 - torch.sigmoid(A.double())).float()),
+    "categorical": ((A,), torch.softmax(A, 0)),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_means(name):
+    row = LIKELIHOODS[name]
+    params, wanted = MEANS.get(name, ((A, C)[: len(row.parameters)], A))  # of the others it is the first parameter
+    torch.testing.assert_close(row.mean(*params), wanted, rtol=1e-5, atol=1e-6)

@@ -153,3 +153,10 @@ def test_an_addition_to_the_weight_in_place_is_noticed(backend):
     weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.sum().backward()
+
+
+def test_bytes_are_scaled_once_where_they_are_sampled(backend):
+    image = torch.full((2, 3), 255, dtype=torch.uint8, device=backend.device)  # probability 1: the sample is certain
+    logits = torch.full((2, 3), 20.0, device=backend.device)
+    for options in ({"seed": 0}, {}):
+        assert reconstruction_loss(logits, image, binarize=True, **options).item() < 1e-6
