@@ -16,6 +16,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from vae_fast.benchmarks import interpreter
 from vae_fast.benchmarks.workloads import workloads
 from vae_fast.ops import backend
 
@@ -129,6 +130,8 @@ def main(arguments=None):
     parser.add_argument("--main", action="store_true", help="the main calls alone, in seconds")
     parser.add_argument("--json", action="store_true", help="for another program")
     chosen = parser.parse_args(arguments)
+    if backend.interpreting() and backend.HAS_TRITON:
+        interpreter.patch_once()
     try:
         table = traffic_table(chosen.main)
     except RuntimeError as error:

@@ -6,7 +6,6 @@ import gc
 import pytest
 import torch
 
-from tests.support import interpreter
 from tests.support.environment import BACKENDS, HAS_TRITON, INTERPRETED, MARKERS, describe, skip_reason
 from tests.support.poison import poisoned
 
@@ -15,6 +14,8 @@ def pytest_configure(config):
     for marker, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
     if INTERPRETED:
+        from vae_fast.benchmarks import interpreter
+
         interpreter.patch_once()
     config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation:UserWarning")
 

@@ -1,4 +1,4 @@
-"""What the tests change in Triton's interpreter: it refuses an int32 that wraps."""
+"""What is changed in Triton's interpreter: it refuses an int32 that wraps."""
 
 import pytest
 import torch

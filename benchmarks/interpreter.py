@@ -1,4 +1,7 @@
-"""Triton's interpreter, in a third of its time, and with the check of overflow that it makes and does not use."""
+"""Triton's interpreter, in half its time, and with the check of overflow that it makes and does not use.
+
+For a process that is ours alone: the tests, and those that count traffic. A user's own is left as it is.
+"""
 
 import functools
 import inspect
@@ -7,10 +10,12 @@ import numpy as np
 
 
 def patch_once():
-    """Leave out what it does again and again: half its time goes into finding its own language patched."""
+    """Leave out what it does again and again: it looks through all of its language, to find it patched."""
     from triton.language import semantic
     from triton.runtime import interpreter
 
+    if isinstance(interpreter._patch_lang, _PatchOnce):
+        return
     interpreter._patch_lang = _PatchOnce(interpreter)
     interpreter._get_np_dtype = _numpy_dtypes(interpreter)
     semantic.TritonSemantic.binary_op_sanitize_overflow_impl = _refuse_overflow
