@@ -147,3 +147,13 @@ def test_gradients_of_what_is_used_in_what_wants_them(used, wanted, backend):
         assert (input.grad is None) == (expected is None)
         if expected is not None:
             torch.testing.assert_close(input.grad, expected, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "softplus"}, {"kl": "monte_carlo", "num_samples": 2}], ids=str)
+def test_a_kl_of_each_latent_lies_as_mu_does_wherever_logvar_lies(options, backend):
+    """As compilers are told."""
+    rows = torch.zeros(2, 3, 4, 5, device=backend.device)
+    images = rows.to(memory_format=torch.channels_last)
+    for mu, logvar in ((rows, images), (images, rows)):
+        kl = sample_kl(mu, logvar, reduction="latent", seed=5, **options)[1]
+        assert kl.stride()[-3:] == torch.empty_like(mu[0]).stride()

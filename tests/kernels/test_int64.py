@@ -186,6 +186,20 @@ def test_samples_that_reach_beyond_2_to_the_31_elements_are_wide(samples):
 
 
 @pytest.mark.compiled_only
+@pytest.mark.parametrize("samples", [3, 5])
+def test_given_noise_whose_samples_lie_far_apart_is_wide(samples):
+    """Of few elements."""
+    from vae_fast.benchmarks.launches import record_launches
+    from vae_fast.kernels import gaussian
+
+    mu, eps = meta(4, 8), meta(samples, 4, 8, strides=(2**29, 8, 1))
+    with record_launches() as launches:
+        gaussian.forward(mu, mu, eps=eps, samples=samples)
+        gaussian.backward(meta(samples, 4, 8), None, mu, mu, eps=eps, samples=samples)
+    assert [launch.arguments["WIDE"] for launch in launches] == [samples == 5, samples == 5]
+
+
+@pytest.mark.compiled_only
 def test_classes_that_lie_far_apart_are_wide():
     """One sample of few elements, of which the last is beyond 2^31."""
     from vae_fast.benchmarks.launches import record_launches

@@ -282,3 +282,12 @@ def test_hooks_of_triton_see_every_launch(kernels_device, played):
 def test_tensors_of_another_device_are_of_another_kind():
     kinds = {launching._kind([torch.empty(2, 8, device=device)], []) for device in ("cpu", "meta")}
     assert len(kinds) == 2
+
+
+def test_the_same_tensors_for_another_option_are_of_another_kind(kernels_device, played):
+    mu, logvar, one = (torch.full(s, v, device=kernels_device) for s, v in (((2, 8), 1.0), ((2, 8), 0.0), ((), 1.0)))
+    for _ in range(CALLS):
+        pair = torch.full((2, 8), 3.0, device=kernels_device), torch.zeros(2, 8, device=kernels_device)
+        assert gaussian.backward(None, one, mu, logvar, reduction="sum", prior=pair)[0].unique().item() == -2
+        assert gaussian.backward(None, one, mu, logvar, reduction="sum", out=pair)[0].unique().item() == 1
+    assert len(played) == 2 * (CALLS - 2)

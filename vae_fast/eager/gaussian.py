@@ -47,7 +47,7 @@ def forward_keeping(
     doubled = [forward_block(clamp, reduction, *piece)[3] for piece in pieces]
     if reduction is None:
         return z, None, kept
-    kl = reductions.finish(doubled, reduction, mu.shape) if elementwise is None else elementwise
+    kl = reductions.finish_kl(doubled, reduction, mu) if elementwise is None else elementwise
     return z, kl.mul_(0.5), kept
 
 

@@ -44,7 +44,7 @@ def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, samples, reduction):
             _reduce(terms, sums[0], None if kl_out is None else kl_out[:, 0], reduction)
     if reduction in (None, "none"):
         return z, elementwise
-    totals = [reductions.finish(partials, reduction, mu.shape).to(dtype) for partials in sums]
+    totals = [reductions.finish_kl(partials, reduction, mu).to(dtype) for partials in sums]
     if each is None:
         return z, totals[0]
     return z, torch.stack(totals, out=sampled_like(totals[0], each))

@@ -58,6 +58,12 @@ def finish(partials, reduction, shape):
     return total if count == 1 else total / count
 
 
+def finish_kl(partials, reduction, mu):
+    """The same of a KL; that of each latent lies in memory as mu does, whatever logvar's memory format has made."""
+    total = finish(partials, reduction, mu.shape)
+    return latent_like(mu, total.dtype).copy_(total) if reduction == "latent" else total
+
+
 def spread(grad, like, reduction):
     """The upstream gradient of a reduced loss, as it broadcasts to the elements of `like`: 0-d, or [B, ...]."""
     if reduction == "sample":
