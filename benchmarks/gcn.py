@@ -31,9 +31,9 @@ CONDITION = re.compile(r"vcc, exec, (s\[\d+:\d+\])$")
 
 
 def parse(assembly):
-    """The instructions of the kernel."""
+    """The instructions of the kernel, which alone is global: functions that it calls may stand before it."""
     lines, label_at = [], {}
-    for line in assembly.splitlines():
+    for line in assembly[max(assembly.find(".globl"), 0) :].splitlines():
         label, code = LABEL.match(line), CODE.match(line)
         if label:
             label_at[label.group(1)] = len(lines)

@@ -169,3 +169,14 @@ tuned_in_one_way = triton.autotune([triton.Config({}, num_warps=4)], key=[])(ful
 @triton.jit
 def locks(lock):
     tl.atomic_cas(lock, 0, 1)
+
+
+@triton.jit(noinline=True)
+def not_inlined(x):
+    return x * x + tl.exp(x)
+
+
+@triton.jit
+def calls_a_function(x, y, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at) * not_inlined(tl.load(x)))

@@ -1,6 +1,7 @@
 """The machine-code audit: right on known kernels, the main path found, and the bad kernels caught."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 pytest.importorskip("triton")
 
 from tests.benchmarks import sample_kernels as kernels
-from vae_fast.benchmarks.audit import Budget, audit, check
+from tests.benchmarks.test_controlflow import nvidia
+from vae_fast.benchmarks import audit as tool
+from vae_fast.benchmarks.audit import Budget, Resources, audit, check
 from vae_fast.benchmarks.cards import CARDS, H200, bound
 from vae_fast.benchmarks.launches import TARGETS, record_launches, variants
 
@@ -251,3 +254,55 @@ class TestLaunches:
         with pytest.raises(ZeroDivisionError), record_launches():
             raise ZeroDivisionError
         assert type(F).run is before
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_catches_a_call(target):
+    """On AMD the function that is called stands before the kernel."""
+    report = audited(target, kernels.calls_a_function, meta(8192), meta(8192))
+    assert report.calls == 1
+    assert any("calls 1 subroutines" in failure for failure in check(report, Budget()))
+
+
+@pytest.mark.parametrize("access", ["load", "store"])
+def test_narrow_accesses_of_all_widths_and_directions_count(access):
+    report = full("sm_90", torch.float32)
+    odd = [replace(report.main[0], access=access, bits=bits) for bits in (32, 64)]
+    report = replace(report, main=(*report.main, *odd))
+    assert check(report, Budget(narrow=2)) == []
+    (failure,) = check(report, Budget(narrow=1))
+    assert failure.endswith("narrower than 128 bits: 1 of 32, 1 of 64; allowed: 1")
+
+
+@pytest.mark.parametrize("kind", ["vgpr", "sgpr"])
+def test_resources_on_amd(kind):
+    numbers = {"vgpr_count": 64, "vgpr_spill_count": 0, "sgpr_spill_count": 0, "private_segment_fixed_size": 24}
+    numbers[f"{kind}_spill_count"] = 2
+    text = "\n".join(f"    .{name}: {number}" for name, number in numbers.items())
+    assert tool._amd(text) == Resources(registers=64, spilled=8, local=24)
+
+
+@pytest.mark.parametrize("opcode", ["UTMALDG.1D", "UTMASTG.1D", "UTMAREDG.1D.ADD", "UBLKCP.S.G", "UBLKRED.G.S.ADD"])
+def test_each_copy_of_a_whole_tile_is_a_failure(opcode):
+    report = full("sm_90", torch.float32)
+    report = replace(report, main=(*report.main, *nvidia(f"{opcode} [UR4], [UR6]")))
+    (failure,) = check(report, Budget())
+    assert "main path has 1 copies of whole tiles" in failure
+
+
+def test_atomics_are_not_in_the_bytes():
+    report = full("sm_90", torch.float32)
+    red = nvidia("RED.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR6][R2.64], R4", "EXIT")[0]
+    assert (red.access, red.bits) == ("atomic", 32)
+    assert replace(report, main=(*report.main, red)).bytes == report.bytes == 8
+
+
+def test_lanes_and_bounds_of_cards():
+    report = full("sm_90", torch.float32)
+    load = bound(report, 8, H200)[1]
+    assert load["integer"] == pytest.approx(2 * report.integer / report.issued * load["issued"])
+    per_byte = CARDS["mi300x"].per_byte
+    assert per_byte["issued"] == per_byte["floating"] == per_byte["integer"] == 4 * per_byte["special"]
+    assert bound(report, 0.8, H200)[0] == "special"
+    assert bound(report, 1.2, H200)[0] == "memory"
+    assert CARDS["a100"].per_byte["issued"] == pytest.approx(128 * 108 * 1.41e9 / (0.9 * 2.04e12))

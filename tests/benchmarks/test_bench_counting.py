@@ -1,6 +1,7 @@
 """Counts: bytes that PyTorch's ops move, to the byte, and peak memory."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast import reconstruction_loss
-from vae_fast.benchmarks import cases, counting, formulas, memory
+from vae_fast.benchmarks import cases, counting, formulas, machine, memory, timing
 from vae_fast.benchmarks.formulas import OPS
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
@@ -116,3 +117,44 @@ def test_peak_memory_prints_nothing():
 def test_free_memory_is_that_of_this_machine():
     free = memory.free_memory(CPU)
     assert free is None or 2**20 < free < 2**50
+
+
+def test_a_copy_reads_and_writes(monkeypatch):
+    monkeypatch.setattr(memory, "COPY_BYTES_CPU", 2**20)
+    monkeypatch.setattr(memory, "take_turns", lambda timers, effort: {"copy": [{"time": 2.0}] * 3})
+    assert memory.copy_bandwidth(CPU, timing.QUICK) == 2 * 2**20 / 2e-3
+
+
+def test_free_memory_is_what_is_available(monkeypatch, tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemFree: 100 kB\nMemAvailable: 300 kB\n")
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / "meminfo")
+    assert memory.free_memory(CPU) == 300 * 1024
+
+
+def test_the_commit(monkeypatch, tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a", *arguments], cwd=tmp_path, check=True)
+
+    monkeypatch.delenv("VAE_FAST_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "HERE", tmp_path)
+    source = tmp_path / "machine.py"
+    source.write_text("")
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    assert machine.commit() == "unknown"
+    git("add", "machine.py")
+    git("commit", "-q", "-m", "ours")
+    said = machine.commit()
+    assert re.fullmatch("[0-9a-f]{12}", said)
+    source.write_text("1")
+    assert machine.commit() == f"{said}-dirty"
+
+
+def test_the_load(monkeypatch):
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (1.5, 0.5, 0.25))
+    assert machine.describe(CPU)["load"] == 1.5
+
+
+@pytest.mark.parametrize(("op", "tensors"), [("sample_kl", 5), ("kl", 4)])
+def test_floors_of_backward(op, tensors):
+    assert cases.CASES[f"{op}/128x784/float32"].floor["backward"] == tensors * 128 * 784 * 4

@@ -39,6 +39,7 @@ def test_reads_guards_operands_and_padding():
         ("LDG.E.ENL2.256", 256),
         ("LDG.E", 32),
         ("LDG.E.S8", 8),
+        ("LDG.E.S16", 16),
         ("LDGSTS.E.BYPASS.128", 128),
     ],
 )
@@ -55,6 +56,7 @@ def test_widths(opcode, bits):
         ("global_load_dword", 32),
         ("buffer_store_byte", 8),
         ("global_load_dwordx2", 64),
+        ("global_load_dwordx3", 96),
     ],
 )
 def test_widths_on_amd(opcode, bits):
@@ -137,7 +139,15 @@ def test_two_sides_of_one_choice_are_not_both_passed():
 
 
 def test_a_flag_that_was_overwritten_says_nothing():
-    assert opcodes(amd(FLOW.format(note="s_mov_b32 s10, s5"))).count("global_load_dwordx4") == 2
+    notes = "s_mov_b64 s[10:11], 0\ns_mov_b32 s10, s5"
+    assert opcodes(amd(FLOW.format(note=notes))).count("global_load_dwordx4") == 2
+
+
+def test_two_sides_of_one_choice_asked_the_other_way():
+    flow = FLOW.replace("s_andn2_b64", "s_and_b64").replace("vccnz", "vccz")
+    main = opcodes(amd(flow.format(note="s_mov_b64 s[10:11], 0")))
+    assert main.count("global_load_dwordx4") == 1
+    assert "v_add_u32_e32" not in main
 
 
 def test_waves_on_the_main_path_have_lanes():
@@ -155,3 +165,51 @@ s_endpgm""")
 def test_a_loop_that_runs_while_lanes_are_left_ends():
     code = amd(".LBB0_1:\nglobal_load_dwordx4 v[0:3], v7, s[0:1]\ns_cbranch_execnz .LBB0_1\ns_endpgm")
     assert opcodes(code) == ["global_load_dwordx4", "s_cbranch_execnz", "s_endpgm"]
+
+
+WIDE, NARROW = "LDG.E.128 R4, desc[UR6][R2.64]", "LDG.E.U16 R4, desc[UR6][R2.64]"
+
+
+@pytest.mark.parametrize(
+    ("code", "access"),
+    [
+        (nvidia("LD.E.64 R4, [R2.64]", "EXIT"), "load"),
+        (nvidia("ST.E.64 [R2.64], R4", "EXIT"), "store"),
+        (amd("flat_load_dwordx2 v[0:1], v[2:3]\ns_endpgm"), "load"),
+        (amd("flat_store_dwordx2 v[0:1], v[2:3]\ns_endpgm"), "store"),
+    ],
+)
+def test_generic_accesses(code, access):
+    assert (code[0].access, code[0].bits) == (access, 64)
+
+
+@pytest.mark.parametrize("opcode", ["exp", "log", "rcp", "rsq", "sqrt", "sin", "cos"])
+def test_special_functions_on_amd(opcode):
+    assert amd(f"v_{opcode}_f32_e32 v0, v1\ns_endpgm")[0].pipe == "special"
+
+
+def test_a_quarter_of_the_bytes_is_bulk():
+    code = nvidia(WIDE, "@P0 BRA 0x120", *[NARROW] * 16, "EXIT")
+    assert opcodes(code) == ["LDG.E.128", "BRA", "EXIT"]
+
+
+def test_wide_accesses_weigh_more_than_their_bytes():
+    code = nvidia("@P0 BRA 0x30", WIDE, "EXIT", *[NARROW] * 32, "EXIT")
+    assert opcodes(code) == ["BRA", "LDG.E.128", "EXIT"]
+
+
+def test_a_tail_is_skipped_though_the_way_around_is_longer():
+    code = nvidia(WIDE, "@P0 BRA 0x40", NARROW, "EXIT", *["FADD R1, R1, R1"] * 2, "EXIT")
+    assert opcodes(code) == ["LDG.E.128", "BRA", "FADD", "FADD", "EXIT"]
+
+
+def test_a_loop_off_the_main_path_is_not_counted():
+    code = nvidia("@P0 BRA 0x30", WIDE, "EXIT", NARROW, "@P1 BRA 0x30", "EXIT")
+    assert opcodes(code) == ["BRA", "LDG.E.128", "EXIT"]
+    assert main_path(code).loops == 0
+
+
+def test_an_inner_loop_that_exits_by_the_outer_ones_test():
+    code = nvidia("BRA 0x40", "@P1 BRA 0x40", WIDE, "BRA 0x10", "@P0 BRA 0x10", "EXIT")
+    assert opcodes(code) == ["BRA", "BRA", "BRA", "LDG.E.128", "BRA", "EXIT"]
+    assert main_path(code).loops == 2

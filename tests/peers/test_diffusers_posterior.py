@@ -226,3 +226,25 @@ def test_kl_to_a_deterministic_posterior_stays_infinite(backend):
     theirs, ours = both(lambda cls: cls(parameters).kl(cls(parameters - 1, deterministic=True)))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     assert not ours.isfinite().any()
+
+
+@pytest.mark.parametrize("name", ["var", "logvar"])
+def test_nll_takes_values_that_were_set(name):
+    def nll(cls):
+        posterior = cls(torch.linspace(-1, 1, 256).view(2, 8, 4, 4))
+        setattr(posterior, name, torch.full_like(posterior.mean, 0.25))
+        return posterior.nll(torch.ones_like(posterior.mean))
+
+    theirs, ours = both(nll)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_two_dtypes_give_the_wider(backend):
+    narrow = torch.linspace(-1, 1, 256, device=backend.device).view(2, 8, 4, 4)
+
+    def values(cls):
+        posterior, wide = cls(narrow), cls(narrow.double() / 2)
+        return posterior.nll(wide.mean), posterior.kl(wide), wide.kl(posterior)
+
+    theirs, ours = both(values)
+    torch.testing.assert_close(ours, theirs)

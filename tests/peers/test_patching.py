@@ -147,3 +147,26 @@ def test_a_version_that_lacks_a_name_is_left_as_it_was(project, module):
 def test_versions_are_read_from_what_is_installed():
     assert patching._version("pytest") == pytest.__version__
     assert patching._version("a-package-that-nobody-has") == "of an unknown version"
+
+
+def test_a_patch_taken_back_does_not_take_back_the_next(project):
+    first = project.patch()
+    first.unpatch()
+    with project.patch():
+        first.unpatch()
+        assert project.is_patched
+        assert Owner().method() == 2
+
+
+def test_a_builds_label_is_no_other_version(monkeypatch):
+    monkeypatch.setattr(patching.importlib.metadata, "version", lambda package: "1.2.3+cpu")
+    assert patching._version("some-project") == "1.2.3"
+
+
+def test_an_inherited_function_is_not_wrapped(module):
+    class Heir(Owner):
+        pass
+
+    made = Project("some-project", "some_project", ("1.2.3",), lambda: [wrap(Heir, "method", doubled)])
+    with pytest.raises(RuntimeError, match=r"has no .*Heir\.method"):
+        made.patch()

@@ -171,3 +171,11 @@ def test_the_loss_curve_is_the_same(kind, backend):
         return model(tensors)[2].loss
 
     assert_same_curves(lambda: make(backend.device, gene_likelihood=kind), step, fast.patch, learning_rate=1e-2)
+
+
+def test_a_subclass_of_normal_is_left_alone():
+    class Own(Normal):
+        pass
+
+    value = Own(torch.zeros(2), torch.ones(2))
+    assert fast._fused(value) is value

@@ -270,3 +270,37 @@ def test_only_their_own_types_are_stood_for(backend):
     _, (mu, theta, _) = problem(backend.device)
     for value in (Own(mu=mu, theta=theta), torch.distributions.Poisson(mu), mu, None):
         assert counts.summed_over_genes(value) is value
+
+
+@kinds
+def test_a_sum_with_other_options_is_theirs(kind):
+    x, params = problem("cpu")
+    with fast.patch():
+        stands = counts.summed_over_genes(MAKE[kind](*params))
+        assert stands.log_prob(x).sum(-1, keepdim=True).shape == (5, 1)
+        assert stands.log_prob(x).sum(-1, dtype=torch.float64).dtype == torch.float64
+
+
+def test_another_eps_of_a_distribution_is_theirs():
+    x, params = problem("cpu")
+    px = MAKE["nb"](*params)
+    px._eps = 1e-2
+    expected = px.log_prob(x).sum(-1)
+    with fast.patch():
+        torch.testing.assert_close(counts.summed_over_genes(px).log_prob(x).sum(-1), expected)
+
+
+def test_whole_counts_beside_bfloat16_are_not_rounded():
+    """257 is no bfloat16."""
+    x = torch.tensor([[257, 1001]])
+    params = [torch.full((1, 2), value, dtype=torch.bfloat16) for value in (20.0, 2.0, -1.0)]
+    exact = MAKE["zinb"](*(p.double() for p in params)).log_prob(x.double())
+    with fast.patch():
+        torch.testing.assert_close(MAKE["zinb"](*params).log_prob(x).double(), exact, rtol=1e-5, atol=0.0)
+
+
+def test_a_bfloat16_rate_keeps_its_digits():
+    """exp(log(100)) in bfloat16 is 98.9."""
+    rate = torch.full((1, 2), 100.0, dtype=torch.bfloat16)
+    with fast.patch():
+        assert MAKE["poisson"](rate, None, None).log_prob(torch.zeros_like(rate)).eq(-100).all()

@@ -126,3 +126,9 @@ def test_shapes_are_not_broadcast(name):
     params, target = draw(name)
     with pytest.raises(ValueError, match=r"target has shape \[1, 6\]"):
         getattr(likelihoods, name)(*params, target[:1])
+
+
+def test_a_zero_that_both_parts_make_rare():
+    nb = likelihoods.negative_binomial(1e3, 10.0, 0.0)[0]
+    nll = likelihoods.zero_inflated_negative_binomial(1e3, 10.0, -40.0, 0.0)[0]
+    np.testing.assert_allclose(nll, np.log1p(np.exp(-40)) - np.log(np.exp(-40) + np.exp(-nb)), rtol=1e-13)

@@ -266,3 +266,10 @@ def test_wrong_shapes_and_combinations_are_refused():
         gaussian.backward(mu, None, mu, logvar)
     with pytest.raises(ValueError, match="broadcast"):
         gaussian.forward(mu, logvar, prior=(np.zeros(2), np.zeros(3)), reduction="sum")
+
+
+def test_a_closed_form_has_the_gradient_of_one_sample():
+    rng = np.random.default_rng(0)
+    mu, logvar, grad = rng.normal(size=(3, 2, 4))
+    many = gaussian.backward(None, grad, mu, logvar, eps=rng.normal(size=(3, 2, 4)), samples=3, reduction="none")
+    np.testing.assert_allclose(many[:2], gaussian.backward(None, grad, mu, logvar, reduction="none")[:2])

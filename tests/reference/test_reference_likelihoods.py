@@ -204,3 +204,20 @@ class TestCategorical:
     def test_shapes_must_fit(self):
         with pytest.raises(ValueError, match=r"target has shape \[3\], logits have \[2, 3\]: all but the last"):
             likelihoods.categorical(np.zeros((2, 3)), np.zeros(3, int))
+
+
+def test_the_series_of_the_continuous_bernoulli_is_its_closed_form():
+    b = np.linspace(0.5, 1, 50, endpoint=False)
+    nll, (slope,) = likelihoods.continuous_bernoulli(b, np.zeros_like(b))
+    np.testing.assert_allclose(nll, b + np.log(-np.expm1(-b) / b), rtol=1e-14)
+    np.testing.assert_allclose(slope, 1 - (1 / b - 1 / np.expm1(b)), rtol=1e-13)
+
+
+def test_the_constants_of_a_student_t_meet():
+    last, first = (likelihoods.student_t(0.3, -0.2, 0.1, df=df)[0] for df in (1e6, 1e6 + 1))
+    np.testing.assert_allclose(first, last, rtol=0, atol=2e-8)
+
+
+def test_the_derivative_in_probs_stops_at_1e12():
+    (derivative,) = likelihoods.bernoulli_probs(np.array([1e-13, 1e-11]), np.ones(2))[1]
+    np.testing.assert_allclose(derivative, [-1e12, -1e11], rtol=1e-10)
