@@ -35,7 +35,7 @@ class Effort(NamedTuple):
 
 
 FULL = Effort(1.0, 7, 200)
-QUICK = Effort(0.3, 7, 200)
+QUICK = Effort(0.2, 7, 200)
 WARM_UP = 3
 
 
