@@ -180,3 +180,15 @@ def test_empty_meta_tensors(cls):
         posterior = cls(make(cls).parameters.to("meta"))
         assert posterior.sample().is_meta
         assert posterior.kl().is_meta
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "var", "logvar"])
+def test_kl_to_a_posterior_whose_values_were_set(name, cls):
+    def kl():
+        other = make(cls, seed=1)
+        setattr(other, name, torch.full_like(other.mean, 0.25))
+        return make(cls).kl(other)
+
+    expected = kl()
+    with fast.patch():
+        torch.testing.assert_close(kl(), expected)
