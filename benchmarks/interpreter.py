@@ -5,8 +5,25 @@ For a process that is ours alone: the tests, and those that count traffic. A use
 
 import functools
 import inspect
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
+
+
+def ask(module, *options, what):
+    """What `python -m module --json` writes in a process of its own, in which kernels are interpreted.
+
+    Raises RuntimeError where that fails, which says that `what` did.
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", module, "--json", *options]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{what} in the interpreter failed:\n{result.stderr}")
+    return json.loads(result.stdout)
 
 
 def patch_once():

@@ -8,8 +8,6 @@ there are any.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -53,12 +51,7 @@ def error(name: str, dtype: torch.dtype, backend: str) -> float:
 
 def measured() -> dict[str, dict]:
     """Errors and traffic of each likelihood, in Triton's interpreter: in a process of its own."""
-    command = [sys.executable, "-m", "vae_fast.benchmarks.likelihood_table", "--json"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"measuring in the interpreter failed:\n{result.stderr}")
-    return json.loads(result.stdout)
+    return interpreter.ask("vae_fast.benchmarks.likelihood_table", what="measuring")
 
 
 def _measure_here():

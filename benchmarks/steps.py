@@ -44,8 +44,9 @@ def eager_loss(model: VAE, x: Tensor) -> Tensor:
     return usual_loss(model, x, torch.randn(len(x), *model.latent_shape, device=x.device))
 
 
-def fused_loss(model: VAE, x: Tensor) -> Tensor:
-    return model.loss(x).total
+def fused_loss(model: VAE, x: Tensor, eps: Tensor | None = None) -> Tensor:
+    """The loss as `vae_fast` computes it, at this noise or at some drawn for the step."""
+    return model.loss(x, eps=eps).total
 
 
 def noiseless_loss(model: VAE, x: Tensor) -> Tensor:

@@ -11,8 +11,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -53,12 +51,9 @@ def traffic_table(main=False) -> list[Row]:
         raise RuntimeError("traffic is counted in Triton's interpreter: pip install triton")
     if backend.interpreting():
         return [measured(workload) for workload in workloads() if workload.main or not main]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "vae_fast.benchmarks.traffic_table", "--json", *(["--main"] if main else [])]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"counting traffic in the interpreter failed:\n{result.stderr}")
-    return [Row(*values[:-1], tuple(values[-1])) for values in json.loads(result.stdout)]
+    options = ["--main"] if main else []
+    rows = interpreter.ask("vae_fast.benchmarks.traffic_table", *options, what="counting traffic")
+    return [Row(*values[:-1], tuple(values[-1])) for values in rows]
 
 
 def measured(workload) -> Row:

@@ -8,7 +8,7 @@ from torch import nn
 
 from vae_fast import VAE
 from vae_fast.app import compare
-from vae_fast.benchmarks.steps import usual_loss
+from vae_fast.benchmarks.steps import fused_loss, usual_loss
 from vae_fast.benchmarks.usual import FORMULAS
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is timed in the interpreter")
@@ -29,7 +29,7 @@ def test_both_losses_and_gradients_are_equal(likelihood):
     vae, x, eps = model(likelihood).double(), torch.rand(7, 4, 5).double(), torch.randn(7, 3).double()
     x = (x > 0.5).long() if likelihood == "categorical" else x
     results = []
-    for loss in (compare.fused_loss, usual_loss):
+    for loss in (fused_loss, usual_loss):
         value = loss(vae, x, eps)
         results.append((value, *torch.autograd.grad(value, vae.parameters())))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)

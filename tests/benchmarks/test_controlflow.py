@@ -138,8 +138,8 @@ def test_two_sides_of_one_choice_are_not_both_passed():
     assert "v_add_u32_e32" not in main
 
 
-def test_a_flag_that_was_overwritten_says_nothing():
-    notes = "s_mov_b64 s[10:11], 0\ns_mov_b32 s10, s5"
+@pytest.mark.parametrize("notes", ["s_mov_b32 s10, s5", "s_mov_b64 s[10:11], 0\ns_mov_b32 s10, s5"])
+def test_a_flag_that_was_overwritten_says_nothing(notes):
     assert opcodes(amd(FLOW.format(note=notes))).count("global_load_dwordx4") == 2
 
 

@@ -92,7 +92,7 @@ def test_a_process_of_its_own_interprets(monkeypatch):
         assert module == ["-m", "vae_fast.benchmarks.traffic_table"]
         return run([python, "-c", code, *command[3:]], **options)
 
-    monkeypatch.setattr(table.subprocess, "run", run_few)
+    monkeypatch.setattr(table.interpreter.subprocess, "run", run_few)
     rows = table.traffic_table(main=True)
     assert [row.op for row in rows] == [
         "sample_kl", "sample_kl_packed", "gaussian_kl", "reconstruction_loss", "elbo_loss"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.benchmarks.steps import training_step, usual_loss
+from vae_fast.benchmarks.steps import fused_loss, training_step, usual_loss
 from vae_fast.benchmarks.usual import FORMULAS
 from vae_fast.models import VAE
 
@@ -55,11 +55,6 @@ def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rou
             first.setdefault(name, loss)
     medians = {name: statistics.median(times[WARM_UP:]) for name, times in milliseconds.items()}
     return [Timing(name, medians[name], first[name].item()) for name in steps]
-
-
-def fused_loss(model: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    """The loss as `vae_fast` computes it."""
-    return model.loss(x, eps=eps).total
 
 
 def _time(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, eps: Tensor) -> tuple[float, Tensor]:
