@@ -1,4 +1,4 @@
-"""Targets of bytes, weights and samples: compiled, transformed, replayed, in blocks, and without copies."""
+"""Targets of bytes, weights and samples: compiled, transformed, replayed, and without copies."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from tests.ops.cases import SEED, values
 from tests.ops.test_ops_compile import counted
 from tests.ops.test_ops_dispatch import Calls
 from vae_fast import elbo_loss, reconstruction_loss
-from vae_fast.eager import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -130,20 +129,6 @@ def test_checkpointing_replays_the_sample(options, use_reentrant, backend):
     checkpoint(loss, logits, use_reentrant=use_reentrant).backward()
     torch.manual_seed(5)
     torch.testing.assert_close(logits.grad, torch.autograd.grad(loss(logits), logits)[0])
-
-
-@pytest.mark.parametrize("reduction", ["batchmean", "sample"])
-def test_the_cpu_path_in_blocks_gives_what_it_gives_in_one(reduction, backend, monkeypatch):
-    logits = numbers(7, 3, 10, backend=backend).requires_grad_()
-    target = as_bytes(numbers(7, 3, 10, backend=backend, seed=2))
-    results = []
-    for size in (2**20, 64):
-        monkeypatch.setattr(blocks, "BLOCK", size)
-        for weight in (numbers(7, backend=backend), numbers(1, 1, 10, backend=backend) > 0.4, None):
-            options = {"weight": weight, "binarize": True, "seed": 3, "reduction": reduction}
-            loss = reconstruction_loss(logits, target, **options)
-            results.append((loss, torch.autograd.grad(loss.sum(), logits)))
-    torch.testing.assert_close(results[:3], results[3:])
 
 
 def test_an_addition_to_the_weight_in_place_is_noticed(backend):

@@ -10,9 +10,12 @@ import torch
 BLOCK = 262144  # elements for each thread
 
 
-def blocks(tensors, size=BLOCK):
-    """The tensors [B, ...] as a list of tuples of views of some samples each; None and 0-d ones go into each."""
-    first = tensors[0]
+def blocks(tensors, times=1):
+    """The tensors [B, ...] as a list of tuples of views of some samples each; None and 0-d ones go into each.
+
+    times: as many elements as this times `BLOCK`.
+    """
+    first, size = tensors[0], times * BLOCK
     if first.device.type != "cpu" or first.numel() <= size:
         return [tensors]
     samples = max(size * torch.get_num_threads() * first.shape[0] // first.numel(), 1)

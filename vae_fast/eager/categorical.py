@@ -3,10 +3,10 @@
 import torch
 
 from vae_fast.eager import reductions
-from vae_fast.eager.blocks import BLOCK, blocks
+from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import exp
 
-SIZE = 4 * BLOCK  # most operations of a block are on its elements, few on its logits
+TIMES = 4  # the usual block: most operations of a block are on its elements, few on its logits
 
 
 def forward(logits, target, ignore_index, reduction, wanted, weight=None):
@@ -15,7 +15,7 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     loss = torch.empty_like(target, dtype=dtype) if reduction == "none" else None
     grad = torch.empty_like(logits) if wanted else None
     count, sums = reductions.divisor(reduction, target.shape), []
-    for x, t, w, out, losses in blocks((logits, target, weight, grad, loss), SIZE):
+    for x, t, w, out, losses in blocks((logits, target, weight, grad, loss), TIMES):
         nll = _nll(x.to(dtype), t, w, ignore_index, out, 1 / max(count, 1))
         if losses is None:
             sums.append(reductions.partial(nll, reduction))
@@ -29,7 +29,7 @@ def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
     grad = torch.empty_like(logits)
     upstream = reductions.spread(grad_loss, target, reduction)
     dtype = reductions.accumulator(logits.dtype)
-    for x, t, w, out, g in blocks((logits, target, weight, grad, upstream), SIZE):
+    for x, t, w, out, g in blocks((logits, target, weight, grad, upstream), TIMES):
         _nll(x.to(dtype), t, w, ignore_index, out, g.to(dtype).unsqueeze(-1))
     return grad
 

@@ -19,7 +19,7 @@ def is_default(scale, kl, samples):
 
 def forward(mu, logvar, **options):
     """As `vae_fast.kernels.gaussian.forward`."""
-    return forward_keeping(mu, logvar, **options)[:2]
+    return forward_keeping(mu, logvar, keep=False, **options)[:2]
 
 
 def forward_keeping(
@@ -34,16 +34,24 @@ def forward_keeping(
     kl="closed_form",
     samples=None,
     reduction=None,
+    keep=True,
 ):
-    """(z, kl, kept), where `kept` spares `backward` its exponentials: std * eps, and exp(logvar - prior's) - 1."""
+    """(z, kl, kept), where `kept` spares `backward` its exponentials: std * eps, and exp(logvar - prior's) - 1.
+
+    Without `keep` they have a block's room, which all blocks share.
+    """
     if not is_default(scale[0], kl, samples):
         options = {"clamp": clamp, "scale": scale, "kl": kl, "samples": samples, "reduction": reduction}
         return *general.forward(mu, logvar, _noise(mu, seed, eps, samples), prior=prior, **options), ()
     drawn, dtype = _noise(mu, seed, eps), reductions.accumulator(mu.dtype)
     z = None if drawn is None else torch.empty_like(mu)
-    kept = empty_kept(logvar, drawn is not None, reduction is not None)
+    asked = drawn is not None, reduction is not None
+    kept = empty_kept(logvar, *asked) if keep else NONE
     elementwise = torch.empty_like(mu, dtype=dtype) if reduction == "none" else None
-    pieces = blocks((mu, logvar, *prior, drawn, z, *kept, elementwise))
+    pieces = blocks((mu, logvar, *prior, drawn, z, elementwise, *kept))
+    if not keep:
+        shared = empty_kept(pieces[0][1], *asked)
+        pieces = [(*piece[:-2], *(t if t is None else t[: len(piece[0])] for t in shared)) for piece in pieces]
     doubled = [forward_block(clamp, reduction, *piece)[3] for piece in pieces]
     if reduction is None:
         return z, None, kept
@@ -51,7 +59,7 @@ def forward_keeping(
     return z, kl.mul_(0.5), kept
 
 
-def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, noisy, difference, terms):
+def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, terms, noisy, difference):
     """(z, what is kept, and the doubled KL, summed as asked), each in the tensor given for it, or in a new one."""
     m, x = _widened(mu), _exponent(logvar, prior_logvar, clamp, difference)
     if eps is not None:
@@ -166,7 +174,7 @@ def _keep(mu, logvar, prior, seed, eps, clamp, sampled, reduction):
     """What forward_keeping keeps."""
     kept = empty_kept(logvar, sampled, reduction is not None)
     drawn = _noise(mu, seed, eps) if sampled else None
-    for block in blocks((mu, logvar, *prior, drawn, None, *kept, None)):
+    for block in blocks((mu, logvar, *prior, drawn, None, None, *kept)):
         forward_block(clamp, reduction, *block)
     return kept
 

@@ -1,0 +1,59 @@
+"""The CPU path takes large tensors a block of samples at a time: it gives what it gives in one block."""
+
+import pytest
+import torch
+
+from tests.kernels import domains
+from tests.ops.cases import CASES, REDUCTIONS, case_id, scalar, tupled, values
+from vae_fast import gaussian_kl, reconstruction_loss, reparameterize, sample_kl, use_backend
+from vae_fast.benchmarks.memory import peak_memory
+from vae_fast.eager import blocks
+from vae_fast.likelihoods import LIKELIHOODS
+
+HALVES = [case for case in CASES if not case.name.startswith("elbo")]  # a kl is never in 16 bits
+
+
+def check(call, leaves, monkeypatch):
+    """Values, with and without gradients, and gradients."""
+    results = []
+    for size in (blocks.BLOCK, 1):  # of 1 element: one for each sample
+        monkeypatch.setattr(blocks, "BLOCK", size)
+        with use_backend("eager"):
+            outputs = call(*leaves)
+            with torch.no_grad():
+                alone = call(*leaves)
+        results.append((tupled(outputs), tupled(alone), torch.autograd.grad(scalar(outputs), leaves)))
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*results[1][:2])
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_blocks_give_what_one_block_gives(case, monkeypatch):
+    check(case.call, case.leaves(), monkeypatch)
+
+
+@pytest.mark.parametrize("case", HALVES, ids=case_id)
+def test_blocks_in_16_bits(case, monkeypatch):
+    check(case.call, case.leaves(dtype=torch.bfloat16), monkeypatch)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("likelihood", [name for name, row in LIKELIHOODS.items() if row.domain != "classes"])
+def test_blocks_of_each_likelihood(likelihood, reduction, monkeypatch):
+    params, target = domains.draw(likelihood, (5, 7), torch.float64)
+
+    def call(*output):
+        return reconstruction_loss(output if len(output) > 1 else output[0], target, likelihood, reduction=reduction)
+
+    check(call, [p.requires_grad_() for p in params], monkeypatch)
+
+
+@pytest.mark.parametrize("call", [gaussian_kl, sample_kl, reparameterize])
+def test_a_forward_pass_alone_has_room_for_one_block_beside_what_it_returns(call, monkeypatch):
+    """And for the noise, which is drawn at once."""
+    monkeypatch.setattr(blocks, "BLOCK", 1024)
+    mu, logvar = (values(256 * torch.get_num_threads(), 64, seed=i) for i in (1, 2))
+    with use_backend("eager"), torch.no_grad():
+        peak = peak_memory(lambda: call(mu, logvar), mu.device)
+    returned = 0 if call is gaussian_kl else 2  # z, and the noise
+    assert returned * mu.nbytes <= peak < (returned + 0.75) * mu.nbytes
