@@ -35,8 +35,10 @@ class Gradients:
 def _write(out, derivative, scale, weight):
     if weight is not None:
         out.copy_(targets.weighted(derivative * scale, weight))
-    elif derivative is not out or not isinstance(scale, float) or scale != 1:
+    elif not isinstance(scale, float) or scale != 1:
         torch.mul(derivative, scale, out=out)
+    elif derivative is not out:
+        out.copy_(derivative)
 
 
 def _sum(derivative, scale, weight, param):

@@ -190,34 +190,49 @@ def _small_log_cosh_total(error, size):
 def _huber_terms(params, target, out=None):
     """With c = min(|d|, delta): c (|d| - c / 2)."""
     size = torch.sub(params[0], target, out=out).abs_()
-    clipped = torch.minimum(size, params[1])
+    clipped = torch.minimum(size, _number(params[1]))
     yield size.sub_(clipped, alpha=0.5).mul_(clipped)
 
 
 def _huber_derivatives(params, target, outs):
-    error = torch.sub(params[0], target, out=outs[0])
-    return torch.maximum(torch.minimum(error, params[1]), -params[1]), None
+    error, delta = torch.sub(params[0], target, out=outs[0]), _number(params[1])
+    return torch.maximum(torch.minimum(error, delta), -delta), None
 
 
-def _student_t_parts(params, target):
-    """1 / scale, the scaled error, and its square."""
-    inverse = torch.exp(-params[1])
-    scaled = (params[0] - target).mul_(inverse)
+def _number(constant):
+    """Of a constant, which comes expanded: what is computed of it is computed once, and not for every element."""
+    return constant.as_strided((), ())
+
+
+def _student_t_parts(params, target, outs=(None, None)):
+    """1 / scale, the scaled error, and its square: the first two where told."""
+    inverse = exp_minus(params[1], outs[0])
+    scaled = torch.sub(params[0], target, out=outs[1]).mul_(inverse)
     return inverse, scaled, scaled.square()
 
 
 def _student_t_terms(params, target, out=None):
-    df = params[2]
+    df, constant = map(_number, params[2:])
     _, _, square = _student_t_parts(params, target)
     yield square.div_(df).log1p_().mul_((df + 1) / 2)
-    yield params[1] + params[3]
+    yield params[1] + constant
 
 
 def _student_t_derivatives(params, target, outs):
-    df = params[2]
-    inverse, scaled, square = _student_t_parts(params, target)
-    share = (df + 1).div_(df + square)
-    return scaled.mul_(inverse).mul_(share), square.mul_(share).neg_().add_(1), None, None
+    return _student_t_slopes(_number(params[2]), *_student_t_parts(params, target, outs[:2]))
+
+
+def _student_t_slopes(df, inverse, scaled, square):
+    share = torch.div(df + 1, square + df)
+    return inverse.mul_(scaled).mul_(share), square.mul_(share).neg_().add_(1), None, None
+
+
+def _student_t_total(params, target, outs):
+    df, constant = map(_number, params[2:])
+    parts, count = _student_t_parts(params, target, outs[:2]), target.numel()
+    logs = torch.div(parts[-1], df).log1p_().sum()
+    total = logs * (df + 1) / 2 + params[1].sum() + constant * count
+    return total, _student_t_slopes(df, *parts)
 
 
 def _laplace_terms(params, target, out=None):
@@ -276,7 +291,7 @@ continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoul
 l1 = Formulas(_l1_terms, _l1_derivatives, native=torch._C._nn.l1_loss, most=2**18)
 log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
 huber = Formulas(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**18)
-student_t = Formulas(_student_t_terms, _student_t_derivatives)
+student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)
 poisson = Formulas(counts.poisson_terms, counts.poisson_derivatives, both=counts.poisson_both)

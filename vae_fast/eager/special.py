@@ -58,8 +58,9 @@ def stirling_remainder_derivative(s):
 
 
 def _horner(x, coefficients):
-    """The polynomial with these coefficients, the constant first, in a new tensor."""
-    p = x * coefficients[-1]
-    for c in reversed(coefficients[1:-1]):
-        p.add_(c).mul_(x)
-    return p.add_(coefficients[0])
+    """The polynomial with these coefficients, the constant first, in a new tensor: a pass for each degree."""
+    *rest, highest = coefficients
+    p = torch.add(x.new_full((), rest.pop()), x, alpha=highest)
+    for c in reversed(rest):
+        torch.addcmul(x.new_full((), c), p, x, out=p)
+    return p
