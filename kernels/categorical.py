@@ -171,7 +171,7 @@ def _categorical(
         index = index.to(tl.int32)
 
     # Logits that are left out read as 0, so that nothing of them is NaN.
-    at = logits[0] + _offset(row, column, shape, logits[1])
+    at = logits[0] + tiling.offset(row, column, shape, logits[1], 2)
     if PASSES:
         own, top, rest = _pass_over(at, logits[1][1], index, valid, active, classes, ROWS, COLUMNS, WIDE)
     else:
@@ -212,7 +212,7 @@ def _categorical(
         if weight is not None:
             scale = scale * weights.to(scale.dtype)
         scale = tl.where(active, tl.where(valid, scale, float("nan")), 0.0)
-        out = grad[0] + _offset(row, column, shape, grad[1])
+        out = grad[0] + tiling.offset(row, column, shape, grad[1], 2)
         if PASSES:
             start = 0
             while start < classes:
@@ -267,19 +267,6 @@ def _classes(start, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
     if WIDE:
         k = k.to(tl.int64)
     return k
-
-
-@triton.jit
-def _offset(row, column, shape, strides):
-    """Offset of each element's first class; `strides` as in `_operand`."""
-    at = row * strides[0]
-    for d in tl.static_range(len(shape)):
-        if d + 1 < len(shape):
-            at = at + (column % shape[d]) * strides[d + 2]
-            column = column // shape[d]
-        else:
-            at = at + column * strides[d + 2]
-    return at
 
 
 @triton.jit

@@ -202,15 +202,15 @@ def tile(columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr,
 
 
 @triton.jit
-def offset(row, column, shape, strides):
-    """Offset in elements of [row, column] in a tensor with these strides (row first, then innermost out)."""
+def offset(row, column, shape, strides, FIRST: tl.constexpr = 1):
+    """Offset in elements of [row, column] in a tensor with these strides (row first, from FIRST on innermost out)."""
     at = row * strides[0]
     for d in tl.static_range(len(shape)):
         if d + 1 < len(shape):
-            at = at + (column % shape[d]) * strides[d + 1]
+            at = at + (column % shape[d]) * strides[d + FIRST]
             column = column // shape[d]
         else:
-            at = at + column * strides[d + 1]
+            at = at + column * strides[d + FIRST]
     return at
 
 
