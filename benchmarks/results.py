@@ -122,7 +122,7 @@ class Results:
             lines = ",\n".join(json.dumps(_short(row)) for row in self.rows)
             path.write_text(f'{{"format": "{FORMAT}", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
         with atomic_path(self.folder / self.CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(_short, self.rows))
 

@@ -11,10 +11,10 @@ from torch.distributions import ContinuousBernoulli
 
 def _gaussian(mean, logvar, x):
     """As diffusers writes it. `F.gaussian_nll_loss` moves a third more, and waits for a GPU to look at the variance."""
-    return 0.5 * (math.log(2 * math.pi) + logvar + (x - mean) ** 2 / logvar.exp())
+    return 0.5 * torch.sum(math.log(2 * math.pi) + logvar + (x - mean) ** 2 / logvar.exp())
 
 
-# The next two as the densities stand in textbooks: the classes of torch.distributions move up to twice as much.
+# The next two as textbooks have the densities: the classes of torch.distributions move a third and two thirds more.
 def _laplace(mean, log_scale, x):
     return (x - mean).abs() / log_scale.exp() + log_scale + math.log(2)
 
@@ -78,6 +78,6 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "zero_inflated_negative_binomial": lambda output, x: -_log_zinb_positive(*output, x).sum(),
     "bernoulli": lambda output, x: F.binary_cross_entropy_with_logits(output, x, reduction="sum"),
     "mse": lambda output, x: F.mse_loss(output.to(x.dtype), x, reduction="sum"),
-    "gaussian": lambda output, x: _gaussian(*output, x).sum(),
+    "gaussian": lambda output, x: _gaussian(*output, x),
     "categorical": lambda output, x: F.cross_entropy(output.flatten(0, -2), x.flatten(), reduction="sum"),
 }
