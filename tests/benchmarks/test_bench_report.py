@@ -194,6 +194,15 @@ def test_traffic_of_an_earlier_report_stays(tmp_path, monkeypatch):
     assert written(fake_rows(ops=OPS), tmp_path) == first
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_traffic_of_no_known_commit_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(traffic_table, "traffic_table", lambda: TRAFFIC)
+    first = report.write(fake_rows(ops=OPS), tmp_path)
+    first.write_text(first.read_text().replace(report.COUNTED_AT, "Counted once"))
+    text = section(written(fake_rows(ops=OPS), tmp_path), "Traffic")
+    assert text.strip() == report.TRAFFIC_COMMAND
+
+
 @pytest.mark.parametrize(("machine", "threads"), [(FAKE_GPU, (None,)), (FAKE_CPU, (1, 2))])
 def test_figures_are_drawn_and_not_blank(tmp_path, machine, threads):
     rows = fake_rows(machine, ops=(*OPS, "gaussian", "categorical"), threads=threads)
