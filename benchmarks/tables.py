@@ -120,6 +120,12 @@ def unmeasured(rows: list[Row]) -> list[str]:
     return [f"{row.case}{', ' * bool(row.contender)}{row.contender}: {row.status}" for row in faulty]
 
 
+def own_faults(rows: list[Row]) -> list[str]:
+    """The cases that vae_fast itself got wrong, or failed at."""
+    ours = (row for row in rows if row.contender.startswith("vae_fast"))
+    return list(dict.fromkeys(row.case for row in ours if row.status.startswith(("wrong", "failed"))))
+
+
 def busy(rows: list[Row]) -> str:
     """That other work ran beside the benchmark, where it did; "" on a GPU."""
     load = max((row.load or 0 for row in rows if row.kind == "cpu"), default=0)
