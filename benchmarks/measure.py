@@ -209,8 +209,10 @@ def _timed_row(case, session, entrant, phase, threads, samples) -> Row:
         row.host_time, row.host_p20, row.host_p80, *_ = host
     row.copy_bandwidth = session.copy_bandwidth[threads]
     row.floor_bytes = case.floor.get(phase)
-    if row.floor_bytes:
-        row.bandwidth = row.floor_bytes / ((row.device_time or row.time) / 1e3)
+    # A whole call on a GPU may be the host's time and no more: of memory it says nothing.
+    time = row.device_time or (row.time if row.kind == "cpu" else None)
+    if row.floor_bytes and time:
+        row.bandwidth = row.floor_bytes / (time / 1e3)
         row.share = row.bandwidth / row.copy_bandwidth
     return row
 

@@ -36,7 +36,8 @@ CPU_NOTE = (
 )
 GPU_METHOD = """\
 - Time is that of one call after the other on a GPU that was idle, by CUDA events around batches. Device time is that of
-  calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full.
+  calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full. Both
+  are blank of a contender that waits for the device itself: its calls cannot be queued.
 - The L2 is emptied before each batch of calls, in which inputs and results rotate: no call finds there what an earlier
   one has read or given. A note above names the rows that were timed before this was so.
 """
