@@ -86,8 +86,7 @@ def _check_step(case, contender, device):
     x, kind = steps.draw_batch(case, device), steps.STEPS[case.op]
     model = kind.quieten(steps.build_model(case.op, device))
     step = contender.step(case.op, model, x)
-    before = copy.deepcopy(model)  # a capture has taken steps of its own
-    before.zero_grad()
+    before = copy.deepcopy(model)  # a capture has taken steps of its own; their gradients are not copied
     peers.switch(kind.project, contender.fused)
     loss = step(x)
     peers.switch(kind.project, False)

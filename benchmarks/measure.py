@@ -48,17 +48,22 @@ def run(
     quick: bool = False,
     named: tuple[str, ...] = (),
     contenders: dict[str, Contender] = CONTENDERS,
-) -> None:
+) -> list[Row]:
     """Measure `cases`, and put the rows of each into `results` at once: an interrupted run keeps what it has.
+
+    Returns the rows of this run, where `results` may hold others.
 
     say: takes a line for each case. named: those that the user asked for by name, which a CPU measures at any size.
     """
+    measured = []
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), timing.short_collections():
         session = begin(device, quick)
         for number, case in enumerate(cases, start=1):
             rows = measure(case, session, contenders, case.name in named)
             results.put(rows)
+            measured += rows
             say(f"[{number}/{len(cases)}] {summary(case.name, rows)}")
+    return measured
 
 
 def measure(case, session: Session, contenders: dict[str, Contender] = CONTENDERS, named: bool = False) -> list[Row]:
@@ -204,8 +209,10 @@ def _timed_row(case, session, entrant, phase, threads, samples) -> Row:
         row.host_time, row.host_p20, row.host_p80, *_ = host
     row.copy_bandwidth = session.copy_bandwidth[threads]
     row.floor_bytes = case.floor.get(phase)
-    if row.floor_bytes:
-        row.bandwidth = row.floor_bytes / ((row.device_time or row.time) / 1e3)
+    # A whole call on a GPU may be the host's time and no more: of memory it says nothing.
+    time = row.device_time or (row.time if row.kind == "cpu" else None)
+    if row.floor_bytes and time:
+        row.bandwidth = row.floor_bytes / (time / 1e3)
         row.share = row.bandwidth / row.copy_bandwidth
     return row
 

@@ -27,6 +27,7 @@ TRAFFIC_NOTE = (
     "Bytes that the kernels load and store over the fewest, by the interpreter's count, in every option, dtype and "
     "layout. Small tensors: vectors [B] and partial sums weigh more here than at a real size."
 )
+COUNTED_AT = "Counted at commit"
 TRAFFIC_COMMAND = "Not counted in this run: `python -m vae_fast.benchmarks.report <this folder>` adds it."
 NO_PROBLEMS = "No lane outside a tensor, and no address stored twice in a launch."
 CPU_NOTE = (
@@ -35,7 +36,8 @@ CPU_NOTE = (
 )
 GPU_METHOD = """\
 - Time is that of one call after the other on a GPU that was idle, by CUDA events around batches. Device time is that of
-  calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full.
+  calls queued behind a sleeping GPU, host time what these calls cost the host, whose queue is never full. Both
+  are blank of a contender that waits for the device itself: its calls cannot be queued.
 - The L2 is emptied before each batch of calls, in which inputs and results rotate: no call finds there what an earlier
   one has read or given. A note above names the rows that were timed before this was so.
 """
@@ -59,7 +61,7 @@ def write(rows: list[Row], folder: Path, traffic: bool = True) -> Path:
     """Write report.md and the figures into `folder`; returns the path of the first.
 
     traffic: count the kernels' traffic, which takes some minutes and is the same on every machine. Otherwise what an
-    earlier report there says of it stays.
+    earlier report there says of it stays, if it says at which commit it was counted.
     """
     drawn = {path.stem for path in charts.draw(rows, folder)}
     counted = _traffic() if traffic else _earlier_traffic(folder) or TRAFFIC_COMMAND
@@ -193,7 +195,7 @@ def _traffic():
         lines.append((op, str(len(own)), f"{min(row.ratio for row in own):.3f}", f"{worst.ratio:.3f}", _call(worst)))
     problems = "".join(f"\n- {row.op}, {_call(row)}: {problem}" for row in counted for problem in row.problems)
     header = ("op", "calls", "least", "most", "which")
-    note = f"{TRAFFIC_NOTE} Counted at commit {machine.commit()}."
+    note = f"{TRAFFIC_NOTE} {COUNTED_AT} {machine.commit()}."
     return f"{note}\n\n{markdown(header, lines, words=('which',))}\n\n{problems or NO_PROBLEMS}"
 
 
@@ -202,7 +204,8 @@ def _earlier_traffic(folder):
         text = (folder / REPORT).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-    return text.partition(TRAFFIC_TITLE)[2].partition(METHOD_TITLE)[0]
+    section = text.partition(TRAFFIC_TITLE)[2].partition(METHOD_TITLE)[0]
+    return section if COUNTED_AT in section else ""  # or nobody could tell which kernels it is of
 
 
 def _call(row):

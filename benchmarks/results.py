@@ -26,7 +26,8 @@ class Row:
     device_over_*: the same of the device's time alone.
     peak_bytes: memory over the inputs. launches: on a GPU. passes, moved_bytes: of PyTorch's own ops, see `counting`.
     note: what could not be counted.
-    floor_bytes: the fewest bytes. bandwidth: floor over time, in bytes/s; share: of the run's `copy_bandwidth`.
+    floor_bytes: the fewest bytes. bandwidth: floor over device time, on a CPU over time, in bytes/s; share: of the
+    run's `copy_bandwidth`.
     quick: measured in little time. load: processes that wanted a core when the run began; more than there are cores
     make times on all threads worthless. The rest: when, where and with which software.
     """

@@ -7,18 +7,23 @@
 From machine code: instructions per element, registers, the warps that fit on a multiprocessor, and the kilobytes that
 these can load at once. By Little's law the bandwidth times the latency must be on its way: on an H200 4.3 TB/s x 0.7 us
 / 132 = 23 KB. A good choice has that with room to spare, and few instructions.
+
+By time: that of the device alone. The choices take turns at each call, so what the machine does beside is spread over
+all of them, and the 20th and 80th percentiles tell whether two differ.
 """
 
 import argparse
 import itertools
-import statistics
 from contextlib import contextmanager
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
 
+from vae_fast import use_backend
 from vae_fast.benchmarks.layouts import LAYOUTS, ORDINARY, contiguous
+from vae_fast.benchmarks.memory import cache_bytes
+from vae_fast.benchmarks.timing import DeviceTimer, Effort, Rotation, Work, statistics, take_turns
 from vae_fast.benchmarks.workloads import workloads
 from vae_fast.kernels import tiling
 from vae_fast.kernels.launching import planning_anew
@@ -33,9 +38,9 @@ FLAT_TILES = (1024, 2048, 4096, 8192)  # ROW_TILE is half of it, as in tiling.py
 MOST_WARPS = 32  # of a program
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # of a multiprocessor of these targets
 GPU_SHAPE = (2**16, 2**10)  # 256 MB of float32: larger than any L2
+DEVICE = torch.device("cuda")
 ROUNDS = 20
-ATTEMPTS = 6
-SLEEP = 2_000_000  # cycles: the host queues a call meanwhile; doubled where it does not
+MOST_CALLS = 4  # in a batch: what each keeps for its backward pass must fit beside that of the others
 
 
 class Choice(NamedTuple):
@@ -55,31 +60,33 @@ CHOICES = [Choice(*c) for c in itertools.product(ELEMENTS_PER_THREAD, FLAT_TILES
 
 
 def chosen_workloads(op=None):
-    """Sample + KL and each likelihood, on whole tensors: of one op, or of both."""
-    options = ("sample", *(f"{name}, batchmean" for name in LIKELIHOODS))
+    """Sample + KL and each likelihood whose kernel has these tiles, on whole tensors: of one op, or of both."""
+    tiled = (name for name, row in LIKELIHOODS.items() if row.domain != "classes")
+    options = ("sample", *(f"{name}, batchmean" for name in tiled))
     ordinary = [w for w in workloads() if w.layout == ORDINARY and w.dtype in DTYPES]
     return [w for w in ordinary if w.options in options and w.op in ((op,) if op else OPS)]
 
 
-def compiled(workload, choice, target):
-    """A line for each large kernel of one workload: what the machine code says of a choice."""
+def compiled(workload, target):
+    """(choice, cells) of each large kernel of one workload: what the machine code says of every choice."""
     from vae_fast.benchmarks.audit import audit
     from vae_fast.benchmarks.audit_table import tile_size
     from vae_fast.benchmarks.launches import record_launches
 
-    with choice.used(), record_launches() as launches:
-        workload.run()
-    found = {launch.name: launch for launch in reversed(launches) if "AXES" in launch.arguments}
-    for launch in reversed(found.values()):
-        report = audit(launch, target, elements=tile_size(launch))
-        used = report.resources
-        widest = max(report.loads)
-        loaded = report.loads[widest] * widest / 8
-        warps = resident_warps(used.registers, report.threads, report.shared)
-        yield (
-            launch.name.lstrip("_"), f"{report.issued:.1f}", f"{report.special:.2f}", str(used.registers),
-            str(used.spilled), str(warps), f"{loaded * 32 * warps / 1024:.0f}",
-        )  # fmt: skip
+    for choice in CHOICES:
+        with choice.used(), record_launches() as launches:
+            workload.run()
+        found = {launch.name: launch for launch in reversed(launches) if "AXES" in launch.arguments}
+        for launch in reversed(found.values()):
+            report = audit(launch, target, elements=tile_size(launch))
+            used = report.resources
+            widest = max(report.loads)
+            loaded = report.loads[widest] * widest / 8
+            warps = resident_warps(used.registers, report.threads, report.shared)
+            yield choice, (
+                launch.name.lstrip("_"), f"{report.issued:.1f}", f"{report.special:.2f}", str(used.registers),
+                str(used.spilled), str(warps), f"{loaded * 32 * warps / 1024:.0f}",
+            )  # fmt: skip
 
 
 def resident_warps(registers, threads, shared, memory=227 * 1024):
@@ -88,43 +95,41 @@ def resident_warps(registers, threads, shared, memory=227 * 1024):
     return min(programs, memory // (shared + 1024)) * threads // 32
 
 
-def timed(workload, choice):
-    """Milliseconds (median) of forward and of backward on the GPU, with tensors of GPU_SHAPE."""
-    large = patch.dict(LAYOUTS, {ORDINARY: contiguous(*GPU_SHAPE)})
-    with choice.used(), large, torch.device("cuda"):
-        attempts = (_samples(workload, SLEEP * 2**k) for k in range(ATTEMPTS))
-        samples = next(filter(None, attempts), None)
-    if samples is None:
-        raise RuntimeError(f"{workload} waits for the GPU itself: it cannot be timed behind a sleeping one")
-    for direction in ("forward", "backward"):
-        yield direction, f"{statistics.median(samples[direction][ROUNDS // 4 :]):.4f}"
+def timed(workload):
+    """(choice, cells) of each direction of one workload, with tensors of GPU_SHAPE: percentiles of milliseconds."""
+    with patch.dict(LAYOUTS, {ORDINARY: contiguous(*GPU_SHAPE)}), DEVICE:
+        leaves, constants = workload.make()
+    with use_backend("triton"):
+        upstream = [torch.ones_like(output) for output in workload.call(leaves, constants)[1]]
+    rotation = Rotation(1, cache_bytes(DEVICE))  # one set of inputs: each is larger than the L2
+    timers = {
+        (choice, direction): DeviceTimer(work, rotation, MOST_CALLS)
+        for choice in CHOICES
+        for direction, work in _works(workload, choice, leaves, constants, upstream).items()
+    }
+    for (choice, direction), samples in take_turns(timers, Effort(0.0, ROUNDS, ROUNDS)).items():
+        times = statistics([sample["device"] for sample in samples if "device" in sample])
+        if times is None:
+            raise RuntimeError(f"{workload} waits for the GPU itself: it cannot be timed behind a sleeping one")
+        yield choice, (direction, *(f"{time:.4f}" for time in (times.p20, times.median, times.p80)))
 
 
-def _samples(workload, sleep):
-    """Milliseconds by direction; None where the GPU, asleep for so many cycles, woke before the host had launched."""
-    events = {"forward": [], "backward": [], "again": []}
-    early = []
+def _works(workload, choice, leaves, constants, upstream):
+    """What is timed of a choice, by direction: of backward, without the forward pass before it."""
 
-    @contextmanager
-    def observe(direction):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(sleep)
-        start.record()
-        yield
-        early.append(start.query() and len(events[direction]) > 1)  # the first two compile, and load
-        end.record()
-        events[direction].append((start, end))
+    def forward(number):
+        with choice.used(), use_backend("triton"):
+            return workload.call(leaves, constants)[1]
 
-    for _ in range(ROUNDS):
-        workload.run(observe)
-    torch.cuda.synchronize()
-    if any(early):
-        return None
-    return {direction: [start.elapsed_time(end) for start, end in pairs] for direction, pairs in events.items()}
+    def backward(used):
+        with choice.used():
+            return torch.autograd.grad(used, leaves, upstream)
+
+    return {"forward": Work(forward, int), "backward": Work(backward, forward)}
 
 
 COMPILED = ("kernel", "issued", "special", "registers", "spilled", "warps", "KB loading")
-TIMED = ("direction", "ms")
+TIMED = ("direction", "p20 ms", "median ms", "p80 ms")
 
 
 def sweep(op=None, target=None):
@@ -132,10 +137,8 @@ def sweep(op=None, target=None):
     on_gpu = target is None and torch.cuda.is_available()
     _line("", "call", "elements", "tile", *(TIMED if on_gpu else COMPILED))
     for workload in chosen_workloads(op):
-        for choice in CHOICES:
-            lines = timed(workload, choice) if on_gpu else compiled(workload, choice, target or "sm_90")
-            for line in lines:
-                _line("*" if choice == OURS else "", str(workload), *map(str, choice), *line)
+        for choice, cells in timed(workload) if on_gpu else compiled(workload, target or "sm_90"):
+            _line("*" if choice == OURS else "", str(workload), *map(str, choice), *cells)
     print("* the choice of kernels/tiling.py")
 
 

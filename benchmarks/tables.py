@@ -13,26 +13,28 @@ ON_DEVICE = {f"{name} on device": f"device_{field}" for name, field in OVER.item
 
 FASTER = tuple(f"x {name}" for name in OVER)
 FASTER_ON_DEVICE = tuple(f"x {name}" for name in ON_DEVICE)
+DEVICE_MS = tuple(f"{name} device ms" for name in ("eager", "compile", "vae_fast"))
 TIMES = "x: how many times as fast as that"
 DEVICE_TIMES = "on device: without the host's time, as in a CUDA graph or behind other work"
 
 OVERVIEW = ("op", *FASTER_ON_DEVICE, *FASTER, "of copy bandwidth", "memory")
-HEADER = ("case", "threads", "eager", "compile", "vae_fast", *FASTER_ON_DEVICE, *FASTER, "(min)", "of copy")
+HEADER = ("case", "threads", "eager", "compile", "vae_fast", *DEVICE_MS, *FASTER_ON_DEVICE, *FASTER, "(min)", "of copy")
 MORE = ("memory", "eager's bytes")
 
 # What stands in a column whose name does not say it.
 OVERVIEW_MEANINGS = {
     **dict.fromkeys(FASTER, f"{TIMES}, at worst and at best of all that was measured"),
     **dict.fromkeys(FASTER_ON_DEVICE, DEVICE_TIMES),
-    "of copy bandwidth": "of copy bandwidth: the share of it at the largest size in float32",
+    "of copy bandwidth": "of copy bandwidth: the share of it at the largest size in float32, on a GPU by device time",
     "memory": "memory: the peak over the inputs at the largest size in float32, as a share of eager's",
 }
 MEANINGS = {
-    "vae_fast": "milliseconds, medians",
+    "vae_fast": "milliseconds of a whole call, medians",
+    **dict.fromkeys(DEVICE_MS, "device ms: those of the device alone"),
     **dict.fromkeys(FASTER, TIMES),
     **dict.fromkeys(FASTER_ON_DEVICE, DEVICE_TIMES),
     "(min)": "(min): as fast as eager by the minima, which other work disturbs less",
-    "of copy": "of copy: share of a copy's bandwidth, on the floor's bytes",
+    "of copy": "of copy: share of a copy's bandwidth, on the floor's bytes by device ms, on a CPU by whole calls",
     "memory": "memory: over the inputs, as a share of eager's",
     "eager's bytes": "eager's bytes: those that its ops move, over the floor, which is the speed-up that memory allows",
 }
@@ -79,7 +81,7 @@ def cases(rows: list[Row], mark: Callable[[str, float], str]) -> list[tuple[str,
     lines = []
     for row in ours(rows):
         eager, compiled = (_partner(rows, row, name) for name in ("eager", "compile"))
-        times = [milliseconds(other.time) if other else "" for other in (eager, compiled, row)]
+        times = [_time(other, field) for field in ("time", "device_time") for other in (eager, compiled, row)]
         by_minima = eager.time_min / row.time_min if eager and row.threads else None
         speeds = [ratios(row, over).get(name) for over in (ON_DEVICE, OVER) for name in over]
         marked = [mark(f"{speed:.2f}", speed) if speed else "" for speed in (*speeds, by_minima)]
@@ -118,6 +120,12 @@ def unmeasured(rows: list[Row]) -> list[str]:
     """What has no figures, and why."""
     faulty = [row for row in rows if row.status != OK]
     return [f"{row.case}{', ' * bool(row.contender)}{row.contender}: {row.status}" for row in faulty]
+
+
+def own_faults(rows: list[Row]) -> list[str]:
+    """The cases that vae_fast itself got wrong, or failed at."""
+    ours = (row for row in rows if row.contender.startswith("vae_fast"))
+    return list(dict.fromkeys(row.case for row in ours if row.status.startswith(("wrong", "failed"))))
 
 
 def busy(rows: list[Row]) -> str:
@@ -169,6 +177,11 @@ def _partner(rows, row, name):
     same = ("case", "phase", "threads")
     beside = (r for r in rows if r.contender == name and all(getattr(r, f) == getattr(row, f) for f in same))
     return next((r for r in beside if r.time), None)
+
+
+def _time(row, field):
+    value = getattr(row, field) if row else None
+    return milliseconds(value) if value else ""
 
 
 def _memory(row, eager):

@@ -45,15 +45,19 @@ class Workload:
         leaves, constants = self.make()
         with vae_fast.use_backend("triton"), patch.object(backend, "_check_triton", lambda tensor: None):
             with observe("forward"):
-                outputs = self.function(*leaves, *constants)
-            outputs = tuple(outputs) if isinstance(outputs, tuple) else (outputs,)
-            used = outputs if self.used is None else outputs[self.used : self.used + 1]
+                outputs, used = self.call(leaves, constants)
             upstream = [torch.ones_like(output) for output in used]
             gradients, wanted = (), [leaf for leaf in leaves if leaf.requires_grad]
             for direction in ("backward", "again") if wanted else ():
                 with observe(direction):
                     gradients = torch.autograd.grad(used, wanted, upstream, retain_graph=True)
         return leaves, constants, outputs, upstream, gradients
+
+    def call(self, leaves, constants):
+        """The outputs, and those of them that the backward pass starts from."""
+        outputs = self.function(*leaves, *constants)
+        outputs = tuple(outputs) if isinstance(outputs, tuple) else (outputs,)
+        return outputs, outputs if self.used is None else outputs[self.used : self.used + 1]
 
 
 def joined_words(words):

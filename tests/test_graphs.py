@@ -45,6 +45,19 @@ class Seeded(nn.Module):
         return self.vae.loss(x, seed=self.step)
 
 
+class Fetching(nn.Module):
+    """A VAE whose loss takes two batches from a loader, which prepares the second only when the first is taken."""
+
+    def __init__(self, vae, batches):
+        super().__init__()
+        self.vae, self.batches = vae, batches
+        self.taken = []  # kept, or their page-locked memory would be used again
+
+    def loss(self, x):
+        self.taken += [next(self.batches), next(self.batches)]
+        return self.vae.loss(x)
+
+
 class TestCapture:
     pytestmark = pytest.mark.cuda_only
 
@@ -93,6 +106,18 @@ class TestCapture:
         model = small()
         with pytest.raises(ValueError, match="example is on cuda:0, the model's .* on cpu: they must be on one device"):
             capture_step(model, adam(model, capturable=True), batch(0, "cuda"))
+
+    def test_a_loader_may_pin_its_batches_meanwhile(self):
+        """A thread of the loader page-locks memory, which must not end the capture that another is in."""
+        images = torch.rand(32 * batch(0).shape[0], *SHAPE)
+        options = {"num_workers": 1, "prefetch_factor": 1, "pin_memory": True}
+        loader = torch.utils.data.DataLoader(images, batch_size=batch(0).shape[0], **options)
+        model = Fetching(small("cuda"), iter(loader))
+        step = capture_step(model, adam(model, capturable=True), batch(0, "cuda"))
+        assert len(model.taken) == 2 * (graphs.WARM_UP + 1)
+        assert all(x.is_pinned() for x in model.taken)
+        for x in model.taken:
+            assert step(x).total.isfinite()
 
     def test_training_by_replays_learns(self):
         model, x = small("cuda"), batch(0, "cuda")
@@ -143,6 +168,21 @@ class TestWhatAGraphWritesTo:
             return CONTENDERS[name].step(cases.CASES["step_mlp/128x784/float32"].op, model, batch(0))
 
         self.check(make)
+
+
+@on_the_cpu
+@pytest.mark.usefixtures("played_cuda")
+def test_other_threads_may_do_what_a_capture_forbids(monkeypatch):
+    modes = []
+
+    def graph(*arguments, capture_error_mode="global", **options):
+        modes.append(capture_error_mode)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    model = small()
+    capture_step(model, adam(model), batch(0))
+    assert modes == ["thread_local"]
 
 
 class TestBadArguments:

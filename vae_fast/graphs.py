@@ -72,8 +72,9 @@ class CapturedStep:
             torch.cuda.current_stream().wait_stream(side)
             optimizer.zero_grad(set_to_none=True)  # those of the warm-up would stay beside the graph's
             # A new stream: what cuBLAS works in on `side` lies outside the graph's memory, and may be freed. PyTorch's
-            # own stream for captures is of the device that captured first.
-            with torch.cuda.graph(self._graph, stream=torch.cuda.Stream()):
+            # own stream for captures is of the device that captured first. "thread_local": by default any thread ends
+            # the capture by what is forbidden in one, as a DataLoader's does that page-locks memory (`pin_memory`).
+            with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
                 self._result = step(self._x)
 
     def __call__(self, x):

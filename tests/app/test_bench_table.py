@@ -29,7 +29,7 @@ def test_every_figure_and_name_is_whole(monkeypatch, capsys, path, width):
         assert name.partition("/")[2].split()[0] in words
         assert {figure for figure in figures if figure} <= words
     if width in (80, 100):
-        table = out[: out.index("milliseconds, medians")]
+        table = out[: out.index("milliseconds of a whole call, medians")]
         assert max(len(line) for line in table.splitlines()) <= width
 
 

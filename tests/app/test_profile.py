@@ -133,6 +133,26 @@ def test_numbers_are_of_the_steps_and_samples_that_were_taken(monkeypatch):
     assert sum(found.milliseconds.values()) == pytest.approx(2000 / profile.TRACED)
 
 
+def test_the_noise_is_ours_and_the_traced_steps_are_all_that_counts(monkeypatch):
+    found, parts = [], profile._parts
+    monkeypatch.setattr(profile, "_parts", lambda events, on_gpu: found.extend(events) or parts(events, on_gpu))
+    profile.profile_training(small(), torch.rand(16, 6, 5), steps=3, batch_size=8)
+    assert [profile._part(event) for event in found if event.name == "aten::normal_"] == [profile.OURS] * 3
+    assert sum(event.name == profile.DATA for event in found) == 3
+
+
+def test_the_profiler_starts_before_the_steps_that_it_records(monkeypatch):
+    trained = []
+
+    def train(model, optimizer, batches, steps, apart=False):
+        trained.append((steps, apart, torch.autograd.profiler._is_profiler_enabled))
+        return 1.0
+
+    monkeypatch.setattr(profile, "_train", train)
+    profile.profile_training(small(), torch.rand(16, 6, 5), steps=3, batch_size=8)
+    assert trained[-2:] == [(profile.WARM_UP, True, False), (3, True, True)]
+
+
 def test_the_outermost_op_has_the_time():
     def event(name, parent=None):
         return SimpleNamespace(name=name, cpu_parent=parent)

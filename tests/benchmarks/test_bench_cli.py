@@ -1,5 +1,6 @@
 """`vae-fast bench`: one real run of the smallest case, and what it says of bad input."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from vae_fast.app import bench, cli
 from vae_fast.benchmarks import measure, memory, results, timing
+from vae_fast.benchmarks.formulas import OPS
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
 
@@ -126,3 +128,31 @@ def test_a_case_that_does_not_fit_is_a_line_and_no_crash(tmp_path, monkeypatch):
     result = run("--quick", "--case", CASE, "--device", "cpu", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert f"{CASE}: skipped: it takes about " in result.output
+
+
+def doubled(op):
+    return lambda leaves, target, noise: tuple(2 * output for output in op.eager(leaves, target, noise))
+
+
+def broken(leaves, target, noise):
+    raise RuntimeError("no kernel")
+
+
+@pytest.mark.parametrize("fused", [doubled(OPS["kl"]), broken], ids=["wrong", "failed"])
+def test_what_is_wrong_with_ours_is_an_error_of_the_run_that_found_it(fused, tmp_path, monkeypatch):
+    options = ["--quick", "--device", "cpu", "--output", tmp_path, "--case"]
+    with monkeypatch.context() as patched:
+        patched.setitem(OPS, "kl", dataclasses.replace(OPS["kl"], fused=fused))
+        result = run(*options, CASE)
+    assert result.exit_code == 1, result.output
+    assert f"vae_fast is wrong, or failed: {CASE}\n" in result.output
+    assert (tmp_path / "report.md").exists()
+    assert run(*options, "mse/1x32/float32").exit_code == 0  # of a later run it is none, though its row is still there
+
+
+def test_what_is_wrong_with_eager_is_none(tmp_path, monkeypatch):
+    mse = OPS["mse"]
+    monkeypatch.setitem(OPS, "mse", dataclasses.replace(mse, eager=doubled(mse), oracle=mse.oracle or mse.eager))
+    result = run("--quick", "--device", "cpu", "--output", tmp_path, "--case", "mse/1x32/float32")
+    assert result.exit_code == 0, result.output
+    assert "mse/1x32/float32, eager: wrong: " in result.output

@@ -266,28 +266,6 @@ def test_a_session_measures_the_copy(monkeypatch):
     assert all(1e8 < value < 1e13 for value in session.copy_bandwidth.values())
 
 
-def test_the_machine_is_described(monkeypatch):
-    monkeypatch.setenv("VAE_FAST_COMMIT", "abc123")
-    said = machine.describe(CPU)
-    assert said["commit"] == "abc123"
-    assert said["torch"] == torch.__version__
-    assert all(said[name] for name in ("date", "device", "python", "triton", "vae_fast", "driver", "cuda"))
-    monkeypatch.delenv("VAE_FAST_COMMIT")
-    monkeypatch.setattr(machine, "HERE", "/")
-    assert machine.describe(CPU)["commit"] == "unknown"
-
-
-@pytest.mark.parametrize(
-    ("description", "name"),
-    [
-        ({"kind": "cuda", "device": "NVIDIA H200"}, "nvidia-h200"),
-        ({"kind": "cpu", "device": "Intel(R) Xeon(R) Processor, 2 cores"}, "cpu-intel-xeon-processor-2-cores"),
-    ],
-)
-def test_names_of_folders(description, name):
-    assert machine.folder_name(description) == name
-
-
 def test_figures_of_the_device(session, monkeypatch):
     turns = [{"time": 10.0 + k, "device": 5.0 + k, "host": 1.0 + k} for k in range(11)]
     monkeypatch.setattr(timing, "take_turns", lambda samplers, effort: dict.fromkeys(TWO, turns))
@@ -296,6 +274,17 @@ def test_figures_of_the_device(session, monkeypatch):
     assert (row.device_p20, row.device_time, row.device_p80) == (7.0, 10.0, 13.0)
     assert (row.host_p20, row.host_time, row.host_p80) == (3.0, 6.0, 9.0)
     assert (row.bandwidth, row.share) == (row.floor_bytes / 10e-3, row.bandwidth / 2e9)
+
+
+def test_a_share_of_a_copy_on_a_gpu_is_by_the_time_of_the_device_alone(session, monkeypatch):
+    turns = [{"time": 10.0, "device": 5.0, "host": 1.0}]
+    monkeypatch.setattr(timing, "take_turns", lambda samplers, effort: dict.fromkeys(TWO, turns))
+    on_gpu = session._replace(description={**session.description, "kind": "cuda"})
+    row = measure.measure(CASE, on_gpu, TWO)[-1]
+    assert (row.bandwidth, row.share) == (row.floor_bytes / 5e-3, row.bandwidth / 2e9)
+    turns[:] = [{"time": 10.0}]  # of one that waits for the device itself
+    row = measure.measure(CASE, on_gpu, TWO)[-1]
+    assert (row.time, row.bandwidth, row.share) == (10.0, None, None)
 
 
 def test_a_size_that_just_fits(monkeypatch):

@@ -55,7 +55,8 @@ def test_losses_are_shown_as_openly(tmp_path):
     assert "**Slower by more than 5% in 10 of 56 comparisons.**" in top
     assert "- sample_kl: slower than compile in 4 of 11, at worst 1.33 times as slow (sample_kl/1x32/float32)" in top
     cases = section(text, "Every case")
-    assert "| bernoulli/1x32/float32 | 0.05 | 0.03 | 0.04 | 1.25 | **0.75** | 90% | 25% | 4.0 |" in cases
+    assert "| bernoulli/1x32/float32 | 0.05 | 0.03 | 0.04 | 1.71e-06 | 6.4e-07 | 4.27e-07 | 1.25 | **0.75** |" in cases
+    assert "| 90% | 25% | 4.0 |" in cases
     assert cases.count("**") == 2 * 10
 
 
@@ -139,9 +140,11 @@ def test_the_times_of_the_device_are_compared_apart(tmp_path):
     assert "| sample_kl | 4.00x | 0.50x | 1.25x to 3.99x | 0.75x to 1.50x |" in top
     assert "**Slower on the device by more than 5% in 27 of 54 comparisons.**" in top
     assert "- sample_kl: slower than compile on device in 11 of 11, at worst 2.00 times as slow" in top
-    assert "| bernoulli/1x32/float32 | 0.05 | 0.03 | 0.04 | 4.00 | **0.50** | 1.25 | **0.75** |" in section(
-        text, "Every case"
-    )
+    cases = section(text, "Every case")
+    assert "| vae_fast | eager device ms | compile device ms | vae_fast device ms | x eager on device |" in cases
+    assert "| 1.71e-06 | 6.4e-07 | 4.27e-07 | 4.00 | **0.50** | 1.25 | **0.75** |" in cases
+    assert "of copy: share of a copy's bandwidth, on the floor's bytes by device ms" in cases
+    assert "blank of a contender that waits for the device itself" in section(text, "How it was measured")
 
 
 def test_the_speed_up_on_the_device_has_a_figure(tmp_path):
@@ -192,6 +195,15 @@ def test_traffic_of_an_earlier_report_stays(tmp_path, monkeypatch):
     first = report.write(fake_rows(ops=OPS), tmp_path).read_text()
     assert "| sample_kl | 2 | 1.000 | 1.100 |" in written(fake_rows(ops=OPS), tmp_path)
     assert written(fake_rows(ops=OPS), tmp_path) == first
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_traffic_of_no_known_commit_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(traffic_table, "traffic_table", lambda: TRAFFIC)
+    first = report.write(fake_rows(ops=OPS), tmp_path)
+    first.write_text(first.read_text().replace(report.COUNTED_AT, "Counted once"))
+    text = section(written(fake_rows(ops=OPS), tmp_path), "Traffic")
+    assert text.strip() == report.TRAFFIC_COMMAND
 
 
 @pytest.mark.parametrize(("machine", "threads"), [(FAKE_GPU, (None,)), (FAKE_CPU, (1, 2))])
@@ -254,7 +266,7 @@ def test_columns_that_are_empty_are_left_out():
 
 def test_the_note_below_a_table_is_of_its_columns():
     assert tables.note(("case", "vae_fast", "x eager", "x compile"), tables.MEANINGS) == (
-        "milliseconds, medians; x: how many times as fast as that"
+        "milliseconds of a whole call, medians; x: how many times as fast as that"
     )
     assert tables.note(("op", "memory"), tables.OVERVIEW_MEANINGS).startswith("memory: the peak")
 

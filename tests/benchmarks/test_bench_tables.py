@@ -150,6 +150,19 @@ def test_a_line_compares_the_same_threads():
         assert cells["(min)"] == f"{eager.time_min / own.time_min:.2f}"
 
 
+def test_milliseconds_of_the_device_stand_beside_those_of_whole_calls():
+    rows = fake_rows(ops=["kl"])
+    for row in rows:
+        row.device_time = None if row.contender == "eager" else row.device_time  # it waits for the device itself
+    found = {(row.case, row.contender): row for row in rows}
+    for line in tables.cases(rows, lambda text, ratio: text):
+        cells = dict(zip(tables.HEADER, line))
+        assert cells["eager"] == tables.milliseconds(found[cells["case"], "eager"].time)
+        assert cells["eager device ms"] == ""
+        for name in ("compile", "vae_fast"):
+            assert cells[f"{name} device ms"] == tables.milliseconds(found[cells["case"], name].device_time)
+
+
 def test_the_overview_is_of_float32_where_there_is_any_and_of_all_threads():
     half = [row for row in fake_rows(ops=["kl"]) if row.dtype == "bfloat16" or row.elements < 2**20]
     for row in half:

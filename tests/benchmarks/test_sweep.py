@@ -4,7 +4,11 @@ import pytest
 
 pytest.importorskip("triton")
 
+import torch
+
 from vae_fast.benchmarks import sweep
+from vae_fast.benchmarks.audit_table import tile_size
+from vae_fast.benchmarks.launches import record_launches
 from vae_fast.kernels import tiling
 
 
@@ -16,8 +20,12 @@ def test_our_choice_is_among_those_swept_and_none_has_too_many_warps():
     assert {w.op for w in sweep.chosen_workloads("sample_kl")} == {"sample_kl"}
 
 
+def test_categorical_has_tiles_of_its_own():
+    assert not any("categorical" in w.options for w in sweep.chosen_workloads())
+
+
 def test_a_choice_is_used_by_the_launchers_and_given_back():
-    joint, _ = tiling.view([sweep.torch.empty(16, 1024)], by_sample=False)
+    joint, _ = tiling.view([torch.empty(16, 1024)], by_sample=False)
     before = tiling.tiles(joint)
     with sweep.Choice(8, 1024).used():
         assert tiling.tiles(joint).columns == 1024
@@ -52,6 +60,61 @@ def test_the_table_from_machine_code(monkeypatch, capsys):
     assert float(few.split()[-6]) > float(ours.split()[-6])  # fewer elements a thread, more instructions for each
 
 
+@pytest.fixture
+def play(monkeypatch):
+    """Times on the CPU, with a timer in place of the GPU's that notes the tile of each launch in place of making it."""
+
+    def start(sample):
+        tiles = []
+
+        class PlayedTimer:
+            def __init__(self, work, rotation, most):
+                self.work = work
+
+            def __call__(self):
+                state = self.work.prepare(0)
+                before = len(launches)
+                self.work.run(state)
+                (tile,) = [tile_size(launch) for launch in launches[before:]]
+                tiles.append(tile)
+                return sample(len(tiles))
+
+        monkeypatch.setattr(sweep, "DeviceTimer", PlayedTimer)
+        (workload,) = [w for w in sweep.chosen_workloads("sample_kl") if w.dtype == "float32"]
+        with record_launches() as launches:
+            return list(sweep.timed(workload)), tiles
+
+    for name, value in {
+        "DEVICE": torch.device("cpu"),
+        "GPU_SHAPE": (64, 1024),
+        "ROUNDS": 2,
+        "CHOICES": [sweep.Choice(16, 2048), sweep.Choice(16, 4096)],
+        "cache_bytes": lambda device: 0,
+    }.items():
+        monkeypatch.setattr(sweep, name, value)
+    monkeypatch.setattr(sweep.backend, "_check_triton", lambda tensor: None)
+    return start
+
+
+@pytest.mark.compiled_only
+def test_choices_take_turns_at_a_workload(play):
+    lines, tiles = play(lambda number: {"time": 0.0, "device": float(number)})
+    assert tiles == [1024, 1024, 2048, 2048, 2048, 2048, 1024, 1024]  # tiles of several rows are half of a flat one
+    small, large = sweep.CHOICES
+    assert lines == [
+        (small, ("forward", "2.4000", "4.5000", "6.6000")),  # turns 1 and 8
+        (small, ("backward", "3.0000", "4.5000", "6.0000")),
+        (large, ("forward", "3.6000", "4.5000", "5.4000")),
+        (large, ("backward", "4.2000", "4.5000", "4.8000")),
+    ]
+
+
+@pytest.mark.compiled_only
+def test_a_workload_that_waits_for_the_gpu_is_not_timed(play):
+    with pytest.raises(RuntimeError, match="sample_kl, sample, float32, rows waits for the GPU itself"):
+        play(lambda number: {"time": 1.0})
+
+
 @pytest.mark.cuda_only
 def test_the_table_by_time(monkeypatch, capsys):
     monkeypatch.setattr(sweep, "CHOICES", [sweep.OURS])
@@ -59,7 +122,9 @@ def test_the_table_by_time(monkeypatch, capsys):
     sweep.main(["--op", "sample_kl"])
     _, *lines, _ = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(sweep.chosen_workloads("sample_kl"))
-    assert all(float(line.split()[-1]) > 0 for line in lines)
+    for line in lines:
+        p20, median, p80 = map(float, line.split()[-3:])
+        assert 0 < p20 <= median <= p80
 
 
 @pytest.mark.parametrize("arguments", [["--op", "nothing"], ["--target", "sm_70"]])

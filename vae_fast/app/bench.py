@@ -34,7 +34,10 @@ def bench(
         typer.Option(help="Folder to write; other cases in it stay. [benchmarks/results/<device>, or <device>-quick]"),
     ] = None,
 ) -> None:
-    """Measure speed and memory against eager PyTorch and torch.compile, and write the results with a report."""
+    """Measure speed and memory against eager PyTorch and torch.compile, and write the results with a report.
+
+    Exits with 1 where vae_fast's own result is wrong, or it failed.
+    """
     names = tuple(case or ())
     chosen = argument("--case", cases.select, names, quick)
     target = _device(device)
@@ -43,17 +46,21 @@ def bench(
     results = argument("--output", Results, folder, description["device"])
     _say(f"{len(chosen)} cases on {description['device']}; results in {folder}/")
     report = import_extra("vae_fast.benchmarks.report")
-    complete = False
+    measured = None
     try:
-        measure.run(chosen, target, results, _say, quick=quick, named=names)
-        complete = True
+        measured = measure.run(chosen, target, results, _say, quick=quick, named=names)
     except KeyboardInterrupt:
         _say("interrupted: what was measured is kept")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if results.rows:
             _show(results.rows)
-            _say(f"written to {report.write(results.rows, folder, traffic=complete and not (quick or names))}")
+            count_traffic = measured is not None and not (quick or names)
+            _say(f"written to {report.write(results.rows, folder, traffic=count_traffic)}")
+    faulty = tables.own_faults(measured)
+    if faulty:
+        _say(f"vae_fast is wrong, or failed: {', '.join(faulty)}")
+        raise typer.Exit(1)
 
 
 def _device(name: str) -> torch.device:
