@@ -206,7 +206,8 @@ def reconstruction_loss(
         seed, generator: of that sample, as in `sample_kl`: the same seed gives the same sample on every backend, by an
             element's position in the output's memory.
         validate: check that the values of output and target are in the likelihood's domain, such as whole numbers and
-            theta > 0 for counts. It costs a pass over each tensor and waits for the device: for debugging.
+            theta > 0 for counts. Logits of classes may be -inf, as a mask of classes makes them. It costs a pass over
+            each tensor and waits for the device: for debugging.
 
     Returns:
         float32 (float64 for a float64 output), differentiable once: a second derivative raises RuntimeError, or is
