@@ -140,6 +140,19 @@ def test_other_dtypes(dtype, scale, backend):
 
 
 @scales
+def test_full_graph_compile(scale):
+    def step(mu, v):
+        q = DiagonalGaussian(mu, v, scale=scale)
+        return q.mu, q.logvar, q.log_prob(torch.zeros_like(mu))
+
+    given = parameters("cpu")
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(compiled(*given), step(*given), strict=True):
+        assert_same(ours, theirs, given)
+
+
+@scales
 def test_copies(scale):
     q = DiagonalGaussian(*(t.detach() for t in parameters("cpu")), scale=scale)
     torch.testing.assert_close(copy.deepcopy(q).kl(), q.kl())

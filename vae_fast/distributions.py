@@ -50,8 +50,8 @@ class DiagonalGaussian:
         mu = self._halves[0]
         if self._found.name != "soft_clamp":
             return mu
-        zeros = _full(mu, 0)  # a sample without noise is the mean, for any standard deviation
-        return reparameterize(mu, zeros, scale=self.scale, eps=zeros)
+        # A sample without noise is the mean, for any standard deviation. Two tensors: torch.compile takes none twice.
+        return reparameterize(mu, _full(mu, 0), scale=self.scale, eps=_full(mu, 0))
 
     @property
     def logvar(self):
