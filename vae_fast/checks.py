@@ -255,8 +255,11 @@ def positive(name, value):
 
 
 def ratio(name, value):
-    if not 0 < _as_float(name, value) <= 1:
+    """A number in (0, 1], as a float."""
+    made = _as_float(name, value)
+    if not 0 < made <= 1:
         raise ValueError(f"{name} is {value}: expected a number in (0, 1]")
+    return made
 
 
 def integer(name, value, what="an int"):
