@@ -132,8 +132,8 @@ def _expands(name, tensor, other_name, shape):
         )
 
 
-def clamp(value):
-    """(low, high), or two Nones."""
+def clamp(value, dtype=torch.float64):
+    """(low, high) as the arithmetic of a dtype holds them, or two Nones."""
     if value is None:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(_is_number(v) for v in value):
@@ -144,7 +144,7 @@ def clamp(value):
         raise ValueError(f"logvar_clamp is {value!r}: expected numbers that a float can hold") from None
     if not low <= high:
         raise ValueError(f"logvar_clamp is {value!r}: expected low <= high")
-    return low, high
+    return held(low, dtype), held(high, dtype)
 
 
 def scale(found, value, logvar_clamp):
@@ -260,6 +260,15 @@ def ratio(name, value):
     if not 0 < made <= 1:
         raise ValueError(f"{name} is {value}: expected a number in (0, 1]")
     return made
+
+
+def held(number, dtype):
+    """The number as the arithmetic of a dtype holds it: beyond float32's largest it is infinite there.
+
+    Given as it is, PyTorch would raise an error that names no argument, and a kernel compute in float64.
+    """
+    largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
+    return number if -largest <= number <= largest else math.copysign(math.inf, number)
 
 
 def integer(name, value, what="an int"):

@@ -59,13 +59,15 @@ class DiagonalGaussian:
         return self._log_variance().to(self._halves[1].dtype)
 
     def _log_variance(self):
-        """In float32 at least where it is a logarithm of what is given."""
+        """In float32 at least where it is clamped, or a logarithm of what is given."""
         value = self._halves[1]
-        if self._found.name == "logvar":
-            return value if self.logvar_clamp is None else value.clamp(*self.logvar_clamp)
+        if self._found.name == "logvar" and self.logvar_clamp is None:
+            return value
         if self._found.name == "logstd":
             return 2 * value
         wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        if self._found.name == "logvar":
+            return wide.clamp(*checks.clamp(self.logvar_clamp, wide.dtype))
         # a mean of 0 and noise of 1 make a sample of the standard deviation
         return 2 * reparameterize(_full(wide, 0), wide, scale=self.scale, eps=_full(wide, 1)).log()
 
