@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -155,7 +156,17 @@ def test_full_graph_compile(scale):
 @scales
 def test_copies(scale):
     q = DiagonalGaussian(*(t.detach() for t in parameters("cpu")), scale=scale)
-    torch.testing.assert_close(copy.deepcopy(q).kl(), q.kl())
+    for again in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+        torch.testing.assert_close(again.kl(), q.kl())
+        assert again.scale == scale
+
+
+def test_what_it_was_made_with_stays():
+    q = DiagonalGaussian(torch.zeros(4, 3), torch.ones(4, 3), logvar_clamp=(-1, 1))
+    assert (q.logvar_clamp, q.scale) == ((-1, 1), "logvar")
+    for name in ("logvar_clamp", "scale"):
+        with pytest.raises(AttributeError):
+            setattr(q, name, None)
 
 
 def test_far_from_the_middle_the_mean_is_bounded_and_finite():

@@ -42,7 +42,18 @@ class DiagonalGaussian:
         checks.clamp(logvar_clamp)
         self._found = scales.lookup(scale)
         checks.scale(self._found, scale, logvar_clamp)
-        self._halves, self._moments, self.logvar_clamp, self.scale = halves, moments, logvar_clamp, scale
+        self._halves, self._moments = halves, moments
+        self._options = {"logvar_clamp": logvar_clamp, "scale": scale}
+
+    @property
+    def logvar_clamp(self):
+        """As it was given."""
+        return self._options["logvar_clamp"]
+
+    @property
+    def scale(self):
+        """As it was given."""
+        return self._options["scale"]
 
     @property
     def mu(self):
@@ -73,7 +84,7 @@ class DiagonalGaussian:
 
     def rsample(self, *, seed=None, generator=None, eps=None):
         """A sample [B, ...], differentiable in mu and logvar."""
-        return reparameterize(*self._halves, **self._options(), seed=seed, generator=generator, eps=eps)
+        return reparameterize(*self._halves, **self._options, seed=seed, generator=generator, eps=eps)
 
     def sample(self, *, seed=None, generator=None, eps=None):
         """A sample [B, ...] without a gradient."""
@@ -85,7 +96,7 @@ class DiagonalGaussian:
         q, prior = self._beside(prior)
         posterior, function = (q._halves, sample_kl) if q._moments is None else (q._moments, sample_kl_packed)
         noise = {"seed": seed, "generator": generator, "eps": eps}
-        z, kl = function(*posterior, prior=prior, reduction=reduction, **q._options(), **noise)
+        z, kl = function(*posterior, prior=prior, reduction=reduction, **q._options, **noise)
         return z.to(self._halves[0].dtype), kl
 
     def mode(self):
@@ -98,7 +109,7 @@ class DiagonalGaussian:
         prior: a DiagonalGaussian, of any scale, or a tuple (mu, logvar) of tensors in this one's scale.
         """
         q, prior = self._beside(prior)
-        return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options())
+        return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options)
 
     def log_prob(self, value):
         """The log-density of `value` [B, ...]: [B], nats per sample, summed over elements; differentiable in both."""
@@ -115,9 +126,6 @@ class DiagonalGaussian:
     def __repr__(self):
         mu = self._halves[0]
         return f"DiagonalGaussian(shape={list(mu.shape)}, dtype={mu.dtype}, device={mu.device})"
-
-    def _options(self):
-        return {"logvar_clamp": self.logvar_clamp, "scale": self.scale}
 
     def _beside(self, prior):
         """(posterior, the prior's tensors) in one scale: the posterior's, or where they differ that of logvar."""

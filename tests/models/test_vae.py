@@ -126,6 +126,13 @@ def test_reconstruct_is_the_mean_at_the_posterior_mean():
     assert not model.reconstruct(x).requires_grad
 
 
+def test_another_likelihood_is_seen_by_every_method():
+    model, x = mlp(), images()
+    model.likelihood = "mse"
+    torch.testing.assert_close(model.loss(x, seed=1).reconstruction, ((model(x, seed=1).output - x) ** 2).sum() / 6)
+    torch.testing.assert_close(model.reconstruct(x), model.decode(model.encode(x).mu))
+
+
 def test_no_hidden_layers():
     model = VAE((2, 2), 1, ())
     assert len(model.encoder.layers) == len(model.decoder.layers) == 1

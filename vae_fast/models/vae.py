@@ -67,15 +67,15 @@ class VAE(nn.Module):
         beta: float = 1.0,
     ):
         super().__init__()
-        self._likelihood = lookup(likelihood)
+        row = lookup(likelihood)
         self.likelihood = likelihood
         self.beta = checks.number("beta", beta)
         if encoder is None and decoder is None:
-            self._build_mlp(input_shape, latent_dim, hidden_dims)
+            self._build_mlp(row, input_shape, latent_dim, hidden_dims)
         else:
             self._take_modules(encoder, decoder, latent_dim, input_shape=input_shape, hidden_dims=hidden_dims)
 
-    def _build_mlp(self, input_shape, latent_dim, hidden_dims) -> None:
+    def _build_mlp(self, row, input_shape, latent_dim, hidden_dims) -> None:
         missing = [name for name, value in (("input_shape", input_shape), ("latent_dim", latent_dim)) if value is None]
         if missing:
             raise ValueError(f"{missing[0]} is missing: give input_shape and latent_dim, or encoder and decoder")
@@ -83,7 +83,6 @@ class VAE(nn.Module):
         widths = (256,) if hidden_dims is None else checks.counts("hidden_dims", hidden_dims, may_be_empty=True)
         latents = checks.count("latent_dim", latent_dim)
         self.encoder = MLPEncoder(shape, latents, widths)
-        row = self._likelihood
         if row.domain == "classes":
             raise ValueError(
                 f"likelihood is {self.likelihood!r}, of class indices, which the built-in MLP does not read: "
@@ -158,7 +157,7 @@ class VAE(nn.Module):
 
     def _mean(self, z: Tensor) -> Tensor:
         output = self.decode(z)
-        return self._likelihood.mean(*(output if isinstance(output, tuple) else (output,)))
+        return lookup(self.likelihood).mean(*(output if isinstance(output, tuple) else (output,)))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `model.safetensors` and `config.json` into the folder `path`, made if need be.
