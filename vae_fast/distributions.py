@@ -106,7 +106,7 @@ class DiagonalGaussian:
     def kl(self, prior=None, *, reduction="batchmean"):
         """KL to `prior` in nats; to N(0, I) where it is None.
 
-        prior: a DiagonalGaussian, of any scale, or a tuple (mu, logvar) of tensors in this one's scale.
+        prior: a DiagonalGaussian, of any scale and dtype, or a tuple (mu, logvar) of tensors in this one's.
         """
         q, prior = self._beside(prior)
         return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options)
@@ -128,18 +128,18 @@ class DiagonalGaussian:
         return f"DiagonalGaussian(shape={list(mu.shape)}, dtype={mu.dtype}, device={mu.device})"
 
     def _beside(self, prior):
-        """(posterior, the prior's tensors) in one scale: the posterior's, or where they differ that of logvar."""
+        """(posterior, the prior's tensors) in one scale and dtype: the posterior's or, where they differ, logvars."""
         if not isinstance(prior, DiagonalGaussian):
             return self, prior
-        if prior._found != self._found:
-            return DiagonalGaussian(*self._wide()), prior._wide()
+        given, others = self._halves[0].dtype, prior._halves[0].dtype
+        if prior._found != self._found or given != others:
+            dtype = torch.promote_types(torch.promote_types(given, others), torch.float32)
+            return DiagonalGaussian(*self._as(dtype)), prior._as(dtype)
         return self, prior._halves if prior.logvar_clamp is None else (prior.mu, prior.logvar)
 
-    def _wide(self):
-        """The mean and the log-variance in float32 at least: a half would lose digits of a logarithm."""
-        mean, logvar = self.mu, self._log_variance()
-        dtype = torch.promote_types(logvar.dtype, torch.float32)
-        return mean.to(dtype), logvar.to(dtype)
+    def _as(self, dtype):
+        """The mean and the log-variance in a dtype: one of float32 at least, or a logarithm would lose digits."""
+        return self.mu.to(dtype), self._log_variance().to(dtype)
 
 
 def _full(tensor, value):
