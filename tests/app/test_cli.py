@@ -253,7 +253,7 @@ def test_python_m_vae_fast():
 def test_without_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "vae_fast.app.cli")
     monkeypatch.setitem(sys.modules, "typer", None)
-    with pytest.raises(SystemExit, match=r"vae-fast: typer is not installed: pip install vae-fast\[app\]"):
+    with pytest.raises(SystemExit, match=r'vae-fast: typer is not installed: pip install -e "\.\[app\]"$'):
         vae_fast.app.main()
 
 
@@ -276,7 +276,7 @@ def test_what_is_missing_is_found_before_training(module, monkeypatch, tmp_path)
     monkeypatch.setattr(cli, "fit", None)
     result = run("train", "--output", tmp_path)
     assert isinstance(result.exception, MissingExtra)
-    assert str(result.exception) == f"{module} is not installed: pip install vae-fast[app]"
+    assert str(result.exception) == f'{module} is not installed: pip install -e ".[app]"'
 
 
 def test_doctor_and_audit_need_no_matplotlib():

@@ -217,7 +217,7 @@ def test_data_that_would_fill_the_gpu_stays_on_the_host(monkeypatch):
 def test_without_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "vae_fast.app.lightning_module", raising=False)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    with pytest.raises(MissingExtra, match=r"lightning.* is not installed: pip install vae-fast\[app\]"):
+    with pytest.raises(MissingExtra, match=r'lightning.* is not installed: pip install -e "\.\[app\]"$'):
         fast(model(), DATA)
 
 

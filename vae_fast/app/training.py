@@ -50,7 +50,7 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.
-        ImportError: Lightning is not installed: `pip install vae-fast[app]`.
+        ImportError: Lightning, of the extra `app`, is not installed: `pip install -e ".[app]"`.
         KeyboardInterrupt: as it came; the model keeps what it has learnt.
     """
     if not isinstance(model, VAE):

@@ -162,9 +162,8 @@ class VAE(nn.Module):
     def save(self, path: str | os.PathLike) -> None:
         """Write `model.safetensors` and `config.json` into the folder `path`, made if need be.
 
-        Needs safetensors: `pip install vae-fast[app]`.
-
         Raises:
+            ImportError: safetensors, of the extra `app`, is not installed: `pip install -e ".[app]"`.
             OSError: the folder cannot be written. Files that were there are then as they were.
             TypeError: the likelihood is not a name.
         """
