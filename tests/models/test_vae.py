@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.models import VAE
@@ -131,6 +132,21 @@ def test_another_likelihood_is_seen_by_every_method():
     model.likelihood = "mse"
     torch.testing.assert_close(model.loss(x, seed=1).reconstruction, ((model(x, seed=1).output - x) ** 2).sum() / 6)
     torch.testing.assert_close(model.reconstruct(x), model.decode(model.encode(x).mu))
+
+
+def test_what_compiles_the_loss():
+    """As its docstring says."""
+    compiled = {}
+    for way in ("the model's", "in place", "the method"):
+        torch._dynamo.reset()
+        model, counter = mlp(), CompileCounterWithBackend("eager")
+        if way == "in place":
+            model.compile(backend=counter)
+        loss = torch.compile(model, backend=counter).loss if way == "the model's" else model.loss
+        loss = torch.compile(loss, backend=counter) if way == "the method" else loss
+        torch.testing.assert_close(loss(images(), seed=1), mlp().loss(images(), seed=1))
+        compiled[way] = counter.frame_count
+    assert compiled == {"the model's": 0, "in place": 1, "the method": 1}
 
 
 def test_no_hidden_layers():

@@ -123,7 +123,9 @@ class VAE(nn.Module):
         """The loss of the batch x, to be minimised: total = reconstruction + beta * kl, each 0-d, in nats per sample.
 
         With beta = 1 and any likelihood but "mse", total is the negative ELBO, estimated with one z for each sample.
-        Arguments are those of `forward`.
+        Arguments are those of `forward`. `torch.compile(model).loss` compiles nothing: take `torch.compile(model.loss)`
+        or, for all but the `elbo_loss` at its end, `model.compile()`. Under DistributedDataParallel call the wrapper,
+        and `elbo_loss` on the output and the kl that it returns.
         """
         out = self(x, seed=seed, eps=eps)
         return functional.elbo_loss(out.output, x, out.kl, likelihood=self.likelihood, beta=self.beta)
