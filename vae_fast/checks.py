@@ -94,8 +94,7 @@ def moments(tensor, dim):
         raise ValueError(
             f"moments has shape {list(tensor.shape)}: expected [B, ...] with mu and logvar along dim {dim!r}"
         )
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim is {type(dim).__name__}: expected int")
+    dim = integer("dim", dim)
     front = dim + tensor.dim() if dim < 0 else dim
     if not 1 <= front < tensor.dim():
         raise ValueError(

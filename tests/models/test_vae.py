@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -147,6 +148,11 @@ def test_what_compiles_the_loss():
         torch.testing.assert_close(loss(images(), seed=1), mlp().loss(images(), seed=1))
         compiled[way] = counter.frame_count
     assert compiled == {"the model's": 0, "in place": 1, "the method": 1}
+
+
+def test_a_latent_dim_of_numpy():
+    drawn = VAE(encoder=nn.Linear(4, 4), decoder=nn.Linear(2, 4), latent_dim=np.int64(2)).generate(3)
+    assert drawn.shape == (3, 4)
 
 
 def test_no_hidden_layers():

@@ -1,5 +1,6 @@
 """A thin VAE: an encoder, a decoder, and between and after them the fused sample, KL and reconstruction."""
 
+import numbers
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ class VAE(nn.Module):
                 raise ValueError(f"{name} is {value}: it describes the built-in MLP, and encoder and decoder are given")
         self.encoder = encoder
         self.decoder = decoder
-        shape = [latent_dim] if isinstance(latent_dim, int) else latent_dim
+        shape = [latent_dim] if isinstance(latent_dim, numbers.Integral) else latent_dim
         self.latent_shape = None if shape is None else checks.counts("latent_dim", shape)
         self._architecture = {"latent_dim": self.latent_shape}
 
