@@ -1,7 +1,9 @@
 """DiagonalGaussian in every scale against torch.distributions, in float64 and in the others."""
 
 import copy
+import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ SCALES = {
     SoftClamp(1.5): lambda m, v: (1.5 * torch.tanh(m / 1.5), torch.exp(1.5 * torch.tanh(v / 1.5))),
     SoftClamp(1.5, 0.01): lambda m, v: (1.5 * torch.tanh(m / 1.5), torch.exp(1.5 * torch.tanh(v / 1.5)) + 0.01),
 }
+DTYPE_PAIRS = list(itertools.permutations([torch.float16, torch.float32, torch.float64], 2))
 scales = pytest.mark.parametrize("scale", SCALES, ids=str)
 
 
@@ -113,6 +116,22 @@ def test_kl_between_scales_of_halves_has_the_digits_of_float32(scale, other_scal
     assert z.dtype == dtype
 
 
+@pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=str)
+@pytest.mark.parametrize(("scale", "other_scale"), [("logvar", "logvar"), ("std", "std"), ("std", "logstd")])
+def test_kl_between_dtypes(scale, other_scale, dtypes, backend):
+    given, other = (parameters(backend.device, s, dtype) for s, dtype in zip((1, 7), dtypes, strict=True))
+    q, prior = DiagonalGaussian(*given, scale=scale), DiagonalGaussian(*other, scale=other_scale)
+    exact = kl_divergence(*(normal(s, *(t.double() for t in v)) for s, v in ((scale, given), (other_scale, other))))
+    z, kl = q.sample_kl(prior=prior, seed=1)
+    assert kl.dtype == (torch.float64 if torch.float64 in dtypes else torch.float32)
+    for actual in (kl, q.kl(prior, reduction="sample")):
+        torch.testing.assert_close(actual.double(), exact.sum(1), rtol=3e-6, atol=1e-6)
+    torch.testing.assert_close(z, q.rsample(seed=1))
+    for ours, theirs, tensor in zip(*(torch.autograd.grad(t.sum(), given + other) for t in (kl, exact)), given + other):
+        assert ours.dtype == tensor.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+
+
 def test_a_clamp_of_one_and_the_scale_of_the_other(backend):
     given, other = parameters(backend.device), parameters(backend.device, seed=7)
     q = DiagonalGaussian(*given, logvar_clamp=(0.4, 0.6))
@@ -140,9 +159,32 @@ def test_other_dtypes(dtype, scale, backend):
 
 
 @scales
+def test_full_graph_compile(scale):
+    def step(mu, v):
+        q = DiagonalGaussian(mu, v, scale=scale)
+        return q.mu, q.logvar, q.log_prob(torch.zeros_like(mu))
+
+    given = parameters("cpu")
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(compiled(*given), step(*given), strict=True):
+        assert_same(ours, theirs, given)
+
+
+@scales
 def test_copies(scale):
     q = DiagonalGaussian(*(t.detach() for t in parameters("cpu")), scale=scale)
-    torch.testing.assert_close(copy.deepcopy(q).kl(), q.kl())
+    for again in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+        torch.testing.assert_close(again.kl(), q.kl())
+        assert again.scale == scale
+
+
+def test_what_it_was_made_with_stays():
+    q = DiagonalGaussian(torch.zeros(4, 3), torch.ones(4, 3), logvar_clamp=(-1, 1))
+    assert (q.logvar_clamp, q.scale) == ((-1, 1), "logvar")
+    for name in ("logvar_clamp", "scale"):
+        with pytest.raises(AttributeError):
+            setattr(q, name, None)
 
 
 def test_far_from_the_middle_the_mean_is_bounded_and_finite():

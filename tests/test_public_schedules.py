@@ -5,8 +5,10 @@ import dataclasses
 import io
 import math
 import pickle
+from fractions import Fraction
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,6 +39,19 @@ def test_schedules(schedule, wanted):
         assert type(schedule(step)) is float
         made = schedule(torch.tensor(step))
         torch.testing.assert_close(torch.as_tensor(made), torch.tensor(value))
+
+
+@pytest.mark.parametrize("number", [Fraction, np.float32, np.float64], ids=lambda kind: kind.__name__)
+def test_numbers_of_other_kinds(number):
+    """What is kept is Python's own."""
+    for plain, made in (
+        (Constant(0.5), Constant(number(1) / 2)),
+        (LinearWarmup(4, 0.25, 2.0), LinearWarmup(np.int64(4), number(1) / 4, number(2))),
+        (Cyclical(8, 2, 0.5, 0.0, 1.0), Cyclical(np.int64(8), np.int32(2), number(1) / 2, number(0), number(1))),
+    ):
+        assert repr(made) == repr(plain)
+        assert type(made(3)) is float
+        torch.testing.assert_close(made(torch.tensor(3)), plain(torch.tensor(3)))
 
 
 def test_a_schedule_is_exact_at_its_ends():

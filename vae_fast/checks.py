@@ -94,8 +94,7 @@ def moments(tensor, dim):
         raise ValueError(
             f"moments has shape {list(tensor.shape)}: expected [B, ...] with mu and logvar along dim {dim!r}"
         )
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim is {type(dim).__name__}: expected int")
+    dim = integer("dim", dim)
     front = dim + tensor.dim() if dim < 0 else dim
     if not 1 <= front < tensor.dim():
         raise ValueError(
@@ -132,8 +131,8 @@ def _expands(name, tensor, other_name, shape):
         )
 
 
-def clamp(value):
-    """(low, high), or two Nones."""
+def clamp(value, dtype=torch.float64):
+    """(low, high) as the arithmetic of a dtype holds them, or two Nones."""
     if value is None:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(_is_number(v) for v in value):
@@ -144,7 +143,7 @@ def clamp(value):
         raise ValueError(f"logvar_clamp is {value!r}: expected numbers that a float can hold") from None
     if not low <= high:
         raise ValueError(f"logvar_clamp is {value!r}: expected low <= high")
-    return low, high
+    return held(low, dtype), held(high, dtype)
 
 
 def scale(found, value, logvar_clamp):
@@ -255,8 +254,20 @@ def positive(name, value):
 
 
 def ratio(name, value):
-    if not 0 < _as_float(name, value) <= 1:
+    """A number in (0, 1], as a float."""
+    made = _as_float(name, value)
+    if not 0 < made <= 1:
         raise ValueError(f"{name} is {value}: expected a number in (0, 1]")
+    return made
+
+
+def held(number, dtype):
+    """The number as the arithmetic of a dtype holds it: beyond float32's largest it is infinite there.
+
+    Given as it is, PyTorch would raise an error that names no argument, and a kernel compute in float64.
+    """
+    largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
+    return number if -largest <= number <= largest else math.copysign(math.inf, number)
 
 
 def integer(name, value, what="an int"):

@@ -81,10 +81,14 @@ def prepare(target, logits, row, validate, *, weight, binarize, **others):
 
 
 def _validate(target, logits, left_out, weight):
-    """Raise ValueError for the first index that is no class and is not left out; waits for the device."""
-    bad = (target < 0) | (target >= logits.shape[-1])
-    if weight is not None:
-        bad &= weight != 0
+    """Raise ValueError for the first logit that is NaN or inf, or index that is no class; waits for the device.
+
+    What is left out, or has a weight of 0, does not count.
+    """
+    target = target.long()  # beside a narrower one a number is wrapped to its dtype: 256 is 0, -100 is 156
+    counts = torch.ones_like(target, dtype=torch.bool) if weight is None else weight != 0
     for index in left_out:
-        bad &= target != index
+        counts &= target != index
+    validation.require("output", logits, "finite or -inf", counts.unsqueeze(-1))
+    bad = counts & ((target < 0) | (target >= logits.shape[-1]))
     validation.refuse("target", target, bad, f"class indices in [0, {logits.shape[-1]})")

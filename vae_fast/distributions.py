@@ -42,7 +42,18 @@ class DiagonalGaussian:
         checks.clamp(logvar_clamp)
         self._found = scales.lookup(scale)
         checks.scale(self._found, scale, logvar_clamp)
-        self._halves, self._moments, self.logvar_clamp, self.scale = halves, moments, logvar_clamp, scale
+        self._halves, self._moments = halves, moments
+        self._options = {"logvar_clamp": logvar_clamp, "scale": scale}
+
+    @property
+    def logvar_clamp(self):
+        """As it was given."""
+        return self._options["logvar_clamp"]
+
+    @property
+    def scale(self):
+        """As it was given."""
+        return self._options["scale"]
 
     @property
     def mu(self):
@@ -50,8 +61,8 @@ class DiagonalGaussian:
         mu = self._halves[0]
         if self._found.name != "soft_clamp":
             return mu
-        zeros = _full(mu, 0)  # a sample without noise is the mean, for any standard deviation
-        return reparameterize(mu, zeros, scale=self.scale, eps=zeros)
+        # A sample without noise is the mean, for any standard deviation. Two tensors: torch.compile takes none twice.
+        return reparameterize(mu, _full(mu, 0), scale=self.scale, eps=_full(mu, 0))
 
     @property
     def logvar(self):
@@ -59,19 +70,21 @@ class DiagonalGaussian:
         return self._log_variance().to(self._halves[1].dtype)
 
     def _log_variance(self):
-        """In float32 at least where it is a logarithm of what is given."""
+        """In float32 at least where it is clamped, or a logarithm of what is given."""
         value = self._halves[1]
-        if self._found.name == "logvar":
-            return value if self.logvar_clamp is None else value.clamp(*self.logvar_clamp)
+        if self._found.name == "logvar" and self.logvar_clamp is None:
+            return value
         if self._found.name == "logstd":
             return 2 * value
         wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        if self._found.name == "logvar":
+            return wide.clamp(*checks.clamp(self.logvar_clamp, wide.dtype))
         # a mean of 0 and noise of 1 make a sample of the standard deviation
         return 2 * reparameterize(_full(wide, 0), wide, scale=self.scale, eps=_full(wide, 1)).log()
 
     def rsample(self, *, seed=None, generator=None, eps=None):
         """A sample [B, ...], differentiable in mu and logvar."""
-        return reparameterize(*self._halves, **self._options(), seed=seed, generator=generator, eps=eps)
+        return reparameterize(*self._halves, **self._options, seed=seed, generator=generator, eps=eps)
 
     def sample(self, *, seed=None, generator=None, eps=None):
         """A sample [B, ...] without a gradient."""
@@ -83,7 +96,7 @@ class DiagonalGaussian:
         q, prior = self._beside(prior)
         posterior, function = (q._halves, sample_kl) if q._moments is None else (q._moments, sample_kl_packed)
         noise = {"seed": seed, "generator": generator, "eps": eps}
-        z, kl = function(*posterior, prior=prior, reduction=reduction, **q._options(), **noise)
+        z, kl = function(*posterior, prior=prior, reduction=reduction, **q._options, **noise)
         return z.to(self._halves[0].dtype), kl
 
     def mode(self):
@@ -93,10 +106,10 @@ class DiagonalGaussian:
     def kl(self, prior=None, *, reduction="batchmean"):
         """KL to `prior` in nats; to N(0, I) where it is None.
 
-        prior: a DiagonalGaussian, of any scale, or a tuple (mu, logvar) of tensors in this one's scale.
+        prior: a DiagonalGaussian, of any scale and dtype, or a tuple (mu, logvar) of tensors in this one's.
         """
         q, prior = self._beside(prior)
-        return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options())
+        return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options)
 
     def log_prob(self, value):
         """The log-density of `value` [B, ...]: [B], nats per sample, summed over elements; differentiable in both."""
@@ -114,22 +127,19 @@ class DiagonalGaussian:
         mu = self._halves[0]
         return f"DiagonalGaussian(shape={list(mu.shape)}, dtype={mu.dtype}, device={mu.device})"
 
-    def _options(self):
-        return {"logvar_clamp": self.logvar_clamp, "scale": self.scale}
-
     def _beside(self, prior):
-        """(posterior, the prior's tensors) in one scale: the posterior's, or where they differ that of logvar."""
+        """(posterior, the prior's tensors) in one scale and dtype: the posterior's or, where they differ, logvars."""
         if not isinstance(prior, DiagonalGaussian):
             return self, prior
-        if prior._found != self._found:
-            return DiagonalGaussian(*self._wide()), prior._wide()
+        given, others = self._halves[0].dtype, prior._halves[0].dtype
+        if prior._found != self._found or given != others:
+            dtype = torch.promote_types(torch.promote_types(given, others), torch.float32)
+            return DiagonalGaussian(*self._as(dtype)), prior._as(dtype)
         return self, prior._halves if prior.logvar_clamp is None else (prior.mu, prior.logvar)
 
-    def _wide(self):
-        """The mean and the log-variance in float32 at least: a half would lose digits of a logarithm."""
-        mean, logvar = self.mu, self._log_variance()
-        dtype = torch.promote_types(logvar.dtype, torch.float32)
-        return mean.to(dtype), logvar.to(dtype)
+    def _as(self, dtype):
+        """The mean and the log-variance in a dtype: one of float32 at least, or a logarithm would lose digits."""
+        return self.mu.to(dtype), self._log_variance().to(dtype)
 
 
 def _full(tensor, value):

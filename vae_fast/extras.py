@@ -20,4 +20,4 @@ def import_extra(name: str) -> ModuleType:
         # No package to install: a link of ours that was not checked out, or what a package says of its own needs.
         if error.name is None or error.name.partition(".")[0] == "vae_fast":
             raise
-        raise MissingExtra(f"{error.name} is not installed: pip install vae-fast[app]") from error
+        raise MissingExtra(f'{error.name} is not installed: pip install -e ".[app]"') from error

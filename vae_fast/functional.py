@@ -42,6 +42,7 @@ def sample_kl(
         mu, logvar: [B, ...], of one shape, dtype (float32, bfloat16, float16 or float64) and device; any strides.
         prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, in its dtype; None is N(0, I).
         logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside. With scale "logvar".
+            A bound may be infinite, as is one beyond float32 to its arithmetic.
         scale: what `logvar` holds, v, and the prior's second tensor too: "logvar", std = exp(v/2); "logstd",
             std = exp(v); "std", std = v, whose values are not checked: a KL of v <= 0 is inf or NaN; "softplus" or
             `Softplus(epsilon=1e-4)`, std = log(1 + exp(v)) + epsilon; `SoftClamp(bound=5.0)`, NVAE's, which also bounds
@@ -206,7 +207,8 @@ def reconstruction_loss(
         seed, generator: of that sample, as in `sample_kl`: the same seed gives the same sample on every backend, by an
             element's position in the output's memory.
         validate: check that the values of output and target are in the likelihood's domain, such as whole numbers and
-            theta > 0 for counts. It costs a pass over each tensor and waits for the device: for debugging.
+            theta > 0 for counts. Logits of classes may be -inf, as a mask of classes makes them. It costs a pass over
+            each tensor and waits for the device: for debugging.
 
     Returns:
         float32 (float64 for a float64 output), differentiable once: a second derivative raises RuntimeError, or is
@@ -266,7 +268,7 @@ def elbo_loss(
             For "categorical" the kl is averaged and added by PyTorch's own operators.
         kl: [B], one a sample, as `sample_kl` gives it, or 0-d, already averaged over the batch. float32 or float64.
         beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile does not
-            recompile for. With 1, total is the quantity that people report.
+            recompile for. With 1, total is the quantity that people report. One beyond float32 is infinite to it.
         weight: of the reconstruction, as in `reconstruction_loss`; the kl has none.
 
     Returns:
@@ -288,6 +290,7 @@ def elbo_loss(
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.scalar("beta", beta, "target", target)
+    number = checks.held(number, params[0].dtype)
     options = {
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vae_fast import checks
 from vae_fast.functional import ELBO
 
 WARM_UP = 3  # steps before the capture: kernels are compiled, cuDNN plans, and the optimiser makes its state
@@ -78,8 +79,7 @@ class CapturedStep:
                 self._result = step(self._x)
 
     def __call__(self, x):
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"x is {type(x).__name__}: expected a tensor")
+        checks.is_tensor("x", x)
         if (x.shape, x.dtype) != (self._x.shape, self._x.dtype):
             raise ValueError(f"x is {_describe(x)}, the captured example was {_describe(self._x)}: they must be equal")
         with torch.cuda.device(self._x.device):
@@ -103,8 +103,7 @@ def _check_optimizer(optimizer):
 
 
 def _check_example(example, model):
-    if not isinstance(example, torch.Tensor):
-        raise TypeError(f"example is {type(example).__name__}: expected a tensor")
+    checks.is_tensor("example", example)
     if not example.is_cuda:
         raise RuntimeError(f"example is on {example.device}: capture_step needs a CUDA device")
     for name, parameter in model.named_parameters():
@@ -115,4 +114,4 @@ def _check_example(example, model):
 
 
 def _describe(tensor):
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    return f"{checks.dtype_name(tensor.dtype)} {list(tensor.shape)}"

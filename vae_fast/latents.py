@@ -23,7 +23,7 @@ def compute(
     noise: (seed, generator, eps), or None where nothing is sampled; reduction: None where there is no kl.
     """
     prior = checks.prior(prior, mu.shape, mu)
-    clamp = checks.clamp(logvar_clamp)
+    clamp = checks.clamp(logvar_clamp, mu.dtype)
     found = scales.lookup(scale)
     checks.scale(found, scale, logvar_clamp)
     if num_samples is not None:

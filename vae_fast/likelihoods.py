@@ -38,7 +38,8 @@ class Likelihood:
         """The parameters, and a tensor for each constant, which the formulas find behind them."""
         first = params[0]
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        made = (torch.full((), value, dtype=dtype, device=first.device) for value in self.constants)
+        numbers = (checks.held(value, dtype) for value in self.constants)
+        made = (torch.full((), value, dtype=dtype, device=first.device) for value in numbers)
         return params if not self.constants else (*params, *made)
 
 

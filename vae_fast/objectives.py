@@ -107,4 +107,4 @@ def iwae_loss(nll, kl, *, reduction="batchmean"):
 def _bound(nats, kl):
     """The number, or the tensor in kl's dtype, which two 0-d tensors would not keep."""
     tensor, number = checks.scalar("nats", nats, "kl", kl)
-    return number if tensor is None else tensor.to(kl.dtype)
+    return checks.held(number, kl.dtype) if tensor is None else tensor.to(kl.dtype)

@@ -28,11 +28,11 @@ class Constant:
     beta: float
 
     def __post_init__(self):
-        checks.number("beta", self.beta)
+        _keep(self, checks.number, "beta")
 
     def __call__(self, step):
         _taken(step)
-        return float(self.beta)
+        return self.beta
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ class LinearWarmup:
     end: float = 1.0
 
     def __post_init__(self):
-        checks.count("steps", self.steps)
-        checks.number("start", self.start)
-        checks.number("end", self.end)
+        _keep(self, checks.count, "steps")
+        _keep(self, checks.number, "start", "end")
 
     def __call__(self, step):
         return _ramp(_taken(step), self.steps, self.start, self.end)
@@ -89,17 +88,21 @@ class Cyclical:
     end: float = 1.0
 
     def __post_init__(self):
-        checks.count("period", self.period)
-        checks.count("cycles", self.cycles)
-        checks.ratio("ratio", self.ratio)
-        checks.number("start", self.start)
-        checks.number("end", self.end)
+        _keep(self, checks.count, "period", "cycles")
+        _keep(self, checks.ratio, "ratio")
+        _keep(self, checks.number, "start", "end")
 
     def __call__(self, step):
         step = _taken(step)
         # Past the last cycle's start the position only grows: the ramp then stays at its end.
         position = step - self.period * _at_most(step // self.period, self.cycles - 1)
         return _ramp(position, self.period * self.ratio, self.start, self.end)
+
+
+def _keep(schedule, check, *names):
+    """Replace each of these fields by what `check` makes of it: a tensor can be multiplied by Python's own numbers."""
+    for name in names:
+        object.__setattr__(schedule, name, check(name, getattr(schedule, name)))
 
 
 def _taken(step):

@@ -1,5 +1,7 @@
 """Checks of values, on request: they read every element and wait for the device, which the losses never do alone."""
 
+import math
+
 import torch
 
 # Of a parameter by its name; a mean is bounded only under a likelihood of counts.
@@ -12,6 +14,7 @@ RULES = {
     ">= 0": lambda t: (t >= 0) & t.isfinite(),
     "whole numbers >= 0": lambda t: (t >= 0) & (t == t.floor()) & t.isfinite(),
     "finite": torch.isfinite,
+    "finite or -inf": lambda t: t < math.inf,  # logits of classes, of which a mask leaves some out
 }
 
 
@@ -23,13 +26,14 @@ def check(params, target, scale, weight, row):
     several = len(row.parameters) > 1
     for name, tensor in zip(row.parameters, params, strict=True):
         rule = ">= 0" if row.domain == "counts" and name == "mean" else PARAMETERS.get(name, "finite")
-        _check(f"output's {name}" if several else "output", tensor.detach().expand(target.shape), rule, weight)
+        require(f"output's {name}" if several else "output", tensor.detach().expand(target.shape), rule, weight)
     scaled = target if target.is_floating_point() else target.double()
     name, scaled = ("target", scaled) if scale == 1 else (f"target * {scale:.4g}", scaled * scale)
-    _check(name, scaled, TARGETS[row.domain], weight)
+    require(name, scaled, TARGETS[row.domain], weight)
 
 
-def _check(name, tensor, rule, weight):
+def require(name, tensor, rule, weight):
+    """Raise ValueError for the first element that breaks the rule, but where the weight is 0."""
     bad = ~RULES[rule](tensor)
     if weight is not None:
         bad &= weight != 0

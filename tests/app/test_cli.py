@@ -114,6 +114,7 @@ BAD_OPTIONS = [
         ["--likelihood", "poison"],
         "'--likelihood': likelihood is 'poison': expected one of 'bernoulli', 'bernoulli_probs', ",
     ),
+    (["--likelihood", "categorical"], "'--likelihood': likelihood is 'categorical': expected one of 'bernoulli', "),
     (["--epochs", "0"], "'--epochs': epochs is 0: expected 1 or more"),
     (["--epochs", "-3"], "'--epochs': epochs is -3: expected 1 or more"),
     (["--epochs", "ten"], "'--epochs': "),
@@ -146,9 +147,12 @@ def test_data_outside_the_domain_of_the_likelihood(tmp_path):
     result = run("train", "--data", images(tmp_path / "a.npy", high=16.0), "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "'--data': " in result.output
-    assert "images has values from " in result.output
-    assert "likelihood 'bernoulli' wants them in [0, 1]" in result.output
+    assert "data is " in result.output
+    assert "expected values that are in [0, 1], for likelihood 'bernoulli'" in result.output
     assert not (tmp_path / "out").exists()
+    result = run("train", "--likelihood", "poisson")
+    assert result.exit_code == 2
+    assert "expected values that are whole numbers >= 0, for likelihood 'poisson'" in result.output
 
 
 def test_data_that_is_not_images(tmp_path):
@@ -219,6 +223,12 @@ def test_doctor_fails_where_an_op_is_wrong(monkeypatch):
     assert "checks FAILED" in result.output
 
 
+def test_the_help_lists_the_likelihoods_of_images():
+    help_text = run("train", "--help").output
+    assert "poisson" in help_text
+    assert "categorical" not in help_text
+
+
 def test_no_arguments_show_the_help():
     result = run()
     assert "train" in result.output
@@ -243,7 +253,7 @@ def test_python_m_vae_fast():
 def test_without_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "vae_fast.app.cli")
     monkeypatch.setitem(sys.modules, "typer", None)
-    with pytest.raises(SystemExit, match=r"vae-fast: typer is not installed: pip install vae-fast\[app\]"):
+    with pytest.raises(SystemExit, match=r'vae-fast: typer is not installed: pip install -e "\.\[app\]"$'):
         vae_fast.app.main()
 
 
@@ -266,7 +276,7 @@ def test_what_is_missing_is_found_before_training(module, monkeypatch, tmp_path)
     monkeypatch.setattr(cli, "fit", None)
     result = run("train", "--output", tmp_path)
     assert isinstance(result.exception, MissingExtra)
-    assert str(result.exception) == f"{module} is not installed: pip install vae-fast[app]"
+    assert str(result.exception) == f'{module} is not installed: pip install -e ".[app]"'
 
 
 def test_doctor_and_audit_need_no_matplotlib():

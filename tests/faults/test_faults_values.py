@@ -11,7 +11,17 @@ from torch.utils.checkpoint import checkpoint
 from tests.faults import plain
 from tests.ops.cases import values
 from tests.support.tolerance import ROUNDING, assert_close, assert_loss_close, assert_noise_close, assert_z_close
-from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl
+from vae_fast import (
+    DiagonalGaussian,
+    Huber,
+    capacity,
+    elbo_loss,
+    free_bits,
+    gaussian_kl,
+    reconstruction_loss,
+    reparameterize,
+    sample_kl,
+)
 from vae_fast.reference import noise as reference
 
 pytestmark = pytest.mark.filterwarnings(
@@ -98,6 +108,35 @@ def test_tiny_log_variances_keep_their_digits(dtype, backend):
     series = sum(v**k / math.factorial(k) for k in range(2, 20)) / 2
     assert_close(kl, series)
     assert_close(gradient(kl, logvar), torch.expm1(v) / 2)
+
+
+@dtypes
+def test_numbers_that_float32_does_not_hold(dtype, backend):
+    """They are infinite to its arithmetic, and what they are to that of float64."""
+    ones, huge = torch.ones(2, 3, dtype=dtype, device=backend.device).requires_grad_(), 1e39
+    kl = gaussian_kl(ones, ones, reduction="sample")
+    assert_same = torch.testing.assert_close
+    for bounds in ((-huge, huge), (0, huge), (-huge, 2)):
+        assert_same(gaussian_kl(ones, ones, logvar_clamp=bounds, reduction="sample"), kl)
+    for options in ({}, {"weight": torch.ones(2, device=backend.device)}):
+        losses = [reconstruction_loss(ones, ones.detach() * 3, Huber(d), **options) for d in (huge, 9.0)]
+        assert_same(*losses)
+        assert_same(*(gradient(loss, ones) for loss in losses))
+    wanted = huge if dtype == torch.float64 else math.inf
+    for options in ({}, {"weight": torch.ones(2, device=backend.device)}):
+        total = elbo_loss(ones, ones.detach(), kl.detach() * 0 + 1, likelihood="mse", beta=huge, **options).total
+        assert total.item() == wanted
+    assert free_bits(kl, huge).tolist() == capacity(kl, huge).tolist() == [wanted] * 2
+
+
+@dtypes
+def test_a_clamp_that_a_half_does_not_hold(dtype, backend):
+    """float16 ends at 65504."""
+    mu, logvar = (values(2, 3, device=backend.device, seed=i).to(dtype) for i in (1, 2))
+    q, plain_q = DiagonalGaussian(mu, logvar, logvar_clamp=(-1e5, 1e39)), DiagonalGaussian(mu, logvar)
+    assert torch.equal(q.logvar, logvar)
+    torch.testing.assert_close(q.log_prob(mu), plain_q.log_prob(mu))
+    torch.testing.assert_close(q.kl(), plain_q.kl())
 
 
 def _of_one_value(value, shape):

@@ -85,7 +85,12 @@ def test_dim(function):
         message = f"dim is {dim}: expected a dimension of moments [4, 6] other than the batch's, 0"
         refuses(ValueError, message, function, zeros(4, 6), dim)
     for dim, name in ((True, "bool"), (1.0, "float"), ("1", "str"), (None, "NoneType"), ((1,), "tuple")):
-        refuses(TypeError, f"dim is {name}: expected int", function, zeros(4, 6), dim)
+        refuses(TypeError, f"dim is {name}: expected an int", function, zeros(4, 6), dim)
+
+
+def test_a_dim_of_numpy():
+    made = sample_kl_packed(torch.ones(4, 6), np.int64(-1), seed=0)
+    torch.testing.assert_close(made, sample_kl_packed(torch.ones(4, 6), -1, seed=0))
 
 
 @divergence

@@ -80,6 +80,34 @@ def test_classes():
         elbo_loss(logits, target.clamp(0, 2), torch.zeros(2), likelihood="categorical", binarize=True)
 
 
+@pytest.mark.parametrize(("dtype", "classes"), [(torch.uint8, 256), (torch.int8, 200)], ids=str)
+def test_more_classes_than_a_narrow_dtype_counts(dtype, classes):
+    """Compared with them the number of classes would be wrapped: 256 to 0, 200 to -56."""
+    target = torch.tensor([0, torch.iinfo(dtype).max], dtype=dtype)
+    assert reconstruction_loss(torch.zeros(2, classes), target, "categorical", validate=True).isfinite()
+
+
+@pytest.mark.parametrize(("dtype", "index", "value"), [(torch.uint8, -100, 156), (torch.int8, 251, -5)], ids=str)
+def test_what_is_left_out_is_not_wrapped_to_a_narrow_dtype(dtype, index, value):
+    target = torch.tensor([0, value], dtype=dtype)
+    message = f"target is {value} at [1]: expected class indices in [0, 3)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        reconstruction_loss(torch.zeros(2, 3), target, Categorical(ignore_index=index), validate=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_of_classes(value):
+    """Of elements that count; -inf is a class that is left out."""
+    logits, target, mask = torch.zeros(2, 2, 3), torch.tensor([[0, 2], [0, 1]]), torch.tensor([[True], [False]])
+    logits[0, 0, 1] = -float("inf")
+    logits[1, 1, 2] = value
+    message = f"output is {value} at [1, 1, 2]: expected values that are finite or -inf"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        reconstruction_loss(logits.requires_grad_(), target, "categorical", validate=True)
+    assert reconstruction_loss(logits, target, "categorical", weight=mask, validate=True).isfinite()
+    assert reconstruction_loss(logits, target, Categorical(ignore_index=1), validate=True).isfinite()
+
+
 def test_every_domain_has_a_rule():
     assert {row.domain for row in LIKELIHOODS.values()} <= {*TARGETS, "classes"}
     assert set(TARGETS.values()) <= set(RULES)

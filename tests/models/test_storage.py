@@ -225,7 +225,7 @@ def test_a_failure_while_saving_leaves_the_old_files_and_no_others(saved, monkey
 
 def test_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(MissingExtra, match=r"safetensors.* is not installed: pip install vae-fast\[app\]"):
+    with pytest.raises(MissingExtra, match=r'safetensors.* is not installed: pip install -e "\.\[app\]"$'):
         mlp().save(tmp_path)
 
 

@@ -3,10 +3,12 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.models import VAE
@@ -124,6 +126,33 @@ def test_reconstruct_is_the_mean_at_the_posterior_mean():
     mu, _ = model.encoder(x).chunk(2, dim=1)
     torch.testing.assert_close(model.reconstruct(x), torch.sigmoid(model.decoder(mu)))
     assert not model.reconstruct(x).requires_grad
+
+
+def test_another_likelihood_is_seen_by_every_method():
+    model, x = mlp(), images()
+    model.likelihood = "mse"
+    torch.testing.assert_close(model.loss(x, seed=1).reconstruction, ((model(x, seed=1).output - x) ** 2).sum() / 6)
+    torch.testing.assert_close(model.reconstruct(x), model.decode(model.encode(x).mu))
+
+
+def test_what_compiles_the_loss():
+    """As its docstring says."""
+    compiled = {}
+    for way in ("the model's", "in place", "the method"):
+        torch._dynamo.reset()
+        model, counter = mlp(), CompileCounterWithBackend("eager")
+        if way == "in place":
+            model.compile(backend=counter)
+        loss = torch.compile(model, backend=counter).loss if way == "the model's" else model.loss
+        loss = torch.compile(loss, backend=counter) if way == "the method" else loss
+        torch.testing.assert_close(loss(images(), seed=1), mlp().loss(images(), seed=1))
+        compiled[way] = counter.frame_count
+    assert compiled == {"the model's": 0, "in place": 1, "the method": 1}
+
+
+def test_a_latent_dim_of_numpy():
+    drawn = VAE(encoder=nn.Linear(4, 4), decoder=nn.Linear(2, 4), latent_dim=np.int64(2)).generate(3)
+    assert drawn.shape == (3, 4)
 
 
 def test_no_hidden_layers():

@@ -21,7 +21,7 @@ from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, fit, resolve_device
 from vae_fast.extras import import_extra
 from vae_fast.files import atomic_path, writable_folder
-from vae_fast.likelihoods import LIKELIHOODS, lookup
+from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.models import VAE
 from vae_fast.ops import backend
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 
+TRAINABLE = [name for name, row in LIKELIHOODS.items() if row.domain != "classes"]  # pixels are numbers
 MSE_NOTE = "(mse alone is no ELBO: it is the Gaussian at variance 1/2, less a constant.)"
 
 # More points than this make a cloud without structure, and one batch that may not fit.
@@ -66,7 +67,7 @@ def train(
         list[int] | None, typer.Option(help="Width of a hidden layer; repeat it for more. [256]")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
-    likelihood: Annotated[str, typer.Option(help=f"One of {', '.join(LIKELIHOODS)}. {MSE_NOTE}")] = "bernoulli",
+    likelihood: Annotated[str, typer.Option(help=f"One of {', '.join(TRAINABLE)}. {MSE_NOTE}")] = "bernoulli",
     beta: Annotated[float, typer.Option(help="Weight of the KL.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of weights, shuffling and noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
@@ -82,11 +83,11 @@ def train(
         (checks.number, "beta", beta),
     ):
         argument(f"--{name.replace('_', '-')}", check, name, value)
-    argument("--likelihood", lookup, likelihood)
+    argument("--likelihood", checks.choice, "likelihood", likelihood, TRAINABLE)
     argument("--seed", seeds.check_int, seed)
     target = trainable_device(device)
     images = digits() if data is None else split(argument("--data", load_images, data))
-    for name, part in (("training images", images.train), ("test images", images.test)):
+    for name, part in (("training data", images.train), ("test data", images.test)):
         argument("--data", check_data, name, part, likelihood)
     folder = output or Path("runs") / ("digits" if data is None else data.stem)
     argument("--output", writable_folder, folder, "the folder")

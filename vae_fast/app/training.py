@@ -1,7 +1,6 @@
 """`fit`: train a VAE on a tensor of samples."""
 
 import logging
-import math
 import re
 import signal
 import threading
@@ -12,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from vae_fast import checks, seeds
+from vae_fast import checks, seeds, validation
 from vae_fast.extras import import_extra
 from vae_fast.likelihoods import lookup
 from vae_fast.models import VAE
@@ -34,7 +33,8 @@ def fit(
 
     Args:
         model: trained in place; it comes back on the device on which it was, each module in the mode it was in.
-        data: [N, ...], floating point, N >= 1; in [0, 1] for the likelihood "bernoulli".
+        data: [N, ...], floating point, N >= 1, of values that the model's likelihood scores: in [0, 1], whole numbers
+            >= 0, or finite ones. That of classes scores none.
         epochs: passes over `data`.
         batch_size: samples a step; the last step of an epoch takes what is left.
         learning_rate: Adam's.
@@ -50,7 +50,7 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.
-        ImportError: Lightning is not installed: `pip install vae-fast[app]`.
+        ImportError: Lightning, of the extra `app`, is not installed: `pip install -e ".[app]"`.
         KeyboardInterrupt: as it came; the model keeps what it has learnt.
     """
     if not isinstance(model, VAE):
@@ -98,19 +98,18 @@ def _interruptible() -> Iterator[None]:
 
 def check_data(name: str, data: Tensor, likelihood: str) -> None:
     """Raise unless `data` is a tensor of samples that `likelihood` can score."""
-    if not isinstance(data, Tensor):
-        raise TypeError(f"{name} is {type(data).__name__}: expected a tensor")
+    checks.is_tensor(name, data)
     if not data.is_floating_point():
         raise TypeError(f"{name} is {checks.dtype_name(data.dtype)}: expected a floating point tensor")
     if data.dim() < 2 or data.numel() == 0:
         raise ValueError(f"{name} has shape {list(data.shape)}: expected [N, ...] with 1 sample or more")
-    if lookup(likelihood).domain == "classes":
-        raise ValueError(f"{name} has floats: likelihood {likelihood!r} is of class indices, and not for images")
-    low, high = (value.item() for value in data.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name} has values that are NaN or infinite: expected finite ones")
-    if lookup(likelihood).domain == "[0, 1]" and not 0 <= low <= high <= 1:
-        raise ValueError(f"{name} has values from {low:g} to {high:g}: likelihood {likelihood!r} wants them in [0, 1]")
+    domain = lookup(likelihood).domain
+    if domain == "classes":
+        dtype = checks.dtype_name(data.dtype)
+        raise ValueError(f"{name} is {dtype}: likelihood {likelihood!r} wants class indices, which are not trained on")
+    rule = validation.TARGETS[domain]
+    wanted = f"values that are {rule}, for likelihood {likelihood!r}"
+    validation.refuse(name, data, ~validation.RULES[rule](data), wanted)
 
 
 def resolve_device(name: str) -> torch.device:

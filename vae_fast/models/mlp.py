@@ -62,8 +62,7 @@ class MLPDecoder(nn.Module):
 
 
 def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
+    checks.is_tensor(name, value)
     if value.shape[1:] != shape or value.dim() == 0:
         wanted = ", ".join(["B", *map(str, shape)])
         raise ValueError(f"{name} has shape {list(value.shape)}: expected [{wanted}]")

@@ -1,5 +1,6 @@
 """A thin VAE: an encoder, a decoder, and between and after them the fused sample, KL and reconstruction."""
 
+import numbers
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -67,15 +68,15 @@ class VAE(nn.Module):
         beta: float = 1.0,
     ):
         super().__init__()
-        self._likelihood = lookup(likelihood)
+        row = lookup(likelihood)
         self.likelihood = likelihood
         self.beta = checks.number("beta", beta)
         if encoder is None and decoder is None:
-            self._build_mlp(input_shape, latent_dim, hidden_dims)
+            self._build_mlp(row, input_shape, latent_dim, hidden_dims)
         else:
             self._take_modules(encoder, decoder, latent_dim, input_shape=input_shape, hidden_dims=hidden_dims)
 
-    def _build_mlp(self, input_shape, latent_dim, hidden_dims) -> None:
+    def _build_mlp(self, row, input_shape, latent_dim, hidden_dims) -> None:
         missing = [name for name, value in (("input_shape", input_shape), ("latent_dim", latent_dim)) if value is None]
         if missing:
             raise ValueError(f"{missing[0]} is missing: give input_shape and latent_dim, or encoder and decoder")
@@ -83,7 +84,6 @@ class VAE(nn.Module):
         widths = (256,) if hidden_dims is None else checks.counts("hidden_dims", hidden_dims, may_be_empty=True)
         latents = checks.count("latent_dim", latent_dim)
         self.encoder = MLPEncoder(shape, latents, widths)
-        row = self._likelihood
         if row.domain == "classes":
             raise ValueError(
                 f"likelihood is {self.likelihood!r}, of class indices, which the built-in MLP does not read: "
@@ -104,7 +104,7 @@ class VAE(nn.Module):
                 raise ValueError(f"{name} is {value}: it describes the built-in MLP, and encoder and decoder are given")
         self.encoder = encoder
         self.decoder = decoder
-        shape = [latent_dim] if isinstance(latent_dim, int) else latent_dim
+        shape = [latent_dim] if isinstance(latent_dim, numbers.Integral) else latent_dim
         self.latent_shape = None if shape is None else checks.counts("latent_dim", shape)
         self._architecture = {"latent_dim": self.latent_shape}
 
@@ -124,7 +124,9 @@ class VAE(nn.Module):
         """The loss of the batch x, to be minimised: total = reconstruction + beta * kl, each 0-d, in nats per sample.
 
         With beta = 1 and any likelihood but "mse", total is the negative ELBO, estimated with one z for each sample.
-        Arguments are those of `forward`.
+        Arguments are those of `forward`. `torch.compile(model).loss` compiles nothing: take `torch.compile(model.loss)`
+        or, for all but the `elbo_loss` at its end, `model.compile()`. Under DistributedDataParallel call the wrapper,
+        and `elbo_loss` on the output and the kl that it returns.
         """
         out = self(x, seed=seed, eps=eps)
         return functional.elbo_loss(out.output, x, out.kl, likelihood=self.likelihood, beta=self.beta)
@@ -158,14 +160,13 @@ class VAE(nn.Module):
 
     def _mean(self, z: Tensor) -> Tensor:
         output = self.decode(z)
-        return self._likelihood.mean(*(output if isinstance(output, tuple) else (output,)))
+        return lookup(self.likelihood).mean(*(output if isinstance(output, tuple) else (output,)))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `model.safetensors` and `config.json` into the folder `path`, made if need be.
 
-        Needs safetensors: `pip install vae-fast[app]`.
-
         Raises:
+            ImportError: safetensors, of the extra `app`, is not installed: `pip install -e ".[app]"`.
             OSError: the folder cannot be written. Files that were there are then as they were.
             TypeError: the likelihood is not a name.
         """

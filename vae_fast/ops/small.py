@@ -17,6 +17,7 @@ from vae_fast.eager.blocks import BLOCK
 from vae_fast.ops import autograd, backend, categorical, reconstruction
 from vae_fast.ops.library import PLAIN, is_plain, listening
 
+LARGEST = torch.finfo(torch.float32).max
 SCALARS = ("batchmean", "sum", "mean")
 
 
@@ -81,7 +82,7 @@ def _reciprocal(count):
 
 
 def is_weight(beta):
-    return type(beta) is float and 0 <= beta < math.inf
+    return type(beta) is float and 0 <= beta <= LARGEST
 
 
 def fits(kl, target):
