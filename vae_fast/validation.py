@@ -5,13 +5,13 @@ import math
 import torch
 
 # Of a parameter by its name; a mean is bounded only under a likelihood of counts.
-PARAMETERS = {"probs": "in [0, 1]", "theta": "> 0"}
+PARAMETERS = {"probs": "in [0, 1]", "theta": "> 0 and finite"}
 TARGETS = {"[0, 1]": "in [0, 1]", "counts": "whole numbers >= 0", "real": "finite"}
 
 RULES = {
     "in [0, 1]": lambda t: (t >= 0) & (t <= 1),
-    "> 0": lambda t: (t > 0) & t.isfinite(),
-    ">= 0": lambda t: (t >= 0) & t.isfinite(),
+    "> 0 and finite": lambda t: (t > 0) & t.isfinite(),
+    ">= 0 and finite": lambda t: (t >= 0) & t.isfinite(),
     "whole numbers >= 0": lambda t: (t >= 0) & (t == t.floor()) & t.isfinite(),
     "finite": torch.isfinite,
     "finite or -inf": lambda t: t < math.inf,  # logits of classes, of which a mask leaves some out
@@ -25,7 +25,7 @@ def check(params, target, scale, weight, row):
     """
     several = len(row.parameters) > 1
     for name, tensor in zip(row.parameters, params, strict=True):
-        rule = ">= 0" if row.domain == "counts" and name == "mean" else PARAMETERS.get(name, "finite")
+        rule = ">= 0 and finite" if row.domain == "counts" and name == "mean" else PARAMETERS.get(name, "finite")
         require(f"output's {name}" if several else "output", tensor.detach().expand(target.shape), rule, weight)
     scaled = target if target.is_floating_point() else target.double()
     name, scaled = ("target", scaled) if scale == 1 else (f"target * {scale:.4g}", scaled * scale)

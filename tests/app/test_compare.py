@@ -64,12 +64,13 @@ def test_contenders_take_turns_on_the_same_batches(monkeypatch):
 
     def time(step, batch, eps):
         calls.append((step, batch, eps))
-        return 1e6 if len(calls) <= 2 * compare.WARM_UP else 1.0, torch.tensor(2.0)
+        return 1e6 if len(calls) <= 2 * compare.WARM_UP else 1.0, torch.tensor(float(len(calls)))
 
     monkeypatch.setattr(compare, "_time", time)
     data = torch.arange(10.0).view(10, 1, 1).expand(10, 4, 5)
     timings = compare.compare(model("mse"), data, batch_size=4, learning_rate=1e-3, rounds=3)
     assert [timing.milliseconds for timing in timings] == [1.0, 1.0]
+    assert {timing.name: timing.loss for timing in timings} == {"eager PyTorch": 1.0, "fused": 2.0}  # the first ones
     pairs = list(zip(calls[::2], calls[1::2], strict=True))
     for number, ((one, batch, eps), (other, same, noise)) in enumerate(pairs):
         assert batch[:, 0, 0].tolist() == [(4 * number + k) % 10 for k in range(4)]

@@ -73,6 +73,7 @@ BAD_ARRAYS = [
     (np.array(["cat", "dog"]), r"a.npy holds <U3: expected uint8"),
     (np.zeros((4, 9)), r"a.npy has shape \[4, 9\]: expected images \[N, height, width\]"),
     (np.zeros((4, 5, 6, 7)), r"a.npy has shape \[4, 5, 6, 7\]: expected images .* with 1 or 3 channels"),
+    (np.zeros((5, 2, 6, 4)), r"a.npy has shape \[5, 2, 6, 4\]: expected images .* with 1 or 3 channels"),
     (np.zeros((2, 1, 3, 4, 4)), r"a.npy has shape \[2, 1, 3, 4, 4\]: expected images"),
     (np.array(1.0), r"a.npy has shape \[\]: expected images"),
     (np.zeros((1, 3, 3)), r"a.npy has shape \[1, 3, 3\]: expected 2 images or more"),

@@ -3,6 +3,7 @@
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,11 @@ def test_every_op_is_checked_and_passes():
     assert {check.op for check in checks} == ops | losses
     assert [check for check in checks if not check.passed] == []
     assert any(check.error > 0 for check in checks)
+    for op, what in (
+        ("sample_kl", ["z", "kl", "d mu", "d logvar", "d prior mu", "d prior logvar"]),
+        ("elbo_loss gaussian", ["total", "reconstruction", "kl", "d mean", "d logvar", "d kl"]),
+    ):
+        assert [check.what for check in checks if check.op == op] == what
 
 
 @pytest.mark.skipif(interpreted or torch.cuda.is_available(), reason="there the kernels run")
@@ -37,6 +43,14 @@ def test_kernels_that_cannot_run_here_fail_each_check_and_say_why():
 
 def test_nan_fails():
     assert not doctor.Check("op", "what", float("nan"), doctor.ALLOWED).passed
+
+
+@pytest.mark.parametrize("off", [0.01, -0.01])
+def test_an_error_of_either_sign_fails(off):
+    ours, right = torch.tensor([1.0, off - 2.0]), np.array([1.0, -2.0])
+    (check,) = doctor._compare("op", ["z"], [ours], [right])
+    assert check.error == pytest.approx(0.005, rel=1e-4)
+    assert not check.passed
 
 
 def test_an_op_that_raises_fails_and_the_others_still_run(monkeypatch):

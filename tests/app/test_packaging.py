@@ -88,3 +88,13 @@ def test_a_missing_module_of_ours_is_no_extra():
     with pytest.raises(ModuleNotFoundError) as caught:
         import_extra("vae_fast.nothing")
     assert not isinstance(caught.value, MissingExtra)
+
+
+@pytest.mark.parametrize(
+    "error", ["ModuleNotFoundError('its own words')", "ImportError('its own words', name='typer')"]
+)
+def test_what_a_package_says_of_its_own_needs_stays(error, monkeypatch, tmp_path):
+    (tmp_path / "needs_another.py").write_text(f"raise {error}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="^its own words$"):
+        import_extra("needs_another")

@@ -1,6 +1,7 @@
 """`vae-fast profile`: where the time of training goes, the trace, and bad input."""
 
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ def test_digits_and_a_new_model_by_default(tmp_path):
     for part in profile.NOTES:
         assert f"  {part} " in result.output
     assert "samples/s without the profiler, over 3 steps of 128" in result.output
+    assert sum(map(int, re.findall(r" (\d+)% ", result.output))) == pytest.approx(100, abs=3)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["trace.json"]
 
 
@@ -44,6 +46,7 @@ def test_a_saved_model_on_ones_own_images(tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = {event.get("name") for event in events}
     assert {"vae_fast::gaussian_forward", "vae_fast::elbo_forward", "vae_fast: data"} <= names
+    assert "over 2 steps of 7" in result.output
 
 
 def test_the_parts_are_told_apart_and_add_up(monkeypatch):
@@ -94,6 +97,10 @@ def test_images_that_the_model_cannot_take(tmp_path):
     result = run("--model", tmp_path / "model", "--data", tmp_path / "images.npy", "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "'--data': x has shape [1, 4, 4]: expected [B, 6, 5]" in result.output
+    np.save(tmp_path / "images.npy", np.full((7, 6, 5), 16.0))
+    result = run("--model", tmp_path / "model", "--data", tmp_path / "images.npy", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "'--data': data is 16 at [0, 0, 0]: expected values that are in [0, 1], for likelihood 'bernoulli'" in result.output
     assert not (tmp_path / "out").exists()
 
 
@@ -119,6 +126,17 @@ def test_a_trace_that_pytorch_could_not_write(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_earlier_trace_stays_where_a_new_one_breaks_off(tmp_path, monkeypatch):
+    def export(self, path):
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", export)
+    (tmp_path / "trace.json").write_text("whole")
+    assert run("--steps", "1", "--output", tmp_path).exit_code == 1
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"trace.json": "whole"}
+
+
 @pytest.mark.cuda_only
 def test_data_from_the_host_do_not_wait_for_the_step_before():
     model = VAE((1024,), 64, (8192, 8192)).cuda()
@@ -127,10 +145,16 @@ def test_data_from_the_host_do_not_wait_for_the_step_before():
 
 
 def test_numbers_are_of_the_steps_and_samples_that_were_taken(monkeypatch):
-    monkeypatch.setattr(profile, "_train", lambda *arguments, **options: 2.0)
+    taken = []
+    monkeypatch.setattr(profile, "_train", lambda *arguments, **options: taken.append((arguments[3], options)) or 2.0)
+    others = [part for part in profile.NOTES if part != profile.HOST]
+    monkeypatch.setattr(profile, "_parts", lambda events, on_gpu: dict.fromkeys(others, 1e5))
     found = profile.profile_training(small(), torch.rand(10, 6, 5), steps=30, batch_size=64)
+    assert taken[:2] == [(profile.WARM_UP, {}), (30, {})]
+    assert taken[2:] == [(profile.WARM_UP, {"apart": True}), (profile.TRACED, {"apart": True})]
     assert found.samples_per_second == 30 * 10 / 2.0
     assert sum(found.milliseconds.values()) == pytest.approx(2000 / profile.TRACED)
+    assert found.milliseconds[profile.HOST] == pytest.approx(1600 / profile.TRACED)
 
 
 def test_the_noise_is_ours_and_the_traced_steps_are_all_that_counts(monkeypatch):

@@ -180,7 +180,8 @@ def test_an_autotuned_kernel_is_refused_by_name():
     """It would time its configurations, which are several launches, and on no GPU an error of Triton's."""
     with pytest.raises(RuntimeError, match=r"^full_tiles is autotuned: launch full_tiles\.fn\[grid\]"):
         recorded(kernels.autotuned, meta(8192), meta(8192), FUNCTION=F, BLOCK=BLOCK)
-    assert recorded(kernels.autotuned.fn, meta(8192), meta(8192), FUNCTION=F, BLOCK=BLOCK).name == "full_tiles"
+    for kernel in (kernels.autotuned.fn, kernels.tuned_in_one_way):
+        assert recorded(kernel, meta(8192), meta(8192), FUNCTION=F, BLOCK=BLOCK).name == "full_tiles"
 
 
 def test_the_resource_that_bounds_a_kernel():
@@ -191,6 +192,7 @@ def test_the_resource_that_bounds_a_kernel():
     resource, load = bound(report, 0.5, H200)  # as if it moved almost nothing
     assert resource == "special"
     assert load["special"] == pytest.approx(1 / (0.97 * 0.5), rel=0.01)
+    assert bound(report, 0, H200)[0] == "special"
 
 
 def test_floats_bound_a_kernel_of_an_a100_sooner():
@@ -241,10 +243,11 @@ class TestLaunches:
         assert ["tt.pointer_range", 32] in small.specialize(TARGETS["gfx942"]).attributes[0,]
 
     def test_variants_are_what_compiles_differently(self):
-        x, odd = meta(8192), meta(8193)[1:]
+        x, odd, half = meta(8192), meta(8193)[1:], meta(8192, torch.bfloat16)
+        sizes = (x, 8192), (x, 4096), (odd, 8192), (x, 8191), (x, 1), (half, 8192)
         with record_launches() as launches:
-            for a, size in ((x, 8192), (x, 4096), (odd, 8192), (x, 8191), (x, 1)):
-                kernels.tiles_and_tail[(1,)](a, x, size, FUNCTION=F, BLOCK=128)
+            for a, size, warps in (*((*given, 4) for given in sizes), (x, 8192, 8)):
+                kernels.tiles_and_tail[(1,)](a, x, size, FUNCTION=F, BLOCK=128, num_warps=warps)
         distinct = variants(launches, TARGETS["sm_90"])
         assert distinct == [launches[0], *launches[2:]]
         assert "square_plus_exp" in distinct[0].variant(TARGETS["sm_90"])

@@ -1,6 +1,7 @@
 """The audit of our own kernels: no failures in the main variants, and what is wrong makes the command fail."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +141,12 @@ class TestBadKernels:
         (row,) = rows(table, call, kernel="reconstruct")
         assert "main path has accesses narrower than 128 bits" in row.failures[0]
 
+    @pytest.mark.parametrize(("access", "count", "allowed"), [("loads", 16, 16), ("stores", 15, 15), ("stores", 16, 0)])
+    def test_a_whole_tensor_is_excused_where_it_is_read_and_shared_alone(self, table, access, count, allowed):
+        operands = [(torch.zeros(4, 512), (512, 1)), (torch.zeros(512).expand(4, 512), (0, 1))]
+        report = SimpleNamespace(threads=128, **{"loads": {}, "stores": {}, access: {32: count}})
+        assert table._scalars(report, operands, 2048, 128, 0) == allowed
+
     @pytest.mark.parametrize(
         ("bytes_", "opcode", "fails"),
         [(8, "", False), (8, "STL", False), (8, "LDL.64", True), (8, "scratch_load_dword", True), (24, "", True)],
@@ -231,6 +238,22 @@ class TestCommand:
             in result.output
         )
         assert "failures in" in result.output
+
+    def test_every_variant_every_failure_and_each_figure_in_its_column(self, table, monkeypatch):
+        few = table.tasks(["sm_90"], "scale", main=True)[:1]
+        (row,) = table.audit_rows(few)
+        row = row._replace(
+            registers=26, spilled=4, local=8, loads="8x128", stores="4x128", issued=3.0, limit=4.5, integer=1.0,
+            special=0.5, bytes=12, bound="memory", load=0.75, failures=("one", "two"),
+        )  # fmt: skip
+        asked = []
+        monkeypatch.setattr(table, "tasks", lambda *arguments: asked.append(arguments) or few)
+        monkeypatch.setattr(table, "audit_rows", lambda *_: [row])
+        chosen = "--target", "sm_90", "--kernel", "scale"
+        _, result = run(*chosen, "--main"), run(*chosen, "--target", "sm_90")
+        assert asked == [(["sm_90"], "scale", True), (["sm_90"], "scale", False)]
+        assert f"FAILED {row.call}: one\nFAILED {row.call}: two\n2 failures in 1 compilations" in result.output
+        assert " 26 4 8 8x128 4x128 3.0 4.5 1.0 0.50 12 memory, 75% " in " ".join(result.output.split())
 
     @pytest.mark.parametrize(
         ("options", "message"),

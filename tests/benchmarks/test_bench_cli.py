@@ -9,8 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.benchmarks.bench_rows import FAKE_CPU, fake_rows
 from vae_fast.app import bench, cli
-from vae_fast.benchmarks import measure, memory, results, timing
+from vae_fast.benchmarks import measure, memory, report, results, timing
 from vae_fast.benchmarks.formulas import OPS
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
@@ -95,8 +96,9 @@ def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     result = run("--quick", "--case", CASE, "--output", tmp_path / "file" / "folder")
     assert result.exit_code == 2
-    assert "'--output': " in result.output
-    assert "expected a folder that can be written (Not a directory)" in result.output
+    folder = tmp_path / "file" / "folder"
+    message = f"the folder is {folder}: expected a folder that can be written (Not a directory)"
+    assert f"'--output': {message}" in result.output
 
 
 def test_an_output_that_holds_something_else(tmp_path):
@@ -156,3 +158,41 @@ def test_what_is_wrong_with_eager_is_none(tmp_path, monkeypatch):
     result = run("--quick", "--device", "cpu", "--output", tmp_path, "--case", "mse/1x32/float32")
     assert result.exit_code == 0, result.output
     assert "mse/1x32/float32, eager: wrong: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "interrupted", "counted"),
+    [((), False, True), (("--quick",), False, False), (("--case", CASE), False, False), ((), True, False)],
+)
+def test_traffic_is_counted_after_a_whole_run_alone(options, interrupted, counted, tmp_path, monkeypatch):
+    """It takes minutes, and is the same each time."""
+    asked = []
+
+    def measured(chosen, device, kept, say, **_):
+        kept.put(fake_rows(FAKE_CPU, ["kl"]))
+        if interrupted:
+            raise KeyboardInterrupt
+        return kept.rows
+
+    monkeypatch.setattr(measure, "run", measured)
+    monkeypatch.setattr(report, "write", lambda rows, folder, traffic: asked.append(traffic))
+    run(*options, "--device", "cpu", "--output", tmp_path)
+    assert asked == [counted]
+
+
+def test_a_case_that_is_named_is_measured_at_any_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "CPU_ELEMENTS", 31)
+    result = run("--quick", "--case", CASE, "--device", "cpu", "--output", tmp_path)
+    assert f"[1/1] {CASE}: vae_fast, 1 thread " in result.output
+
+
+@pytest.mark.parametrize(("has_triton", "why"), [(True, "it is 'eager'"), (False, "triton is not installed")])
+def test_a_gpu_without_the_kernels(has_triton, why, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "trainable_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch, "empty", lambda size, device: None)
+    monkeypatch.setattr(bench.backend, "choose", lambda tensor: "eager")
+    monkeypatch.setattr(bench.backend, "HAS_TRITON", has_triton)
+    result = run("--quick", "--output", tmp_path / "new")
+    assert result.exit_code == 2
+    assert f"'VAE_FAST_BACKEND': {why}" in result.output
+    assert "vae_fast would be timed without its kernels" in result.output

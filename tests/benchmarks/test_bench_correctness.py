@@ -185,10 +185,22 @@ def test_a_quiet_model_does_not_depend_on_its_noise():
 
 
 def test_models_are_built_alike_and_leave_the_generator_alone():
-    state = torch.get_rng_state()
-    first, second = (steps.build_model("step_mlp", CPU).state_dict() for _ in range(2))
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert torch.equal(torch.get_rng_state(), state)
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        models.append(steps.build_model("step_mlp", CPU).state_dict())
+        assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(*models, rtol=0, atol=0)
+
+
+def test_batches_are_those_of_their_seed_and_steps_draw_their_noise():
+    first, again, other = (steps.draw_batch(STEP, CPU, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    model = steps.build_model("step_mlp", CPU)
+    for loss in (steps.eager_loss, steps.fused_loss):
+        assert loss(model, first) != loss(model, first)
 
 
 def test_the_convolutional_model_fits_its_batch():

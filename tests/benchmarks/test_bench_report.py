@@ -237,6 +237,20 @@ def test_bars_are_of_one_case_whatever_its_dtype():
     ]  # fmt: skip
 
 
+def test_bars_are_of_all_threads_and_in_the_unit_that_they_say(monkeypatch):
+    shown = {}
+    monkeypatch.setattr(charts, "_bars", lambda rows, path, title, unit, value, *_: shown.update({path: (rows, value)}))
+    row = dataclasses.replace(
+        fake_rows(ops=["kl"])[0], dtype="bfloat16", elements=100, peak_bytes=600, host_time=0.002, time=0.5
+    )
+    charts.memory([row], "memory")
+    charts.host([row], "host")
+    assert shown["memory"][1](row) == 3.0  # tensors of 200 bytes
+    assert shown["host"][1](row) == 2.0  # microseconds
+    charts.host(fake_rows(FAKE_CPU, ["kl"], threads=(1, 2)), "host")
+    assert {row.threads for row in shown["host"][0]} == {2}
+
+
 def test_the_command_writes_a_report_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(traffic_table, "traffic_table", lambda: TRAFFIC)
     results.Results(tmp_path, FAKE_GPU["device"]).put(fake_rows(ops=OPS))

@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,6 +77,46 @@ def test_an_address_stored_twice_is_shown_and_fails(capsys):
     assert "no lane outside a tensor, no address stored twice" in capsys.readouterr().out
 
 
+class OverlapsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        made = torch.empty_like(gradient)
+        kernels.programs_overlap[(3,)](gradient, made, 100, BLOCK=32)
+        return made
+
+
+@pytest.mark.interpreter_only
+def test_problems_of_each_direction_and_kind():
+    def gaps(left):
+        kernels.row_sums[(7,)](left, torch.empty(8), 16, 20, COLUMNS=16)
+        return left.sum()
+
+    names = "own", "", "float32", "rows"
+    call = Workload(*names, lambda: ([torch.ones(8, 20)[:, :10]], []), gaps)
+    assert table.measured(call).problems == ("forward: 42 lanes between the elements of row_sums.x.load",)
+    call = Workload(*names, lambda: ([torch.ones(100, requires_grad=True)], []), OverlapsInBackward.apply)
+    row = table.measured(call)
+    assert (row.launches, row.problems[0]) == (1, "backward: 2 addresses of programs_overlap.y stored twice")
+
+
+def test_the_floor_has_what_must_be_moved_once():
+    def floor(op, *tensors, options=""):
+        return table.floor(SimpleNamespace(op=op, options=options), *tensors)
+
+    a, b, c, d, e = torch.ones(5, 10, 10).unbind()  # of 400 bytes each
+    one, each, row = torch.ones(()), torch.ones(10), torch.ones(10).expand(10, 10)
+    assert floor("reparameterize", [a, b], [], [c], [d], [d, e]) == 6 * 400  # neither the mean nor its gradient again
+    options = "SoftClamp(bound=5.0, epsilon=0.0)"
+    assert floor("reparameterize", [a, b], [], [c], [d], [e, c], options=options) == 8 * 400
+    assert floor("reconstruction_loss", [a], [b], [one], [one], [c]) == 3 * 400 + 2 * 4
+    assert floor("reconstruction_loss", [a], [b], [each], [each], [c]) == 5 * 400 + 2 * 40
+    assert floor("reconstruction_loss", [a], [row], [one], [one], [c]) == 2 * 400 + 40 + 2 * 4
+
+
 @pytest.mark.compiled_only
 def test_a_process_of_its_own_interprets(monkeypatch):
     """Of its workloads, all of which the interpreter's own process takes, one an op."""
@@ -111,3 +152,21 @@ def test_without_triton(monkeypatch):
     monkeypatch.setattr(backend, "HAS_TRITON", False)
     with pytest.raises(RuntimeError, match="pip install triton"):
         table.traffic_table()
+
+
+def test_all_calls_or_the_main_ones_alone(monkeypatch):
+    few = [SimpleNamespace(main=main) for main in (True, False)]
+    monkeypatch.setattr(backend, "interpreting", lambda: True)
+    monkeypatch.setattr(table, "workloads", lambda: few)
+    monkeypatch.setattr(table, "measured", lambda workload: workload)
+    assert table.traffic_table() == few
+    assert table.traffic_table(main=True) == few[:1]
+
+
+@pytest.mark.parametrize(("problems", "status"), [((), 0), (("an address stored twice",), 1)])
+def test_the_command_fails_where_there_is_a_problem(problems, status, monkeypatch):
+    row = table.Row("mse", "", "float32", "rows", 1, 8, 8, 16, problems)
+    monkeypatch.setattr(table, "traffic_table", lambda main: [row])
+    with pytest.raises(SystemExit) as ended:
+        table.main([])
+    assert ended.value.code == status

@@ -262,6 +262,16 @@ def test_an_encoder_with_an_odd_number_of_moments():
         model.loss(torch.rand(2, 4))
 
 
+def test_the_decoder_has_the_hidden_layers_in_reverse():
+    decoder = VAE((4, 5), 2, (7, 6)).decoder
+    assert [layer.out_features for layer in decoder.layers[::2]] == [6, 7, 20]
+
+
+def test_a_decoder_without_weights_generates():
+    model = VAE(encoder=nn.Linear(4, 6), decoder=nn.Identity(), latent_dim=3)
+    assert model.generate(2).shape == (2, 3)
+
+
 def test_repr_names_likelihood_and_beta():
     assert "likelihood='mse', beta=0.5" in repr(mlp(likelihood="mse", beta=0.5))
 

@@ -7,7 +7,7 @@ pytest.importorskip("scvi", reason="scvi-tools is not installed: make test-peers
 pytest.importorskip("diffusers", reason="diffusers is not installed: make test-peers", exc_type=ModuleNotFoundError)
 
 from tests.peers.curves import goes_through_ours
-from vae_fast.benchmarks import cases, correctness, machine, measure, peers, steps, timing
+from vae_fast.benchmarks import cases, correctness, entrants, machine, measure, peers, steps, timing
 from vae_fast.benchmarks.contenders import CONTENDERS
 from vae_fast.integrations import diffusers, scvi
 
@@ -47,6 +47,16 @@ def test_one_loss_goes_through_our_ops_where_patched_and_nowhere_else(case):
     for patched in (False, True, False):
         peers.switch(case.project, patched)
         assert goes_through_ours(steps.STEPS[case.op].eager(model, x)) == patched
+
+
+@small
+def test_the_project_is_patched_where_ours_is_timed(case):
+    project = {"scvi": scvi, "diffusers": diffusers}[case.project]._project
+    made = entrants.enter(case, [*TWO.values()], CPU)
+    for entrant in (*made, *made):
+        entrant.works["step"].prepare(0)
+        assert project.is_patched == entrant.contender.fused
+    peers.switch(case.project, False)
 
 
 @small

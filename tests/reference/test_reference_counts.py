@@ -91,6 +91,17 @@ def test_negative_binomial_keeps_its_digits_at_any_theta(theta, target):
             assert dmean == pytest.approx(float(t * (m - x) / (m * (t + m))), rel=1e-12, abs=1e-16)
 
 
+@pytest.mark.parametrize("theta", [1e4, 1e8, 1e12])
+@pytest.mark.parametrize(("mean", "target"), [(0.5, 0.0), (6.4, 7.0), (7.0, 6.0), (1e3, 990.0)])
+def test_the_slope_in_a_large_theta_keeps_its_digits(mean, target, theta):
+    """It is of the size of 1 / theta^2, and each of its terms of 1 / theta."""
+    _, (_, dtheta) = likelihoods.negative_binomial(mean, theta, target)
+    with mpmath.workdps(80):
+        m, t, x = mpmath.mpf(mean) + mpmath.mpf(likelihoods.MEAN_EPSILON), mpmath.mpf(theta), mpmath.mpf(target)
+        slope = mpmath.log1p(m / t) - (m - x) / (t + m) - mpmath.digamma(x + t) + mpmath.digamma(t)
+        assert dtheta == pytest.approx(float(slope), rel=1e-13, abs=0)
+
+
 @pytest.mark.parametrize("x", [0.0, 1e-4, 0.1, 0.46163, 0.999, 1.0, 2.0, 8.999, 9.0, 31.4, 1e8])
 def test_the_logarithm_of_a_factorial_equals_scipy(x):
     x = np.array(x)

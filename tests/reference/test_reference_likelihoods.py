@@ -221,3 +221,31 @@ def test_the_constants_of_a_student_t_meet():
 def test_the_derivative_in_probs_stops_at_1e12():
     (derivative,) = likelihoods.bernoulli_probs(np.array([1e-13, 1e-11]), np.ones(2))[1]
     np.testing.assert_allclose(derivative, [-1e12, -1e11], rtol=1e-10)
+
+
+def test_what_is_rare_keeps_its_digits():
+    nll, _ = likelihoods.bernoulli_probs(np.array([1e-20]), np.zeros(1))
+    np.testing.assert_allclose(nll, [1e-20], rtol=1e-15)
+
+
+@pytest.mark.parametrize("logit", [1e-6, 1e-3, 0.1, 0.999])
+def test_a_continuous_bernoulli_near_one_half_keeps_its_digits(logit):
+    nll, (slope,) = likelihoods.continuous_bernoulli(logit, 0.0)
+    with mpmath.workdps(60):
+        a = mpmath.mpf(logit)
+        np.testing.assert_allclose(nll, float(mpmath.log(mpmath.expm1(a) / a)), rtol=1e-14)
+        np.testing.assert_allclose(slope, float(1 + 1 / mpmath.expm1(a) - 1 / a), rtol=1e-14)
+
+
+def test_log_cosh_of_a_large_difference_does_not_overflow():
+    np.testing.assert_allclose(likelihoods.log_cosh(np.array([1e4]), np.zeros(1))[0], [1e4 - np.log(2.0)], rtol=1e-15)
+
+
+@pytest.mark.parametrize("delta", [0.1, 7.5])
+def test_huber_of_any_delta_equals_torch(delta):
+    (output,), target = draw("mse")
+    nll, (derivative,) = likelihoods.huber(output, target, delta)
+    leaf = torch.tensor(output, requires_grad=True)
+    expected = F.huber_loss(leaf, torch.tensor(target), reduction="none", delta=delta)
+    np.testing.assert_allclose(nll, expected.detach(), rtol=1e-12)
+    np.testing.assert_allclose(derivative, torch.autograd.grad(expected.sum(), leaf)[0], rtol=1e-12)
