@@ -100,7 +100,10 @@ def test_images_that_the_model_cannot_take(tmp_path):
     np.save(tmp_path / "images.npy", np.full((7, 6, 5), 16.0))
     result = run("--model", tmp_path / "model", "--data", tmp_path / "images.npy", "--output", tmp_path / "out")
     assert result.exit_code == 2
-    assert "'--data': data is 16 at [0, 0, 0]: expected values that are in [0, 1], for likelihood 'bernoulli'" in result.output
+    assert (
+        "'--data': data is 16 at [0, 0, 0]: expected values that are in [0, 1], for likelihood 'bernoulli'"
+        in result.output
+    )
     assert not (tmp_path / "out").exists()
 
 
