@@ -19,6 +19,7 @@ REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
 KLS = ("closed_form", "monte_carlo")
 IWAE_REDUCTIONS = ("sample", "sum", "batchmean")
 FREE_BITS_PER = ("sample", "latent")
+LARGEST = torch.finfo(torch.float32).max
 
 
 def is_tensor(name, value, what="a tensor"):
@@ -266,8 +267,9 @@ def held(number, dtype):
 
     Given as it is, PyTorch would raise an error that names no argument, and a kernel compute in float64.
     """
-    largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
-    return number if -largest <= number <= largest else math.copysign(math.inf, number)
+    if dtype == torch.float64 or -LARGEST <= number <= LARGEST:
+        return number
+    return math.copysign(math.inf, number)
 
 
 def integer(name, value, what="an int"):

@@ -10,14 +10,13 @@ import math
 
 import torch
 
-from vae_fast import classes
+from vae_fast import checks, classes
 from vae_fast.eager import likelihoods, reductions
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.ops import autograd, backend, categorical, reconstruction
 from vae_fast.ops.library import PLAIN, is_plain, listening
 
-LARGEST = torch.finfo(torch.float32).max
 SCALARS = ("batchmean", "sum", "mean")
 
 
@@ -82,7 +81,7 @@ def _reciprocal(count):
 
 
 def is_weight(beta):
-    return type(beta) is float and 0 <= beta <= LARGEST
+    return type(beta) is float and 0 <= beta <= checks.LARGEST
 
 
 def fits(kl, target):
