@@ -81,16 +81,20 @@ def measured(workload) -> Row:
 def floor(workload, leaves, constants, outputs, upstream, gradients):
     """The fewest bytes, for the tensors that `Workload.run` returns.
 
-    A gradient that is the upstream one itself is not made, nor is its leaf read; neither is the mean, on which the
-    gradients of a sample do not depend.
+    A gradient that is the upstream one itself is not made, nor is its leaf read; neither are the mean and the prior, on
+    which the gradients of a sample do not depend.
     """
+    forward = _bytes(*leaves, *constants, *outputs)
+    if not gradients:
+        return forward
     given = {tensor.data_ptr() for tensor in upstream}
     made = [gradient.data_ptr() not in given for gradient in gradients]
-    forward = _bytes(*leaves, *constants, *outputs)
     backward = _bytes(*upstream, *(gradient for gradient, new in zip(gradients, made) if new))
-    if gradients and not _in_forward(workload, outputs):
-        unread = 1 if workload.op == "reparameterize" and "SoftClamp" not in workload.options else 0
-        backward += _bytes(*(leaf for leaf, new in zip(leaves[unread:], made[unread:]) if new), *constants)
+    if not _in_forward(workload, outputs):
+        of_sample = workload.op == "reparameterize" or workload.used == 0
+        unread = 1 if of_sample and "SoftClamp" not in workload.options else 0
+        again = constants[-1:] if of_sample else constants  # the noise comes last
+        backward += _bytes(*(leaf for leaf, new in zip(leaves[unread:], made[unread:]) if new), *again)
     return forward + backward
 
 

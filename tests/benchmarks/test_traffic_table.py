@@ -104,14 +104,17 @@ def test_problems_of_each_direction_and_kind():
 
 
 def test_the_floor_has_what_must_be_moved_once():
-    def floor(op, *tensors, options=""):
-        return table.floor(SimpleNamespace(op=op, options=options), *tensors)
+    def floor(op, *tensors, options="", used=None):
+        return table.floor(SimpleNamespace(op=op, options=options, used=used), *tensors)
 
     a, b, c, d, e = torch.ones(5, 10, 10).unbind()  # of 400 bytes each
     one, each, row = torch.ones(()), torch.ones(10), torch.ones(10).expand(10, 10)
     assert floor("reparameterize", [a, b], [], [c], [d], [d, e]) == 6 * 400  # neither the mean nor its gradient again
     options = "SoftClamp(bound=5.0, epsilon=0.0)"
     assert floor("reparameterize", [a, b], [], [c], [d], [e, c], options=options) == 8 * 400
+    prior_and_seed = [c, one]  # of which a sample's gradient wants the seed alone
+    assert floor("sample_kl", [a, b], prior_and_seed, [d], [e], [e, c], used=0) == 7 * 400 + 2 * 4
+    assert floor("reconstruction_loss", [a], [b], [c], [d], ()) == 3 * 400
     assert floor("reconstruction_loss", [a], [b], [one], [one], [c]) == 3 * 400 + 2 * 4
     assert floor("reconstruction_loss", [a], [b], [each], [each], [c]) == 5 * 400 + 2 * 40
     assert floor("reconstruction_loss", [a], [row], [one], [one], [c]) == 2 * 400 + 40 + 2 * 4
