@@ -80,13 +80,18 @@ def _driver(device):
 
 
 def commit():
-    """The commit of the source, "-dirty" if it was changed since. VAE_FAST_COMMIT says it for a copy without git."""
+    """The commit of the source, "-dirty" if it was changed since. VAE_FAST_COMMIT says it for a copy without git.
+
+    Results are no source: a run writes them before its report says at which commit it was.
+    """
     if os.environ.get("VAE_FAST_COMMIT"):
         return os.environ["VAE_FAST_COMMIT"]
     # An installed package may lie inside the repository of somebody else.
     if not _first_line("git", "-C", HERE, "ls-files", "--", Path(__file__).name):
         return "unknown"
-    return _first_line("git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown"
+    said = _first_line("git", "-C", HERE, "describe", "--always", "--abbrev=12", "--exclude=*")
+    changed = _first_line("git", "-C", HERE, "diff", "--name-only", "HEAD", "--", ":/", ":(exclude)results")
+    return f"{said}{'-dirty' * bool(changed)}" or "unknown"
 
 
 def _first_line(*command):

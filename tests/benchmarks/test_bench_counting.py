@@ -142,10 +142,15 @@ def test_the_commit(monkeypatch, tmp_path):
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "theirs")
     assert machine.commit() == "unknown"
-    git("add", "machine.py")
+    row = tmp_path / "results" / "results.json"
+    row.parent.mkdir()
+    row.write_text("")
+    git("add", "machine.py", "results")
     git("commit", "-q", "-m", "ours")
     said = machine.commit()
     assert re.fullmatch("[0-9a-f]{12}", said)
+    row.write_text("of this run")
+    assert machine.commit() == said
     source.write_text("1")
     assert machine.commit() == f"{said}-dirty"
 
