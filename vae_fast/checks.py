@@ -147,12 +147,6 @@ def clamp(value, dtype=torch.float64):
     return held(low, dtype), held(high, dtype)
 
 
-def scale(found, value, logvar_clamp):
-    """`found` is what `value` names: a clamp of log-variances is for a tensor of them."""
-    if logvar_clamp is not None and found.name != "logvar":
-        raise ValueError(f"logvar_clamp was given with scale {value!r}: expected scale 'logvar', or no clamp")
-
-
 def reduction(value, choices):
     choice("reduction", value, choices)
 

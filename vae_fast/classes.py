@@ -1,6 +1,5 @@
 """Classes: the likelihood that has a parameter of its own, and what it asks of its target."""
 
-import numbers
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +31,10 @@ class Categorical:
         index = self.ignore_index
         if index is None:
             return
-        if isinstance(index, bool) or not isinstance(index, numbers.Integral):
-            raise TypeError(f"ignore_index is {type(index).__name__}: expected an int or None")
+        index = checks.integer("ignore_index", index, "an int or None")
         if not -(2**63) <= index < 2**63:
             raise ValueError(f"ignore_index is {index}: expected an int in [-2^63, 2^63)")
-        object.__setattr__(self, "ignore_index", int(index))
+        object.__setattr__(self, "ignore_index", index)
 
     @property
     def constants(self):

@@ -40,8 +40,7 @@ class DiagonalGaussian:
 
     def _set(self, halves, moments, logvar_clamp, scale):
         checks.clamp(logvar_clamp)
-        self._found = scales.lookup(scale)
-        checks.scale(self._found, scale, logvar_clamp)
+        self._found = scales.lookup(scale, logvar_clamp)
         self._halves, self._moments = halves, moments
         self._options = {"logvar_clamp": logvar_clamp, "scale": scale}
 

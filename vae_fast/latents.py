@@ -24,8 +24,7 @@ def compute(
     """
     prior = checks.prior(prior, mu.shape, mu)
     clamp = checks.clamp(logvar_clamp, mu.dtype)
-    found = scales.lookup(scale)
-    checks.scale(found, scale, logvar_clamp)
+    found = scales.lookup(scale, logvar_clamp)
     if num_samples is not None:
         num_samples = checks.count("num_samples", num_samples)
     chosen = backend.choose(mu)

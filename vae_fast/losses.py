@@ -17,7 +17,7 @@ class GaussianKL(nn.Module):
     def __init__(self, *, logvar_clamp=None, scale="logvar", reduction="batchmean"):
         super().__init__()
         checks.clamp(logvar_clamp)
-        checks.scale(scales.lookup(scale), scale, logvar_clamp)
+        scales.lookup(scale, logvar_clamp)
         checks.reduction(reduction, checks.LATENT_REDUCTIONS)
         self.logvar_clamp, self.scale, self.reduction = logvar_clamp, scale, reduction
 

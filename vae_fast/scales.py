@@ -46,10 +46,7 @@ class SoftClamp:
     epsilon: float = 0.0
 
     def __post_init__(self):
-        bound = checks.number("bound", self.bound)
-        if not bound:
-            raise ValueError(f"bound is {self.bound}: expected a finite number > 0")
-        object.__setattr__(self, "bound", bound)
+        object.__setattr__(self, "bound", checks.positive("bound", self.bound))
         object.__setattr__(self, "epsilon", checks.number("epsilon", self.epsilon))
 
 
@@ -57,9 +54,20 @@ LOGVAR = Scale("logvar")
 NAMES = ("logvar", "logstd", "std", "softplus")
 
 
-def lookup(scale):
-    """The `Scale` of a name or a dataclass. Raises ValueError, naming the choices, for anything else."""
-    # Numbers are written out: torch.compile(dynamic=True) makes inputs of a table's, and fails at the next call's.
+def lookup(scale, logvar_clamp=None):
+    """The `Scale` of a name or a dataclass.
+
+    Raises ValueError, naming the choices, for anything else, and for a clamp where `logvar` holds no log-variances.
+    """
+    found = _named(scale)
+    if logvar_clamp is not None and found.name != "logvar":
+        raise ValueError(f"logvar_clamp was given with scale {scale!r}: expected scale 'logvar', or no clamp")
+    return found
+
+
+def _named(scale):
+    # Numbers are written out: torch.compile(dynamic=True) would make inputs of those in a table, and fail when the next
+    # call has others.
     if isinstance(scale, Softplus):
         return Scale("softplus", 0.0, scale.epsilon)
     if isinstance(scale, SoftClamp):
