@@ -147,10 +147,6 @@ def clamp(value, dtype=torch.float64):
     return held(low, dtype), held(high, dtype)
 
 
-def reduction(value, choices):
-    choice("reduction", value, choices)
-
-
 def choice(name, value, choices):
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, choices))}")

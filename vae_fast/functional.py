@@ -79,7 +79,7 @@ def sample_kl(
         if made is not None:
             return made
     checks.posterior(mu, logvar)
-    checks.reduction(reduction, checks.LATENT_REDUCTIONS)
+    checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
     options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale, "kl": kl, "num_samples": num_samples}
     return tuple(latents.compute(mu, logvar, mu, reduction=reduction, noise=(seed, generator, eps), **options))
@@ -113,7 +113,7 @@ def sample_kl_packed(
         if made is not None:
             return made
     dim = checks.moments(moments, dim)
-    checks.reduction(reduction, checks.LATENT_REDUCTIONS)
+    checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
     options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale, "kl": kl, "num_samples": num_samples}
@@ -150,7 +150,7 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
         if made is not None:
             return made
     checks.posterior(mu, logvar)
-    checks.reduction(reduction, checks.LATENT_REDUCTIONS)
+    checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
     options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale}
     return latents.compute(mu, logvar, mu, reduction=reduction, **options)[0]
 
@@ -234,7 +234,7 @@ def reconstruction_loss(
         if loss is not None:
             return loss
     params = outputs.check(output, target, row)
-    checks.reduction(reduction, checks.REDUCTIONS)
+    checks.choice("reduction", reduction, checks.REDUCTIONS)
     options = {
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip

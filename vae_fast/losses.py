@@ -18,7 +18,7 @@ class GaussianKL(nn.Module):
         super().__init__()
         checks.clamp(logvar_clamp)
         scales.lookup(scale, logvar_clamp)
-        checks.reduction(reduction, checks.LATENT_REDUCTIONS)
+        checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
         self.logvar_clamp, self.scale, self.reduction = logvar_clamp, scale, reduction
 
     def forward(self, mu, logvar, prior=None):
@@ -41,7 +41,7 @@ class ReconstructionLoss(nn.Module):
 
     def __init__(self, likelihood="bernoulli", *, reduction="batchmean", target_scale=None, binarize=False):
         super().__init__()
-        checks.reduction(reduction, checks.REDUCTIONS)
+        checks.choice("reduction", reduction, checks.REDUCTIONS)
         _check_target_options(likelihood, target_scale, binarize)
         self.likelihood, self.reduction = likelihood, reduction
         self.target_scale, self.binarize = target_scale, binarize

@@ -93,7 +93,7 @@ def iwae_loss(nll, kl, *, reduction="batchmean"):
     checks.importance("kl", kl)
     checks.same_shape("kl", kl, "nll", nll)
     checks.same_device("kl", kl, "nll", nll)
-    checks.reduction(reduction, checks.IWAE_REDUCTIONS)
+    checks.choice("reduction", reduction, checks.IWAE_REDUCTIONS)
     log_weights = -(nll + kl)
     # The backward pass of logsumexp is exp(x - result): with x in thousands of nats, float32 has that wrong by 1e-4.
     largest = log_weights.detach().amax(0)
