@@ -32,12 +32,12 @@ def check(params, target, scale, weight, row):
     require(name, scaled, TARGETS[row.domain], weight)
 
 
-def require(name, tensor, rule, weight):
-    """Raise ValueError for the first element that breaks the rule, but where the weight is 0."""
+def require(name, tensor, rule, weight=None, whose=""):
+    """Raise ValueError for the first element that breaks the rule, unless its weight is 0. whose: ends the message."""
     bad = ~RULES[rule](tensor)
     if weight is not None:
         bad &= weight != 0
-    refuse(name, tensor, bad, f"values that are {rule}")
+    refuse(name, tensor, bad, f"values that are {rule}{whose}")
 
 
 def refuse(name, tensor, bad, wanted):

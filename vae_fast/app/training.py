@@ -107,9 +107,7 @@ def check_data(name: str, data: Tensor, likelihood: str) -> None:
     if domain == "classes":
         dtype = checks.dtype_name(data.dtype)
         raise ValueError(f"{name} is {dtype}: likelihood {likelihood!r} wants class indices, which are not trained on")
-    rule = validation.TARGETS[domain]
-    wanted = f"values that are {rule}, for likelihood {likelihood!r}"
-    validation.refuse(name, data, ~validation.RULES[rule](data), wanted)
+    validation.require(name, data, validation.TARGETS[domain], whose=f", for likelihood {likelihood!r}")
 
 
 def resolve_device(name: str) -> torch.device:
