@@ -17,6 +17,11 @@ def is_default(scale, kl, samples):
     return scale == "logvar" and kl == "closed_form" and samples is None
 
 
+def passes(grad_kl, scale, samples):
+    """Whether the gradient in mu is that of z itself: backward then makes none, unless it is told where."""
+    return grad_kl is None and samples is None and scale != "soft_clamp"
+
+
 def forward(mu, logvar, **options):
     """As `vae_fast.kernels.gaussian.forward`."""
     return forward_keeping(mu, logvar, keep=False, **options)[:2]
@@ -115,7 +120,7 @@ def backward(
     kept=None,
 ):
     """As `vae_fast.kernels.gaussian.backward`; `kept` is what `forward_keeping` kept."""
-    passed = grad_kl is None and samples is None and scale[0] != "soft_clamp"
+    passed = passes(grad_kl, scale[0], samples)
     grads = out or (None if passed else torch.empty_like(mu), torch.empty_like(logvar))
     grads = (*grads, *(torch.empty_like(p) if prior_grad else None for p in prior))
     if not is_default(scale[0], kl, samples):

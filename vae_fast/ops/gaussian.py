@@ -105,18 +105,14 @@ def _backward_impl(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, ep
 
 def _backward_fake(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
     *spec, prior_grad, _ = spec
-    passes = logvar is not None and _passes(grad_kl, Spec(*spec))
-    grads = [] if passes else [torch.empty_like(mu)]
+    spec = Spec(*spec)
+    passed = logvar is not None and eager.passes(grad_kl, spec.scale, spec.samples)
+    grads = [] if passed else [torch.empty_like(mu)]
     if logvar is not None:
         grads.append(torch.empty_like(logvar))
     if prior_grad:
         grads += [torch.empty_like(prior_mu), torch.empty_like(prior_logvar)]
     return grads
-
-
-def _passes(grad_kl, spec):
-    """Whether the gradient in mu is that of z itself."""
-    return grad_kl is None and spec.samples is None and spec.scale != "soft_clamp"
 
 
 _TENSORS = "Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps"
@@ -150,12 +146,12 @@ def _differentiate(ctx, grads, saved, call):
         return (None,) * 7
     prior_grad = grad_kl is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
     made = autograd.once(lambda *args: call(*args, *spec, prior_grad, kept), grad_z, grad_kl, *tensors)
-    prior = tuple(made[-2:]) if prior_grad else (None, None)
+    posterior, prior = (made[:-2], made[-2:]) if prior_grad else (made, (None, None))
     if tensors[1] is None:
-        return made[0], None, *prior, None, None, None
-    if _passes(grad_kl, spec):
-        return grad_z, made[0], *prior, None, None, None
-    return made[0], made[1], *prior, None, None, None
+        return posterior[0], None, *prior, None, None, None
+    if len(posterior) == 1:  # the gradient in mu is that of z itself
+        return grad_z, posterior[0], *prior, None, None, None
+    return *posterior, *prior, None, None, None
 
 
 def _run(ctx, call, *inputs):

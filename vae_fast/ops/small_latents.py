@@ -74,8 +74,7 @@ class _Latent(autograd.Short):
             return (None,) * 6
         gradients = functools.partial(_gradients, ctx.reduction, ctx.dim)
         d_mu, d_logvar = autograd.once(gradients, grad_z, grad_kl, *ctx.saved_tensors)
-        passed = grad_kl is None and not ctx.dim
-        return grad_z if passed else d_mu, d_logvar, None, None, None, None
+        return grad_z if d_mu is None else d_mu, d_logvar, None, None, None, None
 
 
 def _gradients(reduction, dim, grad_z, grad_kl, posterior, logvar, mu, noisy, difference):
