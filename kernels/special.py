@@ -1,4 +1,4 @@
-"""The gamma function's relatives in plain `tl`, and what the likelihoods of counts need of them.
+"""The gamma function's relatives in plain `tl`, and what else likelihoods need.
 
 lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + R(y): all that grows with y is written out, and what remains, R, is
 below 1/12 for y >= 1 and decreases (NIST DLMF 5.11.1; R is Binet's function). So a difference of two is taken term by

@@ -1,7 +1,4 @@
-"""The likelihoods of counts: nll and derivatives, as `eager.likelihoods` wants them.
-
-`terms`, `derivatives` and `both` are the negative binomial's.
-"""
+"""The likelihoods of counts: nll and derivatives, as `eager.likelihoods` wants them."""
 
 from typing import NamedTuple
 
@@ -77,15 +74,15 @@ def _derivatives(parts, x, outs):
     return dmean, torch.add(slope, parts.v, out=outs[1]).neg_()
 
 
-def terms(params, target, out=None):
+def negative_binomial_terms(params, target, out=None):
     yield _nll(_parts(*params, target), target)
 
 
-def derivatives(params, target, outs):
+def negative_binomial_derivatives(params, target, outs):
     return _derivatives(_parts(*params, target), target, outs)
 
 
-def both(params, target, outs):
+def negative_binomial_both(params, target, outs):
     parts = _parts(*params, target)
     return _nll(parts, target), _derivatives(parts, target, outs)
 

@@ -10,15 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from vae_fast.eager import counts
+from vae_fast.eager import counts, special
 from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select, sum_of_logs
-
-# B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2
-LOG_SINHC = (
-    1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -4.403491782239578e-11, 9.55895466477477e-13,
-    -2.1185501852016142e-14, 4.770034475709914e-16, -1.087434349279031e-17,
-)  # fmt: skip
-
 
 SUM = 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
 
@@ -113,10 +106,8 @@ def _bernoulli_probs_derivatives(params, target, outs):
 
 def _continuous_bernoulli_parts(b):
     """log((1 - exp(-b)) / b), and 1 less the target's mean at b >= 0: see the reference."""
-    square, tail, slope = b * b, torch.zeros_like(b), torch.zeros_like(b)
-    for n, coefficient in reversed(list(enumerate(LOG_SINHC, start=1))):
-        tail.mul_(square).add_(coefficient)
-        slope.mul_(square).add_(2 * n * coefficient)
+    square = b * b
+    tail, slope = special.log_sinhc(square)
     rest = torch.expm1(-b).neg_()
     near = b < 1
     return (
@@ -295,7 +286,9 @@ student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)
 poisson = Formulas(counts.poisson_terms, counts.poisson_derivatives, both=counts.poisson_both)
-negative_binomial = Formulas(counts.terms, counts.derivatives, both=counts.both)
+negative_binomial = Formulas(
+    counts.negative_binomial_terms, counts.negative_binomial_derivatives, both=counts.negative_binomial_both
+)
 zero_inflated_negative_binomial = Formulas(
     counts.zero_inflated_terms, counts.zero_inflated_derivatives, both=counts.zero_inflated_both
 )

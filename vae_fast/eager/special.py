@@ -1,4 +1,4 @@
-"""The gamma function's relatives without cancellation: as `vae_fast.kernels.special`.
+"""The gamma function's relatives without cancellation, and what else likelihoods need: as `vae_fast.kernels.special`.
 
 lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + R(y) (NIST DLMF 5.11.1), with R from a polynomial in single precision
 (PyTorch's digamma takes as long as thirty passes), from PyTorch's lgamma and digamma or Stirling's series in double.
@@ -19,6 +19,12 @@ SINGLE_DERIVATIVE = (
 # Stirling's series of them in powers of s^2, for y >= 10.
 DOUBLE = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
 DOUBLE_DERIVATIVE = tuple((2 * k + 1) * c for k, c in enumerate(DOUBLE))
+
+# B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2.
+LOG_SINHC = (
+    1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -4.403491782239578e-11, 9.55895466477477e-13,
+    -2.1185501852016142e-14, 4.770034475709914e-16, -1.087434349279031e-17,
+)  # fmt: skip
 
 
 def lgamma_1p(x):
@@ -55,6 +61,15 @@ def stirling_remainder_derivative(s):
     q = s * s
     low = torch.digamma(y) - y.log() + 0.5 * s
     return torch.where(y < 10, low, _horner(q, DOUBLE_DERIVATIVE).mul_(q).neg_())
+
+
+def log_sinhc(square):
+    """log(sinh(b/2) / (b/2)) / b^2, and its derivative in b over b, for b^2 in [0, 1]."""
+    tail, slope = torch.zeros_like(square), torch.zeros_like(square)
+    for n, coefficient in reversed(list(enumerate(LOG_SINHC, start=1))):
+        tail.mul_(square).add_(coefficient)
+        slope.mul_(square).add_(2 * n * coefficient)
+    return tail, slope
 
 
 def _horner(x, coefficients):

@@ -71,20 +71,10 @@ def continuous_bernoulli(logits, target):
     b = np.abs(a)
     small, c = b < 1.0, np.where(b < 1.0, 1.0, b)  # c stands where the closed form is right
     square = np.where(small, b, 0.0) ** 2
-    series = np.polynomial.polynomial.polyval(square, [0.0, *_LOG_SINHC])
-    slope = np.where(small, b, 0.0) * np.polynomial.polynomial.polyval(
-        square, [2 * n * c for n, c in enumerate(_LOG_SINHC, start=1)]
-    )
-    log_partition = np.where(small, series - b / 2, np.log(-np.expm1(-c) / c))
-    complement = np.where(small, 0.5 - slope, 1.0 / c - 1.0 / np.expm1(c))  # 1 less the target's mean at b
+    tail, slope = special.log_sinhc(square)
+    log_partition = np.where(small, square * tail - b / 2, np.log(-np.expm1(-c) / c))
+    complement = np.where(small, 0.5 - b * slope, 1.0 / c - 1.0 / np.expm1(c))  # 1 less the target's mean at b
     return np.maximum(a, 0.0) - a * x + log_partition, (np.where(a >= 0, 1.0 - complement, complement) - x,)
-
-
-# B_2n / (2n (2n)!), n = 1, 2, ...: the Taylor coefficients of log(sinh(b/2) / (b/2)) in b^2 (DLMF 4.19)
-_LOG_SINHC = (
-    1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -4.403491782239578e-11, 9.55895466477477e-13,
-    -2.1185501852016142e-14, 4.770034475709914e-16, -1.087434349279031e-17,
-)  # fmt: skip
 
 
 def l1(output, target):
