@@ -8,10 +8,9 @@ the many likelihoods, layouts that differ from one of those below in strides alo
 import torch
 
 from vae_fast import checks
-from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
 from vae_fast.benchmarks.formulas import CLAMP
 from vae_fast.benchmarks.latent_workloads import SAMPLES, SCALES, latent_call
-from vae_fast.benchmarks.layouts import LAYOUTS, ORDINARY
+from vae_fast.benchmarks.layouts import CLASS_LAYOUTS, LAYOUTS, ORDINARY
 from vae_fast.benchmarks.output_workloads import SHARED, WEIGHTS, reconstruction_call
 from vae_fast.benchmarks.pairs import covering
 from vae_fast.likelihoods import LIKELIHOODS

@@ -32,6 +32,11 @@ def mixed(*shape):
     ]
 
 
+def classes_second(*shape):
+    """Tensors of `shape`, their second dimension moved to the end."""
+    return lambda dtype, count: [filled(dtype, *shape).movedim(1, -1) for _ in range(count)]
+
+
 LAYOUTS = {
     "rows": contiguous(32, 256),
     "chunks": chunks(32, 256),
@@ -46,6 +51,11 @@ LAYOUTS = {
     "transposed": mixed(32, 256),
 }
 ORDINARY = "rows"
+CLASS_LAYOUTS = {  # of logits, the classes last, for which the launcher of their kernel chooses another tile
+    "32768 classes": contiguous(2, 32768),  # read in passes
+    "classes second": classes_second(4, 256, 8, 8),  # as a convolution gives them: the elements are contiguous
+    "10 classes": contiguous(512, 10),  # rows are packed
+}
 MASKED = [(torch.float32, layout) for layout in ("784 columns", "primes", "transposed")]
 
 

@@ -6,8 +6,7 @@ import torch
 
 import vae_fast
 from vae_fast import checks
-from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
-from vae_fast.benchmarks.layouts import LAYOUTS, MASKED, ORDINARY
+from vae_fast.benchmarks.layouts import CLASS_LAYOUTS, LAYOUTS, MASKED, ORDINARY
 from vae_fast.benchmarks.workload import COMMON, SEED, Workload, joined_words, leaf
 from vae_fast.likelihoods import LIKELIHOODS
 

@@ -5,11 +5,10 @@ import torch
 
 import vae_fast
 from vae_fast import checks, likelihoods
-from vae_fast.benchmarks.class_layouts import CLASS_LAYOUTS
 from vae_fast.benchmarks.combined_workloads import combined_workloads
 from vae_fast.benchmarks.formulas import CLAMP
 from vae_fast.benchmarks.latent_workloads import SAMPLES, SCALES, latent_workloads
-from vae_fast.benchmarks.layouts import LAYOUTS
+from vae_fast.benchmarks.layouts import CLASS_LAYOUTS, LAYOUTS
 from vae_fast.benchmarks.output_workloads import WEIGHTS, reconstruction_workloads, target_workloads
 from vae_fast.benchmarks.workloads import workloads
 from vae_fast.likelihoods import LIKELIHOODS
