@@ -144,7 +144,8 @@ def _kl_floor(case):
 # ---- reconstruction and the whole loss
 
 
-def _single(parameters):
+def as_output(parameters):
+    """Parameters of a likelihood as a decoder gives them: a tensor, or a tuple of several."""
     return parameters[0] if len(parameters) == 1 else tuple(parameters)
 
 
@@ -195,15 +196,15 @@ def _exact(name, leaves, target):
     if target.is_cuda and leaves[0].numel() > NUMPY_ELEMENTS:
         classes = LIKELIHOODS[name].domain == "classes"
         with use_backend("eager"):
-            return reconstruction_loss(_single(leaves), target.long() if classes else target, name, reduction="sum")
+            return reconstruction_loss(as_output(leaves), target.long() if classes else target, name, reduction="sum")
     return _Reference.apply(name, target, *leaves)
 
 
 def _reconstruction(name):
     return Op(
-        eager=lambda leaves, target, eps: (FORMULAS[name](_single(leaves), target),),
+        eager=lambda leaves, target, eps: (FORMULAS[name](as_output(leaves), target),),
         oracle=lambda leaves, target, eps: (_exact(name, leaves, target),),
-        fused=lambda leaves, target, seed: (reconstruction_loss(_single(leaves), target, name, reduction="sum"),),
+        fused=lambda leaves, target, seed: (reconstruction_loss(as_output(leaves), target, name, reduction="sum"),),
         inputs=lambda case, draw: Inputs(_parameters(case, draw, name), _target(case, draw, name), (None,)),
         floor=lambda case: _reconstruction_floor(case, name),
     )
@@ -215,12 +216,12 @@ def _eager_loss(leaves, target, eps):
     std = torch.exp(0.5 * logvar)
     z = mu + std * (torch.randn_like(std) if eps is None else eps)
     kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
-    return (FORMULAS[WHOLE_LOSS](_single(leaves[1:]), target) + kl) / len(target), z
+    return (FORMULAS[WHOLE_LOSS](as_output(leaves[1:]), target) + kl) / len(target), z
 
 
 def _fused_loss(leaves, target, seed):
     z, kl = sample_kl_packed(leaves[0], seed=seed)
-    return elbo_loss(_single(leaves[1:]), target, kl, likelihood=WHOLE_LOSS).total, z
+    return elbo_loss(as_output(leaves[1:]), target, kl, likelihood=WHOLE_LOSS).total, z
 
 
 def _loss_inputs(case, draw):

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 
-from vae_fast import reconstruction_loss, use_backend
+from vae_fast import checks, reconstruction_loss, use_backend
 from vae_fast.benchmarks import cases, formulas, interpreter
 from vae_fast.benchmarks.results import Results, load
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.reference import likelihoods as reference
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BACKENDS = {"triton": "kernel", "eager": "eager"}
 SHAPE = (64, 784)
 RESULTS = Path(__file__).parent / "results"
@@ -39,9 +38,8 @@ def error(name: str, dtype: torch.dtype, backend: str) -> float:
     """The largest error of the nll and of the gradients, each relative to the largest of its kind."""
     case = cases.Case(name, SHAPE, dtype, formulas.target_dtype(name, dtype), "")
     inputs = formulas.draw_inputs(case, torch.device("cpu"))
-    output = inputs.leaves if len(inputs.leaves) > 1 else inputs.leaves[0]
     with use_backend(backend):
-        nll = reconstruction_loss(output, inputs.target, name, reduction="none")
+        nll = reconstruction_loss(formulas.as_output(inputs.leaves), inputs.target, name, reduction="none")
         ours = nll.detach(), *torch.autograd.grad(nll.sum(), inputs.leaves)
     arrays = [t.detach().double().numpy() for t in (*inputs.leaves, inputs.target)]
     right, derivatives = getattr(reference, name)(*arrays)
@@ -61,7 +59,7 @@ def _measure_here():
     calls = {(w.op, w.options, w.dtype, w.layout): w for w in reconstruction_workloads()}
     return {
         name: {
-            "errors": [[error(name, dtype, backend) for backend in BACKENDS] for dtype in DTYPES],
+            "errors": [[error(name, dtype, backend) for backend in BACKENDS] for dtype in checks.FLOATS],
             "moved": traffic(calls[(CALL[0], CALL[1].format(name), *CALL[2:])]).ratio,
         }
         for name in _names()
@@ -78,7 +76,7 @@ def table(folder: Path | None = None) -> str:
     rows = [] if folder is None else load(folder / Results.JSON)
     speeds = _speeds(rows)
     header = ["likelihood"]
-    header += [f"{str(dtype).removeprefix('torch.')} {room}" for dtype in DTYPES for room in BACKENDS.values()]
+    header += [f"{checks.dtype_name(dtype)} {room}" for dtype in checks.FLOATS for room in BACKENDS.values()]
     lines = []
     for name, row in measured().items():
         errors = [f"{value:.0e}" for pair in row["errors"] for value in pair]

@@ -6,6 +6,7 @@ import torch
 
 import vae_fast
 from vae_fast import checks
+from vae_fast.benchmarks.formulas import as_output
 from vae_fast.benchmarks.layouts import CLASS_LAYOUTS, LAYOUTS, MASKED, ORDINARY
 from vae_fast.benchmarks.workload import COMMON, SEED, Workload, joined_words, leaf
 from vae_fast.likelihoods import LIKELIHOODS
@@ -128,7 +129,7 @@ def reconstruction_call(
             given |= {"binarize": True, "seed": tensors.pop()}
         if weight:
             given["weight"] = tensors.pop()
-        return vae_fast.reconstruction_loss(_output(tensors[:-1]), tensors[-1], likelihood, **given)
+        return vae_fast.reconstruction_loss(as_output(tensors[:-1]), tensors[-1], likelihood, **given)
 
     words = (
         target and f"{checks.dtype_name(target)} target",
@@ -160,10 +161,10 @@ def _elbo(
     def function(kl, *tensors):
         tensors = list(tensors)
         given = {"beta": tensors.pop() if beta_tensor else 0.5, "weight": tensors.pop() if weight else None}
-        return vae_fast.elbo_loss(_output(tensors[:-1]), tensors[-1], kl, likelihood=likelihood, **given)
+        return vae_fast.elbo_loss(as_output(tensors[:-1]), tensors[-1], kl, likelihood=likelihood, **given)
 
     words = (likelihood, "averaged kl" if averaged else "", "beta tensor" if beta_tensor else "", weight, shared)
-    options = ", ".join(filter(None, (*words, "every output used" if used is None else "")))
+    options = joined_words((*words, "every output used" if used is None else ""))
     return Workload("elbo_loss", options, checks.dtype_name(dtype), ORDINARY, make, function, used, main)
 
 
@@ -181,7 +182,3 @@ def _outputs(likelihood, layout, dtype, target_dtype, grads, weight, shared):
         kind, shape = WEIGHTS[weight]
         weights = [torch.ones(shape(target.shape), dtype=kind)]
     return leaves, [target.to(target_dtype or dtype), *weights]
-
-
-def _output(params):
-    return params[0] if len(params) == 1 else tuple(params)

@@ -76,8 +76,8 @@ def _sections(rows, drawn, traffic) -> Iterable[str]:
     yield _origin(rows)
     yield _overview(rows)
     yield _losses(rows)
-    yield _unmeasured(rows)
-    yield _notes(rows)
+    yield _listed("Without figures", tables.unmeasured(rows))
+    yield _listed("Notes", tables.notes(rows))
     yield "\n\n".join(f"![{text}]({name}.png)\n\n*{text}*" for name, text in FIGURES.items() if name in drawn)
     yield _every_case(rows)
     yield _overheads(rows)
@@ -159,14 +159,8 @@ def _losses_by(rows, over, where, phases=WHOLE):
     return f"**Slower{where} by more than {tables.NOISE - 1:.0%} in {counts}.**\n{listed}".rstrip()
 
 
-def _unmeasured(rows):
-    lines = tables.unmeasured(rows)
-    return "**Without figures:**\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
-
-
-def _notes(rows):
-    lines = tables.notes(rows)
-    return "**Notes:**\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
+def _listed(title, lines):
+    return f"**{title}:**\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
 def _every_case(rows):
@@ -192,8 +186,8 @@ def _traffic():
     lines = []
     for op, own in ops.items():
         worst = max(own, key=lambda row: row.ratio)
-        lines.append((op, str(len(own)), f"{min(row.ratio for row in own):.3f}", f"{worst.ratio:.3f}", _call(worst)))
-    problems = "".join(f"\n- {row.op}, {_call(row)}: {problem}" for row in counted for problem in row.problems)
+        lines.append((op, str(len(own)), f"{min(row.ratio for row in own):.3f}", f"{worst.ratio:.3f}", worst.variant))
+    problems = "".join(f"\n- {row.name}: {problem}" for row in counted for problem in row.problems)
     header = ("op", "calls", "least", "most", "which")
     note = f"{TRAFFIC_NOTE} {COUNTED_AT} {machine.commit()}."
     return f"{note}\n\n{markdown(header, lines, words=('which',))}\n\n{problems or NO_PROBLEMS}"
@@ -206,10 +200,6 @@ def _earlier_traffic(folder):
         return ""
     section = text.partition(TRAFFIC_TITLE)[2].partition(METHOD_TITLE)[0]
     return section if COUNTED_AT in section else ""  # or nobody could tell which kernels it is of
-
-
-def _call(row):
-    return ", ".join(filter(None, (row.options, row.dtype, row.layout)))
 
 
 def _reasons(rows):

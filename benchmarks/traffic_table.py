@@ -15,6 +15,7 @@ import sys
 from typing import NamedTuple
 
 from vae_fast.benchmarks import interpreter
+from vae_fast.benchmarks.workload import joined_words
 from vae_fast.benchmarks.workloads import workloads
 from vae_fast.ops import backend
 
@@ -37,7 +38,12 @@ class Row(NamedTuple):
 
     @property
     def name(self):
-        return ", ".join(filter(None, (self.op, self.options, self.dtype, self.layout)))
+        return joined_words((self.op, self.variant))
+
+    @property
+    def variant(self):
+        """Which of the op's calls."""
+        return joined_words((self.options, self.dtype, self.layout))
 
     @property
     def ratio(self):

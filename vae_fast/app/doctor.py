@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import functional, reference
+from vae_fast.benchmarks.formulas import as_output
 from vae_fast.benchmarks.machine import versions
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood
 from vae_fast.ops import backend
@@ -182,13 +183,12 @@ def _reconstruction_inputs(inputs: _Inputs, likelihood: str) -> tuple[list[Tenso
     """Parameters, the same as users pass them, a target, and the reference's formula."""
     row = LIKELIHOODS[likelihood]
     leaves = inputs.parameters(row, *IMAGES)
-    output = leaves[0] if len(leaves) == 1 else tuple(leaves)
     target = inputs.uniform(*IMAGES)
     if row.domain == "counts":
         target = (10 * target).floor()
     elif row.domain == "classes":
         target = (IMAGES[-1] * target[..., 0]).long()
-    return leaves, output, target, getattr(reference.likelihoods, likelihood)
+    return leaves, as_output(leaves), target, getattr(reference.likelihoods, likelihood)
 
 
 def _compare(op: str, names, ours, right) -> Iterator[Check]:
