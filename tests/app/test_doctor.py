@@ -42,7 +42,7 @@ def test_kernels_that_cannot_run_here_fail_each_check_and_say_why():
 
 
 def test_nan_fails():
-    assert not doctor.Check("op", "what", float("nan"), doctor.ALLOWED).passed
+    assert not doctor.Check("op", "what", float("nan")).passed
 
 
 @pytest.mark.parametrize("off", [0.01, -0.01])
@@ -110,7 +110,7 @@ class _On:
 
 def test_of_kernels_the_last_call_is_compared(monkeypatch):
     errors = iter((math.nan, math.nan, 0.0))
-    check = {"op": lambda op, inputs: [doctor.Check(op, "z", next(errors), 1.0)]}
+    check = {"op": lambda op, inputs: [doctor.Check(op, "z", next(errors))]}
     monkeypatch.setattr(doctor, "_checks", lambda: check)
     monkeypatch.setattr(doctor.backend, "launches", lambda tensor: True)
     (found,) = doctor.run_checks(CPU)

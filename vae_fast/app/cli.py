@@ -15,7 +15,7 @@ from vae_fast.app.audit import audit
 from vae_fast.app.bench import bench
 from vae_fast.app.compare import compare
 from vae_fast.app.data import Split, digits, load_images, split
-from vae_fast.app.doctor import environment, run_checks
+from vae_fast.app.doctor import ALLOWED, environment, run_checks
 from vae_fast.app.options import INTERRUPTED, argument, trainable_device
 from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, fit, resolve_device
@@ -127,7 +127,7 @@ def doctor() -> None:
     for check in run_checks(device):
         failed += not check.passed
         verdict = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
-        table.add_row(check.op, check.what, f"{check.error:.1e}", f"{check.allowed:.1e}", verdict)
+        table.add_row(check.op, check.what, f"{check.error:.1e}", f"{ALLOWED:.1e}", verdict)
     console.print(table)
     console.print(f"{failed} of {table.row_count} checks FAILED" if failed else f"all {table.row_count} checks passed")
     raise typer.Exit(1 if failed else 0)
