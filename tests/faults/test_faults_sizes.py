@@ -7,8 +7,7 @@ import torch
 
 from tests.faults import plain
 from tests.ops.cases import LATENT_REDUCTIONS, REDUCTIONS, values
-from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, use_backend
-from vae_fast.eager import blocks
+from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, sample_kl
 from vae_fast.reference import noise as reference
 
 SIZES = [
@@ -84,26 +83,6 @@ def test_pointers_that_are_not_aligned(shift, dtype, backend):
         losses = elbo_loss(mu, target, kl)
         results.append((z, kl, *losses, *torch.autograd.grad(losses.total + z.sum(), (mu, logvar))))
     torch.testing.assert_close(*results, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("layout", ["rows", "transposed"])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_tensors_that_the_cpu_path_takes_in_blocks(likelihood, layout, monkeypatch):
-    """Every block's part of the loss and of the gradient must be there, once."""
-    monkeypatch.setattr(blocks, "BLOCK", 2**14)
-    rows = 37 * torch.get_num_threads()
-    shape = (rows, 2003) if layout == "rows" else (2003, rows)
-    tensors = [values(*shape, dtype=torch.float64, seed=i) for i in range(3)]
-    first, second, target = (t if layout == "rows" else t.t() for t in tensors)
-    params = [first.requires_grad_(), second.requires_grad_()][: 1 + (likelihood == "gaussian")]
-    output = params[0] if len(params) == 1 else tuple(params)
-    with use_backend("eager"):
-        for reduction in REDUCTIONS:
-            ours = reconstruction_loss(output, target, likelihood, reduction=reduction)
-            theirs = plain.reduce(plain.nll(output, target, likelihood), reduction)
-            torch.testing.assert_close(ours, theirs)
-            gradients = [torch.autograd.grad((loss * loss).sum(), params) for loss in (ours, theirs)]
-            torch.testing.assert_close(*gradients)
 
 
 def test_the_sizes_reach_every_kind_of_grid():

@@ -17,18 +17,20 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 HALVES = [case for case in CASES if not case.name.startswith("elbo")]  # a kl is never in 16 bits
 
 
-def check(call, leaves, monkeypatch):
-    """Values, with and without gradients, and gradients."""
+def check(call, leaves, monkeypatch, sizes=(1,)):
+    """Values, with and without gradients, and gradients. sizes: of blocks; of 1 element: one for each sample."""
     results = []
-    for size in (blocks.BLOCK, 1):  # of 1 element: one for each sample
+    for size in (blocks.BLOCK, *sizes):
         monkeypatch.setattr(blocks, "BLOCK", size)
         with use_backend("eager"):
             outputs = call(*leaves)
             with torch.no_grad():
                 alone = call(*leaves)
         results.append((tupled(outputs), tupled(alone), torch.autograd.grad(scalar(outputs), leaves)))
-    torch.testing.assert_close(*results)
-    torch.testing.assert_close(*results[1][:2])
+    whole, *others = results
+    for parts in others:
+        torch.testing.assert_close(parts, whole)
+        torch.testing.assert_close(*parts[:2])
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -41,15 +43,19 @@ def test_blocks_in_16_bits(case, monkeypatch):
     check(case.call, case.leaves(dtype=torch.bfloat16), monkeypatch)
 
 
+@pytest.mark.parametrize("layout", ["rows", "transposed"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("likelihood", [name for name, row in LIKELIHOODS.items() if row.domain != "classes"])
-def test_blocks_of_each_likelihood(likelihood, reduction, monkeypatch):
+def test_blocks_of_each_likelihood(likelihood, reduction, layout, monkeypatch):
     params, target = domains.draw(likelihood, (5, 7), torch.float64)
+    if layout == "transposed":
+        *params, target = (t.t().contiguous().t() for t in (*params, target))
 
     def call(*output):
         return reconstruction_loss(output if len(output) > 1 else output[0], target, likelihood, reduction=reduction)
 
-    check(call, [p.requires_grad_() for p in params], monkeypatch)
+    sizes = (1, 14 // torch.get_num_threads())  # with the second, blocks of two samples, and of one that is left
+    check(call, [p.requires_grad_() for p in params], monkeypatch, sizes)
 
 
 @pytest.mark.parametrize("call", [gaussian_kl, sample_kl, reparameterize])
