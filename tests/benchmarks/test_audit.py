@@ -14,7 +14,7 @@ from tests.benchmarks.test_controlflow import nvidia
 from vae_fast.benchmarks import audit as tool
 from vae_fast.benchmarks.audit import Budget, Resources, audit, check
 from vae_fast.benchmarks.cards import CARDS, H200, bound
-from vae_fast.benchmarks.launches import TARGETS, record_launches, variants
+from vae_fast.benchmarks.launches import TARGETS, record_launches
 
 pytestmark = pytest.mark.compiled_only
 
@@ -176,14 +176,6 @@ def test_copies_of_whole_tiles_are_a_failure():
     assert "main path has 2 copies of whole tiles, whose bytes are not counted" in failure
 
 
-def test_an_autotuned_kernel_is_refused_by_name():
-    """It would time its configurations, which are several launches, and on no GPU an error of Triton's."""
-    with pytest.raises(RuntimeError, match=r"^full_tiles is autotuned: launch full_tiles\.fn\[grid\]"):
-        recorded(kernels.autotuned, meta(8192), meta(8192), FUNCTION=F, BLOCK=BLOCK)
-    for kernel in (kernels.autotuned.fn, kernels.tuned_in_one_way):
-        assert recorded(kernel, meta(8192), meta(8192), FUNCTION=F, BLOCK=BLOCK).name == "full_tiles"
-
-
 def test_the_resource_that_bounds_a_kernel():
     report = full("sm_90", torch.float32)
     resource, load = bound(report, 8, H200)
@@ -202,61 +194,6 @@ def test_floats_bound_a_kernel_of_an_a100_sooner():
     assert load["floating"] == pytest.approx(2 * report.floating / report.issued * load["issued"])
     load = bound(report, 8, H200)[1]
     assert load["floating"] == pytest.approx(report.floating / report.issued * load["issued"])
-
-
-class TestLaunches:
-    def test_nothing_is_run_and_all_is_noted(self):
-        x, y = torch.zeros(100), torch.full((128,), 7.0)
-        launch = recorded(kernels.add_all, (x, None, (2.0, 1)), y, 100, BLOCK=128, num_warps=8, grid=(3, 2))
-        assert y.eq(7).all()
-        assert (launch.name, launch.grid) == ("add_all", (3, 2))
-        assert launch.arguments["BLOCK"] == 128
-        assert launch.arguments["inputs"][1] is None
-        assert launch.kwargs["num_warps"] == 8
-
-    def test_the_grid_may_be_a_function(self):
-        x = torch.zeros(1000)
-        launch = recorded(kernels.full_tiles, x, x, FUNCTION=F, BLOCK=256, grid=lambda meta: (1000 // meta["BLOCK"],))
-        assert launch.grid == (3,)
-
-    @pytest.mark.parametrize("target", TARGETS)
-    def test_specialises_as_the_launcher_of_triton_does(self, target):
-        x = torch.zeros(101)
-        launch = recorded(kernels.add_all, (x[1:], None, (2.0, 1)), x, 32, BLOCK=128, num_warps=8)
-        special = launch.specialize(TARGETS[target])
-        assert special.signature == {
-            "inputs": ("*fp32", "constexpr", ("fp32", "constexpr")),
-            "out": "*fp32",
-            "n": "i32",
-            "BLOCK": "constexpr",
-        }
-        assert special.constants == {(0, 1): None, (0, 2, 1): 1, (3,): 128}
-        aligned = {path for path, facts in special.attributes.items() if ["tt.divisibility", 16] in facts}
-        assert aligned == {(1,), (2,)}  # out and n; the first input starts 4 bytes off
-        assert special.options.num_warps == 8
-
-    def test_meta_tensors_of_any_size(self):
-        launch = recorded(kernels.full_tiles, meta(2**34), meta(2**34), FUNCTION=F, BLOCK=128)
-        on_amd = launch.specialize(TARGETS["gfx942"]).attributes
-        assert on_amd[0,] == [["tt.divisibility", 16]]  # beyond 2 GiB: no 32-bit offsets
-        small = recorded(kernels.full_tiles, meta(64), meta(64), FUNCTION=F, BLOCK=128)
-        assert ["tt.pointer_range", 32] in small.specialize(TARGETS["gfx942"]).attributes[0,]
-
-    def test_variants_are_what_compiles_differently(self):
-        x, odd, half = meta(8192), meta(8193)[1:], meta(8192, torch.bfloat16)
-        sizes = (x, 8192), (x, 4096), (odd, 8192), (x, 8191), (x, 1), (half, 8192)
-        with record_launches() as launches:
-            for a, size, warps in (*((*given, 4) for given in sizes), (x, 8192, 8)):
-                kernels.tiles_and_tail[(1,)](a, x, size, FUNCTION=F, BLOCK=128, num_warps=warps)
-        distinct = variants(launches, TARGETS["sm_90"])
-        assert distinct == [launches[0], *launches[2:]]
-        assert "square_plus_exp" in distinct[0].variant(TARGETS["sm_90"])
-
-    def test_launching_is_restored(self):
-        before = type(F).run
-        with pytest.raises(ZeroDivisionError), record_launches():
-            raise ZeroDivisionError
-        assert type(F).run is before
 
 
 @pytest.mark.parametrize("target", TARGETS)
