@@ -191,7 +191,7 @@ def real_path(launch) -> tuple[Launch, int]:
 
 
 def tile_size(launch):
-    """The elements of a program's tile; of those of all the sums that one launch finishes: the path passes each."""
+    """The elements of a program's tile; of all tiles where one launch finishes several sums: its path has each."""
     if "TILES" in launch.arguments:
         return sum(map(prod, launch.arguments["TILES"]))
     return prod(launch.arguments[name] for name in TILE if name in launch.arguments)
@@ -228,11 +228,12 @@ def _aligned(tensor, strides):
 
 
 def _scalars(report, operands, lanes, width, moved):
-    """How many narrow accesses a thread may have: all, where they are of seeds, numbers of rows, and sums.
+    """How many narrow accesses a thread may have: all that it has, if they are of seeds, numbers of rows and sums.
 
-    These are fewer bytes than a thread takes of the smallest tensor (as many, where rows share a tensor that is read:
-    its row is spread in a layout of its own); or else the wide accesses, which move so many bytes an element, take
-    every tensor whole, and there are wide ones in the same direction; where a tensor's own are narrow, none.
+    Loads, and stores, are taken for such where they move fewer bytes than the thread takes of the smallest tensor (or
+    as many, where rows share a tensor that is read: its row has a layout of its own); or where there are wide ones
+    beside them, and the wide accesses, which move `moved` bytes an element, account for every tensor. Otherwise a
+    tensor is accessed narrowly, and none is allowed.
     """
     smallest = lanes * min((tensor.element_size() for tensor, _ in operands), default=0)
     shared = any(innermost and _is_shared(tensor) for tensor, (_, innermost, *_) in operands)

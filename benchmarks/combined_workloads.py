@@ -28,7 +28,7 @@ LATENT = {
     "samples": (None, SAMPLES),
     "eps": (False, True),
 }
-OF_OTHERS = {  # what the ops beside sample_kl have no choice of
+OF_OTHERS = {  # options that the ops beside sample_kl lack, or that say nothing there: each stays at this value
     "gaussian_kl": {"used": None, "kl": "closed_form", "samples": None, "eps": False},
     "reparameterize": {"used": None, "kl": "closed_form", "prior": "", "reduction": "sample"},
 }

@@ -25,9 +25,10 @@ class Contender:
     captured: bool = False
 
     def runs(self, case, device: torch.device, quick: bool = False) -> bool:
-        """Whether it can run the case there; a quick run leaves out what must be compiled or captured.
+        """Whether it can run the case there.
 
-        So does a step of another project, which is compared as that project runs it.
+        What must be compiled or captured is left out of a quick run, and of the steps of other projects, which are
+        compared as those projects run them.
         """
         if (quick or case.project) and (self.mode or self.captured):
             return False

@@ -1,8 +1,8 @@
 """The gate: no speed is reported for a result that does not match the float64 reference.
 
 The reference is the formula that users write, in float64, or for a likelihood the NumPy reference, on the same inputs
-and the same noise: first that of the contract, which the fused op makes from a seed, then what a contender draws for
-itself, as it does when it is timed, read back from its sample. A fused op is warm by then, as when it is timed.
+and the same noise. That is first the noise of the contract, which the fused op makes from a seed; then what a contender
+draws for itself, read back from its sample. As when it is timed, a fused op has been called before.
 """
 
 import copy

@@ -143,7 +143,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _count_of_sets(size: int, device: torch.device) -> int:
     """How many sets of inputs of `size` bytes to rotate through, so that none is found in a GPU's L2.
 
-    Where MOST_SETS are fewer bytes, they are more than the calls of a batch, before which the L2 is emptied.
+    MOST_SETS may be fewer bytes than that; they are more than the calls of a batch, before which the L2 is emptied.
     """
     if device.type != "cuda":
         return 1

@@ -1,4 +1,4 @@
-"""Triton's interpreter, in half its time, and with the check of overflow that it makes and does not use.
+"""Triton's interpreter in half its time, and with a check for overflow: its own is made and not used.
 
 For a process that is ours alone: the tests, and those that count traffic. A user's own is left as it is.
 """
@@ -27,7 +27,7 @@ def ask(module, *options, what):
 
 
 def patch_once():
-    """Leave out what it does again and again: it looks through all of its language, to find it patched."""
+    """Patch Triton's language once: the interpreter looks through all of it again and again, to find it patched."""
     from triton.language import semantic
     from triton.runtime import interpreter
 

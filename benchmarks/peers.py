@@ -1,6 +1,6 @@
 """Training steps of other projects as `steps.STEPS` has them, by their own code: what vae_fast adds is its patch.
 
-Imported where they are called, because this machine may have none of these projects.
+The projects are imported where they are called: a machine may have none of them.
 """
 
 import importlib

@@ -87,8 +87,8 @@ def measured(workload) -> Row:
 def floor(workload, leaves, constants, outputs, upstream, gradients):
     """The fewest bytes, for the tensors that `Workload.run` returns.
 
-    A gradient that is the upstream one itself is not made, nor is its leaf read; neither are the mean and the prior, on
-    which the gradients of a sample do not depend.
+    A gradient that is the upstream one itself is not made, and its leaf is not read. Nor are the mean and the prior,
+    for the gradients of a sample, which do not depend on them.
     """
     forward = _bytes(*leaves, *constants, *outputs)
     if not gradients:

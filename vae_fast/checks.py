@@ -75,7 +75,7 @@ def no_grad(name, tensor):
 
 
 def matches(name, tensor, other_name, other, expands=False):
-    """A float tensor of another's dtype, device and shape, or with `expands` of one that expands to it."""
+    """A float tensor of the other's dtype, device and shape; with `expands`, of any shape that expands to it."""
     is_float(name, tensor)
     _expands(name, tensor, other_name, other.shape) if expands else same_shape(name, tensor, other_name, other)
     same_dtype(name, tensor, other_name, other)
@@ -125,7 +125,7 @@ def prior(value, shape, like):
 
 def _expands(name, tensor, other_name, shape):
     aligned = zip(reversed(tensor.shape), reversed(shape), strict=False)
-    # Not `in (1, wanted)`: torch.compile does not understand that of a symbol.
+    # Two comparisons, because torch.compile cannot trace `in (1, wanted)` for a symbolic size.
     if tensor.dim() > len(shape) or any(size != 1 and size != wanted for size, wanted in aligned):
         raise ValueError(
             f"{name} has shape {list(tensor.shape)}: expected one that expands to {list(shape)}, that of {other_name}"
@@ -191,7 +191,7 @@ def is_nats(name, tensor):
 
 
 def kl(tensor, target=None):
-    """One number for each sample, of the target's batch if there is one, or their mean."""
+    """The KL of each sample, as many as the target has if it is given, or their mean."""
     is_nats("kl", tensor)
     batch = "B" if target is None else target.shape[0]
     if tensor.dim() > 1 or (tensor.dim() and target is not None and tensor.shape[0] != batch):
@@ -255,7 +255,7 @@ def ratio(name, value):
 def held(number, dtype):
     """The number as the arithmetic of a dtype holds it: beyond float32's largest it is infinite there.
 
-    Given as it is, PyTorch would raise an error that names no argument, and a kernel compute in float64.
+    Passed as it is, PyTorch would raise an error that names no argument, and a kernel would compute in float64.
     """
     if dtype == torch.float64 or -LARGEST <= number <= LARGEST:
         return number
@@ -288,7 +288,7 @@ def _as_float(name, value, what="a number"):
     if not _is_number(value):
         raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
     try:
-        return float(value)  # first: beside a float32 of NumPy's the largest float is infinite
+        return float(value)  # first: compared with NumPy's float32 the largest float would be infinite
     except OverflowError:
         return math.inf
 

@@ -63,7 +63,7 @@ def check(target, logits):
 
 
 def prepare(target, logits, row, validate, *, weight, binarize, **others):
-    """The weight expanded to the target's shape, or None. Raises for any other option of a target: it takes none.
+    """The weight expanded to the target's shape, or None. Raises for any other option of a target: classes take none.
 
     validate: look for values out of the domain, too.
     """
@@ -83,7 +83,7 @@ def _validate(target, logits, left_out, weight):
 
     What is left out, or has a weight of 0, does not count.
     """
-    target = target.long()  # beside a narrower one a number is wrapped to its dtype: 256 is 0, -100 is 156
+    target = target.long()  # a narrower dtype would wrap the numbers that it is compared with: 256 to 0, -100 to 156
     counts = torch.ones_like(target, dtype=torch.bool) if weight is None else weight != 0
     for index in left_out:
         counts &= target != index

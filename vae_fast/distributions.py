@@ -60,7 +60,7 @@ class DiagonalGaussian:
         mu = self._halves[0]
         if self._found.name != "soft_clamp":
             return mu
-        # A sample without noise is the mean, for any standard deviation. Two tensors: torch.compile takes none twice.
+        # A sample without noise is the mean, whatever the std. Two tensors: torch.compile takes none for two arguments.
         return reparameterize(mu, _full(mu, 0), scale=self.scale, eps=_full(mu, 0))
 
     @property
@@ -69,7 +69,7 @@ class DiagonalGaussian:
         return self._log_variance().to(self._halves[1].dtype)
 
     def _log_variance(self):
-        """In float32 at least where it is clamped, or a logarithm of what is given."""
+        """In float32 at least where a clamp or a logarithm makes it."""
         value = self._halves[1]
         if self._found.name == "logvar" and self.logvar_clamp is None:
             return value
@@ -127,7 +127,7 @@ class DiagonalGaussian:
         return f"DiagonalGaussian(shape={list(mu.shape)}, dtype={mu.dtype}, device={mu.device})"
 
     def _beside(self, prior):
-        """(posterior, the prior's tensors) in one scale and dtype: the posterior's or, where they differ, logvars."""
+        """(posterior, the prior's tensors) in the posterior's scale and dtype; in log-variances where these differ."""
         if not isinstance(prior, DiagonalGaussian):
             return self, prior
         given, others = self._halves[0].dtype, prior._halves[0].dtype

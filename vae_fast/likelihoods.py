@@ -18,9 +18,9 @@ class Likelihood:
 
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
     targets it is for: "[0, 1]", "real", "counts" or "classes". link: maps any real numbers, as a network's last layer
-    gives them, to valid parameters; None where they are valid themselves. check_target(target, parameter) raises unless
-    the target is one; None where that is numbers of the parameter's shape. constants: numbers that the formulas take;
-    of classes the one that is left out, if there is one.
+    gives them, to valid parameters; None where they are valid themselves. check_target(target, parameter): raises
+    unless the two go together; None for a target of numbers of the parameter's shape. constants: numbers that the
+    formulas take; for classes, the index that is left out, if any.
 
     "classes" are indices into the parameter's last dimension, which the target does not have: kernels and eager have a
     `categorical.py` for them. Their mean is that of their one-hot vectors, the probabilities.
@@ -35,7 +35,7 @@ class Likelihood:
     constants: tuple[float, ...] = ()
 
     def with_constants(self, params):
-        """The parameters, and a tensor for each constant, which the formulas find behind them."""
+        """The parameters and, behind them, a 0-d tensor for each constant, as the formulas take them."""
         first = params[0]
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         numbers = (checks.held(value, dtype) for value in self.constants)

@@ -181,7 +181,7 @@ def _check_target_options(likelihood, target_scale, binarize):
 
 
 def _target_options_repr(module):
-    """What is not the default."""
+    """Those that are not the default."""
     options = "" if module.target_scale is None else f", target_scale={module.target_scale}"
     return f"{options}, binarize=True" if module.binarize else options
 

@@ -105,6 +105,6 @@ def iwae_loss(nll, kl, *, reduction="batchmean"):
 
 
 def _bound(nats, kl):
-    """The number, or the tensor in kl's dtype, which two 0-d tensors would not keep."""
+    """nats as a number, or as a tensor in kl's dtype: of two 0-d tensors the wider one would decide the result's."""
     tensor, number = checks.scalar("nats", nats, "kl", kl)
     return checks.held(number, kl.dtype) if tensor is None else tensor.to(kl.dtype)

@@ -9,8 +9,8 @@ from vae_fast.ops import backend
 def check(value, target, row):
     """The likelihood's parameter tensors as a tuple, checked against the target.
 
-    One beyond the first keeps its shape where the ops make its gradient as it is (see `_is_shared`), and is expanded to
-    the first's otherwise: autograd then sums a gradient of every element.
+    A parameter after the first keeps its shape where the ops sum its gradient themselves (see `_is_shared`). Otherwise
+    it is expanded to the first's shape, and autograd sums the gradient of every element.
     """
     names = row.parameters
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)

@@ -1,6 +1,6 @@
 """How the second tensor of a Gaussian gives its standard deviation: a name, or a frozen dataclass where it has numbers.
 
-The posterior and the prior are given in one scale. What stands here is in the three rooms in `scales.py`.
+The posterior and the prior share one scale. The formulas are in `scales.py` of each of the three rooms.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,7 @@ class Softplus:
 class SoftClamp:
     """mean = bound tanh(mu / bound), std = exp(bound tanh(v / bound)) + epsilon (NVAE, Vahdat & Kautz 2020).
 
-    NVAE's code has bound 5 and adds epsilon=0.01. It bounds both tensors, and so is a scale of its own and no option
-    beside the others.
+    NVAE's code has bound 5 and epsilon 0.01. It bounds both tensors: hence a scale of its own, not an option of others.
 
     >>> gaussian_kl(torch.full((1, 1), 1e4), torch.zeros(1, 1), scale=SoftClamp(5.0)).item()
     12.5

@@ -100,13 +100,13 @@ class Cyclical:
 
 
 def _keep(schedule, check, *names):
-    """Replace each of these fields by what `check` makes of it: a tensor can be multiplied by Python's own numbers."""
+    """Replace these fields by the plain number that `check` makes of it, by which a tensor can be multiplied."""
     for name in names:
         object.__setattr__(schedule, name, check(name, getattr(schedule, name)))
 
 
 def _taken(step):
-    """The number as a float, or the tensor, with integers of 64 bits: a cycle's start may be beyond what fewer hold."""
+    """A number as a float; a tensor as it is, but integers as int64: fewer bits may not hold the start of a cycle."""
     if not isinstance(step, torch.Tensor):
         return checks.number("step", step, "a number or a tensor")
     checks.is_real("step", step)

@@ -28,7 +28,7 @@ def weight(value, target):
     shape = target.shape
     if value.dim() == 1 and len(shape) > 1 and value.shape[0] == shape[0]:
         value = value.view(-1, *(1 for _ in shape[1:]))
-    # Not `in (1, whole)`: as in `checks`.
+    # Two comparisons, for torch.compile: as in `checks`.
     if value.dim() != len(shape) or any(a != 1 and a != b for a, b in zip(value.shape, shape, strict=True)):
         raise ValueError(
             f"weight has shape {list(value.shape)}, target has {list(shape)}: expected [{shape[0]}], one a sample, or "
@@ -55,7 +55,8 @@ def sample(binarize, seed, generator, target, scale, row, backend):
         return target, seeds.drawn(generator, target), scale
     # On the eager path Philox costs more than the loss at small sizes: the sample is drawn, and kept for backward.
     grey = eager.read(target, scale, torch.float32)
-    given = {} if generator is None else {"generator": generator}  # beside one torch.compile takes no symbolic shape
+    # Left out, not None: beside that argument torch.compile takes no symbolic shape.
+    given = {} if generator is None else {"generator": generator}
     u = torch.rand(grey.shape, **given, dtype=grey.dtype, device=grey.device)
     return eager.binary(u, grey), None, 1.0
 

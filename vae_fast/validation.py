@@ -4,7 +4,7 @@ import math
 
 import torch
 
-# Of a parameter by its name; a mean is bounded only under a likelihood of counts.
+# The rule of a parameter, by its name; a mean has one of its own only under a likelihood of counts.
 PARAMETERS = {"probs": "in [0, 1]", "theta": "> 0 and finite"}
 TARGETS = {"[0, 1]": "in [0, 1]", "counts": "whole numbers >= 0", "real": "finite"}
 

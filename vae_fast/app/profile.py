@@ -42,7 +42,7 @@ NOTES = {
 
 
 class Profile(NamedTuple):
-    """samples_per_second: without the profiler; milliseconds of a step, by part: under it, where the host is slower."""
+    """samples_per_second: without the profiler. milliseconds of a step, by part: under it, which slows the host."""
 
     samples_per_second: float
     milliseconds: dict[str, float]

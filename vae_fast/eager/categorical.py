@@ -6,7 +6,7 @@ from vae_fast.eager import reductions
 from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import exp
 
-TIMES = 4  # the usual block: most operations of a block are on its elements, few on its logits
+TIMES = 4  # times the usual block: it is counted in logits, and most operations are on its elements
 
 
 def forward(logits, target, ignore_index, reduction, wanted, weight=None):
@@ -68,7 +68,7 @@ def _nll(x, target, weight, ignore_index, out, scale):
 
 
 def _within(given, classes):
-    """(Indices of classes, where none was given: None if there is no such place)."""
+    """(indices that are classes, a mask of those that were none; None if all were classes)."""
     if given.is_cpu and given.numel():
         low, high = given.aminmax()
         if low.item() >= 0 and high.item() < classes:

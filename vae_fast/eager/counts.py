@@ -24,7 +24,7 @@ def poisson_both(params, target, outs):
 
 
 class _Parts(NamedTuple):
-    """Of the negative binomial's formula, where theta below 1 is a case of its own: the kernel has another form."""
+    """Parts of the negative binomial's formula, in which theta below 1 is a case of its own; the kernel has another."""
 
     mean: torch.Tensor
     theta: torch.Tensor

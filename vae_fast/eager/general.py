@@ -139,9 +139,9 @@ def clamped_gradient(gradient, logvar, clamp):
 
 @functools.cache
 def _outside(low, high, dtype):
-    """The first numbers outside [low, high], because PyTorch's own op, one pass instead of four, leaves its bounds out.
+    """The nearest numbers outside [low, high]: PyTorch's op, one pass instead of four, gives 0 at its own bounds.
 
-    Outside an infinite bound there is none: NaN, which nothing is beyond.
+    Beyond an infinite bound there is none: NaN stands for it, which no number is beyond.
     """
     bounds = torch.tensor((low, high), dtype=dtype, device="cpu")
     infinities = torch.tensor((-math.inf, math.inf), dtype=dtype, device="cpu")

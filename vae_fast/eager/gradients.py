@@ -8,7 +8,7 @@ from vae_fast.eager import targets
 
 
 class Gradients:
-    """Those `wanted`: `dense` holds one of every element; of a shared parameter the sum of each block is kept."""
+    """Those `wanted`: in `dense` with a number for each element; of a shared parameter the sums of blocks are kept."""
 
     def __init__(self, params, wanted):
         self._params, shape = params, params[0].shape
@@ -17,7 +17,7 @@ class Gradients:
         self._sums = tuple([] if want and p.shape != shape else None for p, want in zip(params, wanted, strict=True))
 
     def add(self, outs, derivatives, scale, weight):
-        """A block's: its derivatives * scale, weighted. One may be in `outs`, the block of `dense`, already."""
+        """Add a block's derivatives * scale, weighted. `outs`, its block of `dense`, may hold a derivative already."""
         for out, sums, param, derivative in zip(outs, self._sums, self._params, derivatives, strict=True):
             if out is not None:
                 _write(out, derivative, scale, weight)

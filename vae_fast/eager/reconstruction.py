@@ -23,7 +23,7 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
 
 
 def keeps(likelihood, weight):
-    """Whether the derivatives come with the loss: with most of its work in common."""
+    """Whether `forward_keeping` keeps the derivatives: they have most of their work in common with the loss."""
     return _formulas(likelihood).both is not None and weight is None
 
 
@@ -84,7 +84,10 @@ def _formulas(likelihood):
 
 
 def total_of_block(formulas, params, target, weight, buffers, differentiate):
-    """The sum of a block's nll, and the derivatives, which may be in `buffers`; they cost nothing where shared."""
+    """The sum of a block's nll, and the derivatives, which may be in `buffers`.
+
+    They are made where `differentiate` asks for them, or where they share the work of the nll.
+    """
     if weight is None and formulas.total is not None:
         return formulas.total(params, target, buffers)
     if weight is None and formulas.both is not None:

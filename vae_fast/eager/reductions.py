@@ -34,12 +34,12 @@ def partial(values, reduction):
 
 
 def is_sum(reduction):
-    """Whether it leaves one number a sample, or one of all, and no element's own."""
+    """Whether it sums over the elements of a sample."""
     return reduction not in ("none", "latent")
 
 
 def outweigh_rounding(sums, count):
-    """Whether each of the `sums`, of `count` numbers in all, is so large that a rounding of 1 in each number is none.
+    """Whether the `sums`, of `count` numbers in all, are so large that float32's rounding of 1 in each is negligible.
 
     A mean of 1/8 then errs by less than 1e-6 of itself, were all the roundings of one sign. False where there is a NaN.
     """

@@ -30,7 +30,7 @@ def changes():
 
 
 def summed_over_genes(value):
-    """What stands for a patched distribution where log_prob(x).sum(-1) is asked of it; any other value is returned."""
+    """A patched distribution wrapped so that log_prob(x).sum(-1) is one pass; any other value as it is."""
     return _Summed(value) if _row_sums(value) is not None else value
 
 

@@ -63,7 +63,7 @@ def choose(tensor):
 
 
 def launches(tensor):
-    """Whether `choose` is "triton", and no error."""
+    """Whether `choose` would return "triton", and not raise."""
     if _current == "auto":
         return tensor.is_cuda and HAS_TRITON
     return _current == "triton" and HAS_TRITON and (tensor.is_cuda or interpreting())
@@ -75,7 +75,7 @@ def check_environment():
 
 
 def is_eager_on_cpu():
-    """`choose` of any CPU tensor, for those in a hurry."""
+    """Whether `choose` would return "eager" for any CPU tensor, asked in less time."""
     return _current in ("auto", "eager")
 
 

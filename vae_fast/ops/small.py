@@ -1,4 +1,4 @@
-"""Small float32 calls on the CPU, where a call costs its host time: the shortest way to what the other ops compute.
+"""Small float32 calls on the CPU, which cost the host's time: the shortest way to what the other ops compute.
 
 Each function returns None unless it is certain that the arguments are good, plain and small, and that nothing is being
 compiled: the caller then tries `launched`, and takes the long way, which names what is wrong with the arguments.
@@ -21,7 +21,7 @@ SCALARS = ("batchmean", "sum", "mean")
 
 
 def reconstruct(output, target, row, reduction):
-    """The nll: by PyTorch's own op and its autograd, whose backward has no Python, where they take least."""
+    """The nll; where that is faster, by PyTorch's own op, whose backward pass runs no Python."""
     if type(target) not in PLAIN or not target.is_cpu or torch.compiler.is_compiling() or reduction not in SCALARS:
         return None
     if row.domain == "classes":
@@ -55,7 +55,7 @@ def _reconstruct_classes(logits, target, row, reduction):
 
 
 def elbo(output, target, kl, beta, row):
-    """(total, reconstruction, kl) with `reconstruct`, but of classes: their gradient is not to be scaled afterwards."""
+    """(total, reconstruction, kl) by `reconstruct`; None for classes, whose gradient must not be scaled afterwards."""
     if torch.compiler.is_compiling() or row.domain == "classes" or not is_weight(beta) or not _is_of_cpu(kl):
         return None
     nll = reconstruct(output, target, row, "sum")
@@ -102,12 +102,12 @@ def takes(a, b, most):
 
 
 def _is_of_cpu(value, dtypes=(torch.float32,)):
-    # is_cpu first: for a GPU's tensors the next way is the shorter, the sooner this one ends.
+    # is_cpu first: the sooner a GPU's tensor is refused here, the sooner the next way is tried.
     return type(value) in PLAIN and value.is_cpu and value.dtype in dtypes and is_plain(value)
 
 
 class _Reconstruction(autograd.Short, reconstruction.Ordinary):
-    """The same in one block, which PyTorch allocates as it goes, with the derivatives that forward finds on its way."""
+    """As `Ordinary`, in one block: nothing is allocated beforehand, and forward keeps derivatives that it meets."""
 
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):

@@ -78,7 +78,7 @@ class _Latent(autograd.Short):
 
 
 def _gradients(reduction, dim, grad_z, grad_kl, posterior, logvar, mu, noisy, difference):
-    """Those of mu, where it is not grad_z, and of logvar; or of the moments, and None.
+    """The gradients of mu (None where it is grad_z) and of logvar; or that of the moments, and None.
 
     logvar is not read. Were it not an input, a second derivative in it alone would be lost, and a change of it in place
     not noticed.
