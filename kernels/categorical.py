@@ -44,9 +44,9 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     logits: [B, ..., K], any strides; target: integers [B, ...]; ignore_index: of elements that are left out, or None;
     weight: of each element's nll, expanded to the target's shape, bool or float, or None. Returns (loss, gradient or
     None). For N elements, reads NK logits, N indices and weights, and writes NK of the gradient and one partial sum a
-    program. Logits of elements that are ignored, or of weight 0, are not read, but in packed rows. More classes than
+    program. Logits of elements that are ignored, or of weight 0, are read in packed rows alone. More classes than
     MAX_CLASSES are read a second time for the gradient, 3NK in all, and N more: the logits of the targets. Two
-    launches; one for "none", and for "sample" of one element a sample, of more which writes and reads N losses besides.
+    launches, between which "sample" writes and reads N losses; one for "none", and for "sample" of one element each.
     """
     dtype = tiling.accumulator(logits.dtype)
     loss = None

@@ -21,11 +21,11 @@ ISSUED = {
 def plan(view, grads, operands, portion):
     """(tiles, operands, groups, sums) of a launch that makes these gradients, of which some may be None.
 
-    The operands given are of the gradients expanded; those returned have the partial sums of what is shared, one for
-    the rows of a tile and each group of columns; a group is 0 where nothing is. sums: the `reductions.Sum` of each
-    shared one. Where a run has few columns to add a tile has many rows, so that a partial sum is one of `LATENT_ROWS`
-    elements or more, as long as there are as many samples and registers for such a tile; otherwise a tile lies within a
-    run if samples enough can fill it.
+    operands: of the gradients, expanded. Those returned have partial sums in place of a gradient that is shared: one
+    for the rows of a tile and each group of columns. groups: how many columns such a group has, 0 where nothing is
+    shared. sums: the `reductions.Sum` of each shared gradient. Where a run has few columns a tile has many rows, so
+    that a partial sum adds `LATENT_ROWS` elements or more, if samples and registers allow such a tile; otherwise a tile
+    lies within one run, if there are samples enough to fill it.
     """
     whole = view.rows * view.columns
     made = [grad is not None and grad.numel() < whole for grad in grads]

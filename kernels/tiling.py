@@ -130,8 +130,8 @@ def _is_wide(shape, strides):
 def tiles(joint, over_samples=False, portion=1, within=MAX_COLUMNS):
     """The tile of a program and how many there are.
 
-    over_samples: for sums along dimension 0. portion: one in how many elements a tile, the longest sample that is taken
-    whole, and a thread have, where the registers allow no more. within: the most columns of a tile that has rows.
+    over_samples: for sums along dimension 0. portion: where registers are short, what the elements of a tile, of the
+    longest sample taken whole and of a thread are divided by. within: the most columns of a tile that has rows.
     """
     most = MAX_COLUMNS // portion
     row_tile = ROW_TILE // max(portion // 2, 1)
