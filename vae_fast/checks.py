@@ -22,9 +22,9 @@ FREE_BITS_PER = ("sample", "latent")
 LARGEST = torch.finfo(torch.float32).max
 
 
-def is_tensor(name, value, what="a tensor"):
+def is_tensor(name, value):
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}: expected {what}")
+        raise TypeError(f"{name} is {type(value).__name__}: expected a tensor")
 
 
 def is_float(name, tensor, what="values"):

@@ -38,15 +38,15 @@ def box_muller(u, v):
     return r * first * first_sign, r * second * second_sign
 
 
-def normal(seed, like, stream=LATENTS):
+def normal(seed, like):
     """Float32 normals for the elements of a sample of `like`: element i is the i-th of the sample's memory."""
-    words = _words(seed, like, stream)
+    words = _words(seed, like, LATENTS)
     return _placed([*box_muller(*words[:2]), *box_muller(*words[2:])], like)
 
 
-def uniform(seed, like, stream=TARGETS):
+def uniform(seed, like):
     """Float32 uniforms in [0, 1), exact, for the elements of a sample of `like`: a word's high 24 bits / 2^24."""
-    return _placed([(word >> 8).to(torch.float32).mul_(2.0**-24) for word in _words(seed, like, stream)], like)
+    return _placed([(word >> 8).to(torch.float32).mul_(2.0**-24) for word in _words(seed, like, TARGETS)], like)
 
 
 def _words(seed, like, stream):

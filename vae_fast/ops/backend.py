@@ -12,11 +12,6 @@ BACKENDS = ("triton", "eager", "auto")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def _checked(name, source):
-    checks.choice(source, name, BACKENDS)
-    return name
-
-
 # A plain global, for the whole process: torch.compile guards on it, and cannot trace a ContextVar. What the environment
 # says is checked where it is used: a command can then say in one line what is wrong with it.
 _current = os.environ.get("VAE_FAST_BACKEND", "auto")
@@ -37,7 +32,8 @@ def use_backend(name):
     ...     gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)).item()
     0.0
     """
-    return _using(_checked(name, "backend"))
+    checks.choice("backend", name, BACKENDS)
+    return _using(name)
 
 
 @contextlib.contextmanager
@@ -71,7 +67,7 @@ def launches(tensor):
 
 def check_environment():
     """Raise ValueError where VAE_FAST_BACKEND names no backend."""
-    _checked(_current, "VAE_FAST_BACKEND")
+    checks.choice("VAE_FAST_BACKEND", _current, BACKENDS)
 
 
 def is_eager_on_cpu():

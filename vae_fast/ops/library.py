@@ -38,11 +38,6 @@ def is_plain(value):
     )
 
 
-def plain(tensors):
-    """Whether nothing listens to the dispatcher, and the memory of each tensor holds its values."""
-    return not (listening() or any(map(_is_special, tensors)))
-
-
 def _is_special(tensor):
     """Whether a tensor's memory does not hold its values: of a subclass, lazily negated, zero, or any of a list."""
     if tensor is None:
@@ -61,7 +56,7 @@ def _direct(op, implementation):
     tensors = operator.itemgetter(*(i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)))
 
     def call(*args):
-        return implementation(*args) if plain(tensors(args)) else op(*args)
+        return op(*args) if listening() or any(map(_is_special, tensors(args))) else implementation(*args)
 
     return call
 
