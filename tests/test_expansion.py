@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from vae_fast.integrations.expansion import unexpanded
+from vae_fast.integrations.tensors import unexpanded
 
 SHAPE = (5, 7)
 

@@ -11,9 +11,8 @@ import torch
 
 from vae_fast import checks
 from vae_fast.functional import reconstruction_loss
-from vae_fast.integrations.expansion import unexpanded
-from vae_fast.integrations.lazy import result_dtype
 from vae_fast.integrations.patching import add, wrap
+from vae_fast.integrations.tensors import result_dtype, unexpanded
 
 EPS = 1e-8  # theirs, and the one that our negative binomials add to the mean
 

@@ -9,9 +9,10 @@ import torch
 
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize
 from vae_fast.integrations import oobleck
-from vae_fast.integrations.lazy import Lazy, complete_all, is_like, is_unread, result_dtype, source, state
+from vae_fast.integrations.lazy import Lazy, complete_all, is_unread, source, state
 from vae_fast.integrations.noise import draw
 from vae_fast.integrations.patching import Project, add, wrap
+from vae_fast.integrations.tensors import is_like, result_dtype
 
 CLAMP = (-30.0, 20.0)
 _LAZY = ("logvar", "std", "var")

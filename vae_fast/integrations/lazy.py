@@ -39,10 +39,6 @@ def is_unread(instance, *names):
     return "_raw" in own and not any(name in own for name in names)
 
 
-def is_like(tensor, other):
-    return (tensor.shape, tensor.dtype, tensor.device) == (other.shape, other.dtype, other.device)
-
-
 def complete(instance, lazy, private):
     """Make every `lazy` attribute and drop the `private` ones: what the class's own __init__ leaves."""
     if "_raw" not in vars(instance):  # already complete, or made before the patch
@@ -66,11 +62,3 @@ def state(instance, lazy, private):
     for name in lazy:
         getattr(instance, name)
     return {name: value for name, value in vars(instance).items() if name not in private}
-
-
-def result_dtype(tensor):
-    """What torch.exp makes of it: another dtype in some autocast regions."""
-    device = tensor.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return tensor.dtype
-    return torch.exp(tensor.new_empty(0)).dtype

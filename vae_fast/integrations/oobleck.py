@@ -8,9 +8,10 @@ import torch
 from torch.nn.functional import softplus
 
 from vae_fast.functional import gaussian_kl, reparameterize
-from vae_fast.integrations.lazy import Lazy, complete, complete_all, is_like, is_unread, result_dtype, source, state
+from vae_fast.integrations.lazy import Lazy, complete, complete_all, is_unread, source, state
 from vae_fast.integrations.noise import draw
 from vae_fast.integrations.patching import add, wrap
+from vae_fast.integrations.tensors import is_like, result_dtype
 from vae_fast.ops import backend
 from vae_fast.scales import Softplus
 

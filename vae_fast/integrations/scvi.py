@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence, register_kl
 from vae_fast.functional import gaussian_kl
 from vae_fast.integrations import counts
 from vae_fast.integrations.patching import Project, wrap
+from vae_fast.integrations.tensors import is_like
 
 
 def patch(*, force=False):
@@ -57,9 +58,9 @@ class _Fused(Normal):
 
 @register_kl(_Fused, Normal)
 def _kl(posterior, prior):
-    mu, like = posterior.loc, prior.loc
-    if (mu.shape, mu.dtype, mu.device) != (like.shape, like.dtype, like.device) or not mu.dim():
-        return kl_divergence(Normal(posterior.loc, posterior.scale, validate_args=False), prior)
+    mu = posterior.loc
+    if not is_like(mu, prior.loc) or not mu.dim():
+        return kl_divergence(Normal(mu, posterior.scale, validate_args=False), prior)
     prior = (prior.loc, 2 * prior.scale.log())
     return gaussian_kl(mu, 2 * posterior.scale.log(), prior=prior, reduction="none").to(mu.dtype)
 

@@ -1,18 +1,28 @@
-"""What a tensor was before the project that is patched expanded it.
-
-Only a patch may look: for a user's own tensors autograd would lose sight of the expanded one, which is theirs.
-"""
+"""What the patches ask of the tensors of other projects."""
 
 import torch
 
 from vae_fast.ops.library import PLAIN
 
 
+def is_like(tensor, other):
+    return (tensor.shape, tensor.dtype, tensor.device) == (other.shape, other.dtype, other.device)
+
+
+def result_dtype(tensor):
+    """What torch.exp makes of it: another dtype in some autocast regions."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.exp(tensor.new_empty(0)).dtype
+
+
 def unexpanded(tensor):
     """The tensor that this is an expanded view of, so that a fused op sums its gradient itself; else the tensor.
 
     Only where the graph says that there is nothing between the two, and nobody waits for the view's gradient: no hook
-    of the tensor's (those of its graph node do not show).
+    of the tensor's (those of its graph node do not show). Only a patch may ask: of a user's own tensors autograd would
+    lose sight of the expanded one, which is theirs.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor
