@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from vae_fast import checks, classes
+from vae_fast import checks
 from vae_fast.classes import Categorical
 
 
@@ -18,9 +18,8 @@ class Likelihood:
 
     parameters: the names of its parameter tensors; `mean` maps them to the mean of the target, `domain` says which
     targets it is for: "[0, 1]", "real", "counts" or "classes". link: maps any real numbers, as a network's last layer
-    gives them, to valid parameters; None where they are valid themselves. check_target(target, parameter): raises
-    unless the two go together; None for a target of numbers of the parameter's shape. constants: numbers that the
-    formulas take; for classes, the index that is left out, if any.
+    gives them, to valid parameters; None where they are valid themselves. constants: numbers that the formulas take;
+    for classes, the index that is left out, if any.
 
     "classes" are indices into the parameter's last dimension, which the target does not have: kernels and eager have a
     `categorical.py` for them. Their mean is that of their one-hot vectors, the probabilities.
@@ -31,7 +30,6 @@ class Likelihood:
     domain: str
     mean: Callable[..., torch.Tensor]
     link: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
-    check_target: Callable[[torch.Tensor, torch.Tensor], None] | None = None
     constants: tuple[float, ...] = ()
 
     def with_constants(self, params):
@@ -148,7 +146,7 @@ LIKELIHOODS = {
             _unless_zero,
             _positive_beside_logits,
         ),
-        Likelihood("categorical", ("logits",), "classes", partial(torch.softmax, dim=-1), check_target=classes.check),
+        Likelihood("categorical", ("logits",), "classes", partial(torch.softmax, dim=-1)),
     )
 }
 
