@@ -68,9 +68,6 @@ class Op:
     averages: bool = False
 
 
-# ---- sample and KL
-
-
 def _eager_sample_kl(leaves, target, eps):
     """As in PyTorch-VAE, models/vanilla_vae.py, and pythae."""
     mu, logvar = leaves
@@ -139,9 +136,6 @@ def _kl_floor(case):
     """A scalar's gradient can be made where mu and logvar are read: two reads and two writes in all."""
     size = case.elements * case.dtype.itemsize
     return {"forward": 2 * size, "backward": 4 * size, "forward+backward": 4 * size}
-
-
-# ---- reconstruction and the whole loss
 
 
 def as_output(parameters):

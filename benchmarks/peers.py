@@ -31,9 +31,6 @@ def obstacle(project: str | None) -> str:
     return ""
 
 
-# ---- scvi-tools
-
-
 def scvi_model() -> nn.Module:
     """The module of SCVI for two batches, with the defaults that SCVI trains with: zinb, 128 hidden, 10 latents."""
     from scvi.module import VAE
@@ -70,9 +67,6 @@ def quieten_scvi(model: nn.Module) -> nn.Module:
     model.z_encoder.var_eps = 0.0
     _quieten(model.z_encoder.var_encoder, 0)
     return model
-
-
-# ---- diffusers
 
 
 def diffusers_model() -> nn.Module:

@@ -1,4 +1,4 @@
-"""What the autograd Functions share: which kind to apply, and the guard against double backward."""
+"""What the autograd Functions share: which kind to apply, what forward makes, and the guard against double backward."""
 
 import torch
 from torch.autograd import Function
@@ -47,6 +47,11 @@ def apply_alone(function, *inputs):
     return Short.__dict__["apply"].__get__(None, function)(*inputs)
 
 
+def made_in_forward(params, wanted):
+    """Which gradients forward makes. None in float16: a unit gradient divided by the batch underflows there."""
+    return [want and p.dtype != torch.float16 for want, p in zip(wanted, params, strict=True)]
+
+
 def take(ctx):
     """The gradients that forward made, which serve once and have no graph; None where backward must recompute them.
 
@@ -54,6 +59,12 @@ def take(ctx):
     """
     grads, ctx.grads = ctx.grads, None
     return None if torch.is_grad_enabled() or batching() else grads
+
+
+def place(grads, wanted):
+    """One gradient, or None where it is not wanted, for each parameter."""
+    made = iter(grads)
+    return [next(made) if want else None for want in wanted]
 
 
 def once(backward, *tensors):

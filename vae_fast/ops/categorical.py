@@ -13,9 +13,10 @@ from vae_fast import checks
 from vae_fast.eager.elbo import compose
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
+from vae_fast.ops.autograd import made_in_forward
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define, differentiate
-from vae_fast.ops.reconstruction import made_in_forward, scale_
+from vae_fast.ops.reconstruction import scale_
 
 
 class Spec(NamedTuple):
@@ -40,9 +41,8 @@ def reconstruct(logits, target, weight, spec):
 
 
 def negative_elbo(logits, target, weight, kl, beta_tensor, beta, spec):
-    """(total, reconstruction, kl), 0-d, in nats per sample, composed of the op and PyTorch's: kl is [B] or 0-d."""
-    nll = reconstruct(logits, target, weight, spec._replace(reduction="batchmean"))
-    return compose(nll, kl, beta_tensor, beta)
+    """(total, reconstruction, kl), 0-d, composed of the op, reduced to "batchmean", and PyTorch's: kl is [B] or 0-d."""
+    return compose(reconstruct(logits, target, weight, spec), kl, beta_tensor, beta)
 
 
 def _forward_impl(logits, target, weight, ignore_index, reduction, wanted, backend):

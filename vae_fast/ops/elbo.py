@@ -8,9 +8,10 @@ from torch.autograd import Function
 from vae_fast import checks
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
+from vae_fast.ops.autograd import made_in_forward, place
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define, differentiate
-from vae_fast.ops.reconstruction import TARGET, fake_grads, made_in_forward, place
+from vae_fast.ops.reconstruction import TARGET, fake_grads
 
 
 class Spec(NamedTuple):

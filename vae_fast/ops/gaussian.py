@@ -10,9 +10,9 @@ from vae_fast.eager import gaussian as eager
 from vae_fast.eager.general import sampled_like
 from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
+from vae_fast.ops.autograd import place
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define, differentiate
-from vae_fast.ops.reconstruction import place
 
 
 class Spec(NamedTuple):

@@ -9,6 +9,7 @@ from vae_fast import checks
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
+from vae_fast.ops.autograd import made_in_forward, place
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define, differentiate
 
@@ -30,19 +31,8 @@ def reconstruct(params, target, weight, seed, spec):
     return function.apply(spec, target, weight, seed, *params)
 
 
-def made_in_forward(params, wanted):
-    """Which gradients forward makes. None in float16: a unit gradient divided by the batch underflows there."""
-    return [want and p.dtype != torch.float16 for want, p in zip(wanted, params, strict=True)]
-
-
 def fake_grads(params, wanted):
     return [torch.empty_like(p) for p, want in zip(params, wanted, strict=True) if want]
-
-
-def place(grads, wanted):
-    """One gradient or None a parameter."""
-    made = iter(grads)
-    return [next(made) if want else None for want in wanted]
 
 
 def _forward_impl(params, target, weight, seed, scale, likelihood, reduction, wanted, backend, keep):

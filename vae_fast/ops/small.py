@@ -124,4 +124,4 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
         if not grads:
             return reconstruction.Ordinary.backward(ctx, grad_loss)
         eager.scale_(grads, reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction))
-        return None, None, None, None, *reconstruction.place(grads, ctx.needs_input_grad[4:])
+        return None, None, None, None, *autograd.place(grads, ctx.needs_input_grad[4:])
