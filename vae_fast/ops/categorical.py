@@ -16,7 +16,7 @@ from vae_fast.ops import autograd
 from vae_fast.ops.autograd import made_in_forward
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define, differentiate
-from vae_fast.ops.reconstruction import scale_
+from vae_fast.ops.reconstruction import fake_loss, scale_
 
 
 class Spec(NamedTuple):
@@ -52,11 +52,7 @@ def _forward_impl(logits, target, weight, ignore_index, reduction, wanted, backe
 
 
 def _forward_fake(logits, target, weight, ignore_index, reduction, wanted, backend):
-    dtype = accumulator(logits.dtype)
-    if reduction == "none":
-        loss = torch.empty_like(target, dtype=dtype)
-    else:
-        loss = target.new_empty(target.shape[:1] if reduction == "sample" else (), dtype=dtype)
+    loss = fake_loss(target, accumulator(logits.dtype), reduction)
     return [loss, torch.empty_like(logits)] if wanted else [loss]
 
 

@@ -13,6 +13,7 @@ from vae_fast.ops import autograd
 from vae_fast.ops.autograd import place
 from vae_fast.ops.backend import room
 from vae_fast.ops.library import define, differentiate
+from vae_fast.ops.reconstruction import fake_loss
 
 
 class Spec(NamedTuple):
@@ -79,10 +80,7 @@ def _forward_fake(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
     if reduction == "none":
         made.append(sampled_like(mu, each, dtype))
     elif reduction is not None:
-        if reduction == "latent":
-            one = latent_like(mu, dtype)
-        else:
-            one = mu.new_empty(mu.shape[:1] if reduction == "sample" else (), dtype=dtype)
+        one = latent_like(mu, dtype) if reduction == "latent" else fake_loss(mu, dtype, reduction)
         made.append(sampled_like(one, each))
     kept = eager.empty_kept(logvar, *asked) if keep else ()
     return [*made, *(t for t in kept if t is not None)]

@@ -31,6 +31,13 @@ def reconstruct(params, target, weight, seed, spec):
     return function.apply(spec, target, weight, seed, *params)
 
 
+def fake_loss(like, dtype, reduction):
+    """A loss of elements `like` these, by any reduction but "latent", whose numbers nobody reads."""
+    if reduction == "none":
+        return torch.empty_like(like, dtype=dtype)
+    return like.new_empty(like.shape[:1] if reduction == "sample" else (), dtype=dtype)
+
+
 def fake_grads(params, wanted):
     return [torch.empty_like(p) for p, want in zip(params, wanted, strict=True) if want]
 
@@ -46,10 +53,7 @@ def _forward_impl(params, target, weight, seed, scale, likelihood, reduction, wa
 
 def _forward_fake(params, target, weight, seed, scale, likelihood, reduction, wanted, backend, keep):
     dtype = accumulator(params[0].dtype)
-    if reduction == "none":
-        loss = torch.empty_like(params[0], dtype=dtype)
-    else:
-        loss = params[0].new_empty(target.shape[:1] if reduction == "sample" else (), dtype=dtype)
+    loss = fake_loss(params[0], dtype, reduction)
     kept = params if keep and eager.keeps(likelihood, weight) else ()
     return [loss, *fake_grads(params, wanted), *(torch.empty_like(params[0], dtype=dtype) for _ in kept)]
 
