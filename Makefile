@@ -22,7 +22,8 @@ PEERS := test-peers
 endif
 CHECKS := lint test-cpu $(PEERS)
 ifeq ($(shell uname -s),Linux)
-CHECKS := lint test-cpu test-interpreter $(PEERS) test-interpreter-3.6 test-compile-3.6
+# The longest first: two at a time, they end together.
+CHECKS := lint test-interpreter test-cpu test-interpreter-3.6 test-compile-3.6 $(PEERS)
 endif
 
 .DEFAULT_GOAL := help
