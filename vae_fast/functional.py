@@ -178,13 +178,16 @@ def reconstruction_loss(
             parameter that expands is made for every element and then summed, which moves 2N elements more.
             "categorical": logits [B, ..., K], the classes last.
         target: of the output's shape, without broadcasting. Its dtype is its own: a float dtype, bool, uint8, int8,
-            int16, int32 or int64, read as it is, without a float copy. It must not require a gradient.
+            int16, int32 or int64, read as it is, without a float copy. It must not require a gradient: of one that
+            does, as a flow's z under its prior, a likelihood of real values takes the difference, mean - target, as its
+            mean and zeros as its target; or see `DiagonalGaussian.log_prob`.
             "categorical": class indices [B, ...], int64, int32, int16, int8 or uint8; the nll of one outside [0, K),
             and its gradient, is NaN.
         likelihood: parameters in brackets. For targets in [0, 1] "bernoulli" (logits; Kingma & Welling 2014, appendix
             C.1), "bernoulli_probs" (probabilities, with the bounds of torch's binary_cross_entropy),
             "continuous_bernoulli" (logits; Loaiza-Ganem & Cunningham 2019, equation 3), "discretized_logistic" (mean,
-            log_scale; Salimans et al. 2017, equation 2: 256 levels k / 255). For real ones "gaussian" (mean, logvar;
+            log_scale; Salimans et al. 2017, equation 2: 256 levels k / 255; where code has pixels in [-1, 1], give
+            (mean + 1) / 2 and log_scale - log 2, made in float32). For real ones "gaussian" (mean, logvar;
             Kingma & Welling, C.2), "laplace" (mean, log_scale), "student_t" or `StudentT(df)` (mean, log_scale), and
             the errors "mse", "l1", "log_cosh", "huber" or `Huber(delta)` (output), which as losses are no ELBO: "mse"
             is the Gaussian nll at variance 1/2 less log(pi)/2 per element. For counts "poisson" (log_rate),

@@ -95,6 +95,17 @@ class TestIgnoreIndex:
             assert loss.isfinite().all()
             assert not grad[target == -100].any()
 
+    def test_elements_left_out_may_be_of_classes_that_cannot_be(self, backend):
+        """Their logits stay as they are where none is NaN or inf, and the nll of one would be inf."""
+        logits, target = case((4, 6), 10, backend)
+        target[2] = 0
+        with torch.no_grad():
+            logits[2, :, :3] = -INF
+        for reduction in REDUCTIONS:
+            loss, grad = check(logits, target, reduction, ignore_index=0)
+            assert loss.isfinite().all()
+            assert not grad[target == 0].any()
+
     def test_a_class_may_be_left_out(self, backend):
         logits, target = case((4, 6), 3, backend)
         nll = reconstruction_loss(logits, target, Categorical(ignore_index=0), reduction="none")

@@ -47,9 +47,10 @@ def _nll(x, target, weight, ignore_index, out, scale):
         left_out = weight == 0 if left_out is None else left_out | (weight == 0)
         weight = weight.to(x.dtype)
         scale = weight * scale
-    if left_out is not None:
-        x = x.masked_fill(left_out, 0)  # so that nothing of them is NaN
     top = x.amax(-1, keepdim=True)
+    if left_out is not None and not _are_finite(top, left_out):
+        x = x.masked_fill(left_out, 0)  # so that nothing of them is NaN
+        top = x.amax(-1, keepdim=True)
     below = x.gather(-1, index) - top
     e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None)
     e = exp(e, out=e)
@@ -65,6 +66,11 @@ def _nll(x, target, weight, ignore_index, out, scale):
     if factor is not None:
         torch.mul(e.scatter_(-1, index, rest.neg_()), factor, out=out)
     return nll.squeeze(-1)
+
+
+def _are_finite(top, left_out):
+    """Whether those left out are, where a look costs a fraction of a copy of the logits; classes may be -inf."""
+    return top.is_cpu and bool(top.isfinite().logical_or_(left_out.logical_not()).all())
 
 
 def _within(given, classes):

@@ -1,6 +1,6 @@
 """The latent op in every scale, with either KL and several samples: what `gaussian` has no faster passes for.
 
-It computes in float64. Nothing is kept for backward, which makes the exponentials again.
+Nothing is kept for backward, which makes the exponentials again.
 """
 
 import functools
@@ -29,11 +29,11 @@ def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, samples, reduction):
     sums = [[] for _ in range(each or 1)]
     by_batch = (_by_batch(drawn, samples), _by_batch(z, samples), _by_batch(elementwise, each))
     for m, raw, prior_mu, prior_raw, e, z_out, kl_out in blocks((mu, logvar, *prior, *by_batch)):
-        mean = scales.mean(m.double(), scale)
-        v, std = scales.deviation(clamped(raw.double(), clamp), scale)
+        mean = scales.mean(m.to(dtype), scale)
+        v, std = scales.deviation(clamped(raw.to(dtype), clamp), scale)
         q = None if reduction is None else _prior(prior_mu, prior_raw, scale)
         for k in range(0 if z is None else samples or 1):
-            eps = e[:, k].double()
+            eps = e[:, k].to(dtype)
             sample = mean + std * eps
             z_out[:, k].copy_(sample)
             if reduction is not None and kl == "monte_carlo":
@@ -71,17 +71,18 @@ def _backward_block(clamp, scale, kl, mu, raw, prior_mu, prior_raw, grad_z, eps,
     """grad_z, eps: the samples along dimension 1; upstream: one gradient of the kl's elements, or one a sample."""
     d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
     direct, monte_carlo = scales.is_direct(scale), kl == "monte_carlo" and upstream is not None
-    mu, raw = mu.double(), raw.double()
+    dtype = reductions.accumulator(mu.dtype)
+    mu, raw = mu.to(dtype), raw.to(dtype)
     mean = scales.mean(mu, scale)
     v, std = scales.deviation(clamped(raw, clamp), scale)
     q = None if upstream is None else _prior(prior_mu, prior_raw, scale)
     d_mean, d_deviation, d_prior_mean, d_prior = (torch.zeros_like(mu) for _ in range(4))
     for k in range(eps.shape[1] if grad_z is not None or monte_carlo else 0):
-        e = eps[:, k].double()
-        d_z = torch.zeros_like(mu) if grad_z is None else grad_z[:, k].double()
+        e = eps[:, k].to(dtype)
+        d_z = torch.zeros_like(mu) if grad_z is None else grad_z[:, k].to(dtype)
         if monte_carlo:
-            g, sample = upstream[k].double(), mean + std * e
-            slope = divergence.slope(sample, q)
+            g, sample = upstream[k].to(dtype), mean + std * e
+            slope = divergence.slope(sample, q, direct)
             d_z = d_z + g * slope
             d_deviation += _through_logvar(-0.5 * g, std, direct)
             if q is not None:
@@ -90,16 +91,16 @@ def _backward_block(clamp, scale, kl, mu, raw, prior_mu, prior_raw, grad_z, eps,
         d_mean += d_z
         d_deviation += _through_sample(d_z, e, std, direct)
     if upstream is not None and not monte_carlo:
-        g = upstream[0].double()
+        g = upstream[0].to(dtype)
         kl_mean, kl_logvar = divergence.closed_form_gradient(mean, v, std, q, direct)
         d_mean += g * kl_mean
         d_deviation += _through_logvar(g * kl_logvar, std, direct)
         if q is not None:
             d_prior_mean, d_prior = -g * kl_mean, -g * (kl_logvar + 0.5 * kl_mean * (mean - q[0]))
     if d_prior_mu is not None:
-        d_prior_mu.copy_(scales.mean_gradient(d_prior_mean, prior_mu.double(), scale))
+        d_prior_mu.copy_(scales.mean_gradient(d_prior_mean, prior_mu.to(dtype), scale))
         d_prior = _through_logvar(d_prior, q[2], direct)
-        d_prior_logvar.copy_(scales.deviation_gradient(d_prior, prior_raw.double(), scale))
+        d_prior_logvar.copy_(scales.deviation_gradient(d_prior, prior_raw.to(dtype), scale))
     if d_mu is not None:
         d_mu.copy_(scales.mean_gradient(d_mean, mu, scale))
     d_logvar.copy_(clamped_gradient(scales.deviation_gradient(d_deviation, raw, scale), raw, clamp))
@@ -112,7 +113,10 @@ def _by_batch(tensor, samples):
 
 def _prior(mu, raw, scale):
     """(mean, log-variance, standard deviation), or None for N(0, I)."""
-    return None if mu is None else (scales.mean(mu.double(), scale), *scales.deviation(raw.double(), scale))
+    if mu is None:
+        return None
+    dtype = reductions.accumulator(mu.dtype)
+    return scales.mean(mu.to(dtype), scale), *scales.deviation(raw.to(dtype), scale)
 
 
 def _through_sample(gradient, eps, std, direct):

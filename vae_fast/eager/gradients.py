@@ -34,7 +34,9 @@ class Gradients:
 
 def _write(out, derivative, scale, weight):
     if weight is not None:
-        out.copy_(targets.weighted(derivative * scale, weight))
+        made = targets.weighted(derivative, weight, scale, out if out.dtype == derivative.dtype else None)
+        if made is not out:
+            out.copy_(made)
     elif not isinstance(scale, float) or scale != 1:
         torch.mul(derivative, scale, out=out)
     elif derivative is not out:
@@ -45,4 +47,5 @@ def _sum(derivative, scale, weight, param):
     """Over the elements that share a number of `param`, in the derivative's dtype."""
     if isinstance(scale, float):
         return targets.weighted(derivative, weight).sum_to_size(param.shape) * scale
-    return targets.weighted(derivative * scale, weight).sum_to_size(param.shape)
+    made = derivative * scale if weight is None else targets.weighted(derivative, weight, scale)
+    return made.sum_to_size(param.shape)

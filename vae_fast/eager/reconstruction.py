@@ -72,8 +72,7 @@ def _elementwise(params, target, likelihood, reduction, extras):
     weight, seed, scale = extras
     target, scale = _sampled(params, target, seed, scale)
     values = [p.to(dtype).expand(target.shape) for p in params]
-    nll = functools.reduce(torch.Tensor.add_, _formulas(likelihood).terms(values, targets.read(target, scale, dtype)))
-    nll = targets.weighted(nll, weight)
+    nll = targets.weighted(_nll(_formulas(likelihood), values, targets.read(target, scale, dtype)), weight)
     if reduction == "none":
         return torch.empty_like(params[0], dtype=dtype).copy_(nll)
     return reductions.finish([reductions.partial(nll, reduction)], reduction, nll.shape)
@@ -90,13 +89,20 @@ def total_of_block(formulas, params, target, weight, buffers, differentiate):
     """
     if weight is None and formulas.total is not None:
         return formulas.total(params, target, buffers)
-    if weight is None and formulas.both is not None:
+    if formulas.both is not None and (differentiate or weight is None):
         nll, derivatives = formulas.both(params, target, buffers)
-        return nll.sum(), derivatives
-    scratch = next((b for b in buffers if b is not None), None)
-    scratch = torch.empty_like(target) if scratch is None else scratch
-    total = sum(targets.weighted(term, weight).sum() for term in formulas.terms(params, target, scratch))
+        return targets.weighted(nll, weight).sum(), derivatives
+    if weight is None:
+        scratch = next((b for b in buffers if b is not None), None)
+        scratch = torch.empty_like(target) if scratch is None else scratch
+        total = sum(term.sum() for term in formulas.terms(params, target, scratch))
+    else:
+        total = targets.weighted(_nll(formulas, params, target), weight).sum()
     return total, formulas.derivatives(params, target, buffers) if differentiate else (None,) * len(params)
+
+
+def _nll(formulas, params, target):
+    return functools.reduce(torch.Tensor.add_, formulas.terms(params, target))
 
 
 def _buffers(grads, dtype):

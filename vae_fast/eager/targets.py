@@ -3,7 +3,6 @@
 import torch
 
 from vae_fast.eager import noise
-from vae_fast.eager.elementary import select
 
 PLAIN = (None, None, 1.0)  # weight, seed, scale: no weight, nothing sampled, the target as it is
 
@@ -24,8 +23,15 @@ def binary(u, grey):
     return torch.where(u < grey, 1.0, 0 * grey)
 
 
-def weighted(value, weight):
-    """weight * value, and 0 where the weight is 0, whatever the value."""
+def weighted(value, weight, scale=None, out=None):
+    """value * weight * scale, and 0 where the weight is 0, whatever the value; in `out` if there is one.
+
+    Zeros are made of the product's bits: torch.where takes up to 8 times as long on a CPU.
+    """
     if weight is None:
         return value
-    return select(weight != 0, value * weight.to(value.dtype), value.new_zeros(()))
+    factor = weight.to(value.dtype)
+    made = torch.mul(value, factor if scale is None else factor * scale, out=out)
+    integer = torch.int64 if made.dtype == torch.float64 else torch.int32
+    made.view(integer).bitwise_and_((weight != 0).to(integer).neg_())
+    return made
