@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support import played_graph
 from vae_fast import VAE, capture_step, graphs
 from vae_fast.benchmarks import cases, steps
 from vae_fast.benchmarks.contenders import CONTENDERS
@@ -58,24 +59,29 @@ class Fetching(nn.Module):
         return self.vae.loss(x)
 
 
+def check_same_steps(device, optimizer, **options):
+    """Replays against steps without a graph, after as many as warm up."""
+    eager, captured = (Seeded(small()).to(device) for _ in range(2))
+    step = capture_step(captured, optimizer(captured.parameters(), **options), batch(0, device))
+    reference = optimizer(eager.parameters(), **options)
+    warm_up = [batch(0, device)] * graphs.WARM_UP
+    for number, x in enumerate([*warm_up, *(batch(seed, device) for seed in range(5))]):
+        reference.zero_grad()
+        wanted = eager.loss(x)
+        wanted.total.backward()
+        reference.step()
+        if number >= len(warm_up):
+            torch.testing.assert_close(step(x), wanted)
+    torch.testing.assert_close(captured.state_dict(), eager.state_dict())
+
+
 class TestCapture:
     pytestmark = pytest.mark.cuda_only
 
     @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
     def test_the_same_steps_as_without_a_graph(self, optimizer):
-        eager, captured = (Seeded(small()).to("cuda") for _ in range(2))
         options = {"lr": 1e-2} if optimizer is torch.optim.SGD else {"lr": 1e-3, "capturable": True}
-        step = capture_step(captured, optimizer(captured.parameters(), **options), batch(0, "cuda"))
-        reference = optimizer(eager.parameters(), **options)
-        batches = [*(batch(0, "cuda") for _ in range(3)), *(batch(seed, "cuda") for seed in range(5))]  # 3: warm-up
-        for number, x in enumerate(batches):
-            reference.zero_grad()
-            wanted = eager.loss(x)
-            wanted.total.backward()
-            reference.step()
-            if number >= 3:
-                torch.testing.assert_close(step(x), wanted)
-        torch.testing.assert_close(captured.state_dict(), eager.state_dict())
+        check_same_steps("cuda", optimizer, **options)
 
     def test_each_replay_draws_fresh_noise_that_manual_seed_decides(self):
         model, x = small("cuda"), batch(0, "cuda")
@@ -183,6 +189,22 @@ def test_other_threads_may_do_what_a_capture_forbids(monkeypatch):
     model = small()
     capture_step(model, adam(model), batch(0))
     assert modes == ["thread_local"]
+
+
+@on_the_cpu
+class TestPlayedGraph:
+    @pytest.fixture(autouse=True)
+    def _graph(self, played_cuda, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", played_graph.PlayedGraph)
+        monkeypatch.setattr(torch.cuda, "graph", played_graph.capture)
+
+    def test_the_same_steps_as_without_a_graph(self):
+        check_same_steps("cpu", torch.optim.SGD, lr=1e-2, momentum=0.9)
+
+    def test_a_step_that_waits_for_the_device_is_not_captured(self):
+        model = small()
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing: _local_scalar_dense"):
+            capture_step(model, adam(model), batch(0))  # which reads its number of steps
 
 
 class TestBadArguments:
