@@ -1,19 +1,12 @@
 """The training step as one CUDA graph, and the compiled model: what they compute, and bad arguments."""
 
-import contextlib
 import copy
-import gc
-import weakref
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import nn
 
-from tests.support import played_graph
 from vae_fast import VAE, capture_step, graphs
-from vae_fast.benchmarks import cases, steps
-from vae_fast.benchmarks.contenders import CONTENDERS
 from vae_fast.ops.backend import interpreting
 
 SHAPE = (8, 8)
@@ -132,79 +125,6 @@ class TestCapture:
         for _ in range(300):
             loss = step(x)
         assert loss.total.item() < first
-
-
-@pytest.fixture
-def played_cuda(monkeypatch):
-    """A CUDA that captures nothing, on CPU tensors."""
-    for name in ("Stream", "current_stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
-    for name in ("stream", "graph", "device"):
-        monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
-    monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)
-    monkeypatch.setattr(graphs, "_check_optimizer", lambda optimizer: None)
-
-
-@on_the_cpu
-@pytest.mark.usefixtures("played_cuda")
-class TestWhatAGraphWritesTo:
-    """A graph does not keep the memory that its kernels write to: freed, it would be another tensor's by the replay."""
-
-    def check(self, make):
-        model = small()
-        optimizer = torch.optim.Adam(model.parameters())
-        step = make(model, optimizer)
-        step(batch(1))
-        kept = [weakref.ref(model), weakref.ref(optimizer), weakref.ref(model.encoder)]
-        kept += [weakref.ref(value) for value in optimizer.state[next(model.parameters())].values()]
-        del model, optimizer
-        gc.collect()
-        assert all(reference() is not None for reference in kept)
-        del step
-        gc.collect()
-        assert not any(reference() is not None for reference in kept)
-
-    def test_is_kept_by_the_step(self):
-        self.check(lambda model, optimizer: capture_step(model, optimizer, batch(0)))
-
-    @pytest.mark.parametrize("name", ["eager graph", "vae_fast graph"])
-    def test_is_kept_by_a_contender(self, name, monkeypatch):
-        def make(model, optimizer):
-            monkeypatch.setattr(steps, "adam", lambda model, captured, held=[optimizer]: held.pop())
-            return CONTENDERS[name].step(cases.CASES["step_mlp/128x784/float32"].op, model, batch(0))
-
-        self.check(make)
-
-
-@on_the_cpu
-@pytest.mark.usefixtures("played_cuda")
-def test_other_threads_may_do_what_a_capture_forbids(monkeypatch):
-    modes = []
-
-    def graph(*arguments, capture_error_mode="global", **options):
-        modes.append(capture_error_mode)
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    model = small()
-    capture_step(model, adam(model), batch(0))
-    assert modes == ["thread_local"]
-
-
-@on_the_cpu
-class TestPlayedGraph:
-    @pytest.fixture(autouse=True)
-    def _graph(self, played_cuda, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", played_graph.PlayedGraph)
-        monkeypatch.setattr(torch.cuda, "graph", played_graph.capture)
-
-    def test_the_same_steps_as_without_a_graph(self):
-        check_same_steps("cpu", torch.optim.SGD, lr=1e-2, momentum=0.9)
-
-    def test_a_step_that_waits_for_the_device_is_not_captured(self):
-        model = small()
-        with pytest.raises(RuntimeError, match="not permitted when stream is capturing: _local_scalar_dense"):
-            capture_step(model, adam(model), batch(0))  # which reads its number of steps
 
 
 class TestBadArguments:
