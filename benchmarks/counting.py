@@ -1,7 +1,9 @@
 """Counts that need no clock: kernel launches, and the bytes that PyTorch's own ops read and write."""
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -132,9 +134,12 @@ def _size(tensor):
     return count * tensor.element_size()
 
 
-def quiet_profiler():
-    """Without the two lines that the profiler prints each time."""
-    return patch.dict(os.environ, {"KINETO_LOG_LEVEL": "99"})
+@contextmanager
+def quiet_profiler() -> Iterator[None]:
+    """Without the two lines that the profiler prints each time, and torch 2.11's that an earlier cycle is forgotten."""
+    with patch.dict(os.environ, {"KINETO_LOG_LEVEL": "99"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events")
+        yield
 
 
 def count_launches(call: Callable) -> int | None:

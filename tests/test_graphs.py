@@ -1,18 +1,12 @@
 """The training step as one CUDA graph, and the compiled model: what they compute, and bad arguments."""
 
-import contextlib
 import copy
-import gc
-import weakref
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import nn
 
 from vae_fast import VAE, capture_step, graphs
-from vae_fast.benchmarks import cases, steps
-from vae_fast.benchmarks.contenders import CONTENDERS
 from vae_fast.ops.backend import interpreting
 
 SHAPE = (8, 8)
@@ -58,24 +52,29 @@ class Fetching(nn.Module):
         return self.vae.loss(x)
 
 
+def check_same_steps(device, optimizer, **options):
+    """Replays against steps without a graph, after as many as warm up."""
+    eager, captured = (Seeded(small()).to(device) for _ in range(2))
+    step = capture_step(captured, optimizer(captured.parameters(), **options), batch(0, device))
+    reference = optimizer(eager.parameters(), **options)
+    warm_up = [batch(0, device)] * graphs.WARM_UP
+    for number, x in enumerate([*warm_up, *(batch(seed, device) for seed in range(5))]):
+        reference.zero_grad()
+        wanted = eager.loss(x)
+        wanted.total.backward()
+        reference.step()
+        if number >= len(warm_up):
+            torch.testing.assert_close(step(x), wanted)
+    torch.testing.assert_close(captured.state_dict(), eager.state_dict())
+
+
 class TestCapture:
     pytestmark = pytest.mark.cuda_only
 
     @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
     def test_the_same_steps_as_without_a_graph(self, optimizer):
-        eager, captured = (Seeded(small()).to("cuda") for _ in range(2))
         options = {"lr": 1e-2} if optimizer is torch.optim.SGD else {"lr": 1e-3, "capturable": True}
-        step = capture_step(captured, optimizer(captured.parameters(), **options), batch(0, "cuda"))
-        reference = optimizer(eager.parameters(), **options)
-        batches = [*(batch(0, "cuda") for _ in range(3)), *(batch(seed, "cuda") for seed in range(5))]  # 3: warm-up
-        for number, x in enumerate(batches):
-            reference.zero_grad()
-            wanted = eager.loss(x)
-            wanted.total.backward()
-            reference.step()
-            if number >= 3:
-                torch.testing.assert_close(step(x), wanted)
-        torch.testing.assert_close(captured.state_dict(), eager.state_dict())
+        check_same_steps("cuda", optimizer, **options)
 
     def test_each_replay_draws_fresh_noise_that_manual_seed_decides(self):
         model, x = small("cuda"), batch(0, "cuda")
@@ -126,63 +125,6 @@ class TestCapture:
         for _ in range(300):
             loss = step(x)
         assert loss.total.item() < first
-
-
-@pytest.fixture
-def played_cuda(monkeypatch):
-    """A CUDA that captures nothing, on CPU tensors."""
-    for name in ("Stream", "current_stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
-    for name in ("stream", "graph", "device"):
-        monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
-    monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)
-    monkeypatch.setattr(graphs, "_check_optimizer", lambda optimizer: None)
-
-
-@on_the_cpu
-@pytest.mark.usefixtures("played_cuda")
-class TestWhatAGraphWritesTo:
-    """A graph does not keep the memory that its kernels write to: freed, it would be another tensor's by the replay."""
-
-    def check(self, make):
-        model = small()
-        optimizer = torch.optim.Adam(model.parameters())
-        step = make(model, optimizer)
-        step(batch(1))
-        kept = [weakref.ref(model), weakref.ref(optimizer), weakref.ref(model.encoder)]
-        kept += [weakref.ref(value) for value in optimizer.state[next(model.parameters())].values()]
-        del model, optimizer
-        gc.collect()
-        assert all(reference() is not None for reference in kept)
-        del step
-        gc.collect()
-        assert not any(reference() is not None for reference in kept)
-
-    def test_is_kept_by_the_step(self):
-        self.check(lambda model, optimizer: capture_step(model, optimizer, batch(0)))
-
-    @pytest.mark.parametrize("name", ["eager graph", "vae_fast graph"])
-    def test_is_kept_by_a_contender(self, name, monkeypatch):
-        def make(model, optimizer):
-            monkeypatch.setattr(steps, "adam", lambda model, captured, held=[optimizer]: held.pop())
-            return CONTENDERS[name].step(cases.CASES["step_mlp/128x784/float32"].op, model, batch(0))
-
-        self.check(make)
-
-
-@on_the_cpu
-@pytest.mark.usefixtures("played_cuda")
-def test_other_threads_may_do_what_a_capture_forbids(monkeypatch):
-    modes = []
-
-    def graph(*arguments, capture_error_mode="global", **options):
-        modes.append(capture_error_mode)
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    model = small()
-    capture_step(model, adam(model), batch(0))
-    assert modes == ["thread_local"]
 
 
 class TestBadArguments:

@@ -72,11 +72,15 @@ class CapturedStep:
                     step(self._x)
             torch.cuda.current_stream().wait_stream(side)
             optimizer.zero_grad(set_to_none=True)  # those of the warm-up would stay beside the graph's
-            # A new stream: what cuBLAS works in on `side` lies outside the graph's memory, and may be freed. PyTorch's
-            # own stream for captures is of the device that captured first. "thread_local": by default any thread ends
-            # the capture by what is forbidden in one, as a DataLoader's does that page-locks memory (`pin_memory`).
-            with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
-                self._result = step(self._x)
+            self._result = self._capture(step)
+
+    def _capture(self, step):
+        try:
+            return _captured(self._graph, step, self._x)
+        except BaseException:
+            # torch 2.11 leaves its generator in the midst of a capture, and draws from it no more until one has ended.
+            _captured(torch.cuda.CUDAGraph(), Tensor.clone, self._x)
+            raise
 
     def __call__(self, x):
         checks.is_tensor("x", x)
@@ -86,6 +90,17 @@ class CapturedStep:
             self._x.copy_(x, non_blocking=True)
             self._graph.replay()
         return self._result
+
+
+def _captured(graph, step, x):
+    """What the step gave while `graph` recorded it."""
+    # A new stream: what cuBLAS works in on that of the warm-up lies outside the graph's memory, and may be freed.
+    # PyTorch's own stream for captures is of the device that captured first. "thread_local": by default any thread ends
+    # the capture by what is forbidden in one, as a DataLoader's does that page-locks memory (`pin_memory`). The outer
+    # context is for a capture that fails, which PyTorch leaves without its own.
+    capture = torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
+    with torch.cuda.stream(torch.cuda.current_stream()), capture:
+        return step(x)
 
 
 def _check_model(model):

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -112,6 +113,23 @@ def test_peak_memory_prints_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_the_profiler_does_not_warn(monkeypatch):
+    """As torch 2.11 does of each profile, although ours have one cycle."""
+    from torch.profiler import profiler
+
+    prepare = profiler._KinetoProfile.prepare_trace
+
+    def warn(self):
+        warnings.warn("Warning: Profiler clears events at the end of each cycle.", stacklevel=2)
+        prepare(self)
+
+    monkeypatch.setattr(profiler._KinetoProfile, "prepare_trace", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with counting.quiet_profiler(), profiler.profile(activities=[profiler.ProfilerActivity.CPU]):
+            torch.zeros(1)
 
 
 def test_free_memory_is_that_of_this_machine():

@@ -1,0 +1,123 @@
+"""Capturing a training step on a CUDA that is played: what is kept, what a replay does, and a capture that fails."""
+
+import contextlib
+import gc
+import weakref
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+from tests.support import played_graph
+from tests.test_graphs import adam, batch, check_same_steps, on_the_cpu, small
+from vae_fast import capture_step, graphs
+from vae_fast.benchmarks import cases, steps
+from vae_fast.benchmarks.contenders import CONTENDERS
+
+pytestmark = on_the_cpu
+
+
+@pytest.fixture
+def played_cuda(monkeypatch):
+    """A CUDA that captures nothing, on CPU tensors."""
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
+    monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)
+    monkeypatch.setattr(graphs, "_check_optimizer", lambda optimizer: None)
+
+
+@pytest.mark.usefixtures("played_cuda")
+class TestWhatAGraphWritesTo:
+    """A graph does not keep the memory that its kernels write to: freed, it would be another tensor's by the replay."""
+
+    def check(self, make):
+        model = small()
+        optimizer = torch.optim.Adam(model.parameters())
+        step = make(model, optimizer)
+        step(batch(1))
+        kept = [weakref.ref(model), weakref.ref(optimizer), weakref.ref(model.encoder)]
+        kept += [weakref.ref(value) for value in optimizer.state[next(model.parameters())].values()]
+        del model, optimizer
+        gc.collect()
+        assert all(reference() is not None for reference in kept)
+        del step
+        gc.collect()
+        assert not any(reference() is not None for reference in kept)
+
+    def test_is_kept_by_the_step(self):
+        self.check(lambda model, optimizer: capture_step(model, optimizer, batch(0)))
+
+    @pytest.mark.parametrize("name", ["eager graph", "vae_fast graph"])
+    def test_is_kept_by_a_contender(self, name, monkeypatch):
+        def make(model, optimizer):
+            monkeypatch.setattr(steps, "adam", lambda model, captured, held=[optimizer]: held.pop())
+            return CONTENDERS[name].step(cases.CASES["step_mlp/128x784/float32"].op, model, batch(0))
+
+        self.check(make)
+
+
+@pytest.mark.usefixtures("played_cuda")
+def test_other_threads_may_do_what_a_capture_forbids(monkeypatch):
+    modes = []
+
+    def graph(*arguments, capture_error_mode="global", **options):
+        modes.append(capture_error_mode)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    model = small()
+    capture_step(model, adam(model), batch(0))
+    assert modes == ["thread_local"]
+
+
+class TestPlayedGraph:
+    @pytest.fixture(autouse=True)
+    def _graph(self, played_cuda, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", played_graph.PlayedGraph)
+        monkeypatch.setattr(torch.cuda, "graph", played_graph.capture)
+
+    def test_the_same_steps_as_without_a_graph(self):
+        check_same_steps("cpu", torch.optim.SGD, lr=1e-2, momentum=0.9)
+
+    def test_a_step_that_waits_for_the_device_is_not_captured(self):
+        model = small()
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing: _local_scalar_dense"):
+            capture_step(model, adam(model), batch(0))  # which reads its number of steps
+
+
+@pytest.mark.usefixtures("played_cuda")
+def test_a_capture_that_fails_leaves_pytorch_as_it_was(monkeypatch):
+    """PyTorch does not: the end of `torch.cuda.graph` raises before it has gone back to the stream before, and in torch
+    2.11 before the generator knows that the capture is over."""
+    capturing, streams = [], ["the user's"]
+
+    @contextlib.contextmanager
+    def graph(*arguments, **options):
+        capturing[:] = [True]
+        streams.append("the capture's")
+        yield
+        capturing.clear()
+        streams.pop()
+
+    @contextlib.contextmanager
+    def stream(entered):
+        before = list(streams)
+        try:
+            yield
+        finally:
+            streams[:] = before
+
+    def fail(x):
+        if capturing:
+            raise RuntimeError("operation not permitted")
+        return loss(x)
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    model = small()
+    loss, model.loss = model.loss, fail
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        capture_step(model, adam(model), batch(0))
+    assert (capturing, streams) == ([], ["the user's"])
