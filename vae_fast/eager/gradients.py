@@ -45,7 +45,8 @@ def _write(out, derivative, scale, weight):
 
 def _sum(derivative, scale, weight, param):
     """Over the elements that share a number of `param`, in the derivative's dtype."""
+    if weight is not None:
+        derivative = targets.weighted(derivative, weight)
     if isinstance(scale, float):
-        return targets.weighted(derivative, weight).sum_to_size(param.shape) * scale
-    made = derivative * scale if weight is None else targets.weighted(derivative, weight, scale)
-    return made.sum_to_size(param.shape)
+        return derivative.sum_to_size(param.shape) * scale
+    return (derivative * scale).sum_to_size(param.shape)

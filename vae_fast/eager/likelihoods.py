@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import counts, special
-from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select, sum_of_logs
+from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select
 
 SUM = 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
 
@@ -20,7 +20,8 @@ class Formulas(NamedTuple):
     """terms(params, target, out) yields tensors that add up to the nll, one after the other in `out` (None: new ones).
 
     derivatives(params, target, outs) returns one tensor a parameter, in `outs` where that is not None.
-    total(params, target, outs), where the two share work, returns (the nll's sum, the derivatives).
+    total(params, target, outs, sums), where the two share work, returns (the nll's sum, the derivatives): see
+    `targets.Sums`.
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
     its autograd costs less than a Function's host time.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
@@ -44,13 +45,13 @@ def _bernoulli_derivatives(params, target, outs):
     return (torch.sigmoid(params[0], out=outs[0]).sub_(target),)
 
 
-def _bernoulli_total(params, target, outs):
+def _bernoulli_total(params, target, outs, sums):
     """log1p(exp(-|a|)) is -log max(s, 1 - s) with s = sigmoid(a), and a sum of logarithms is that of a product."""
     sigmoid = torch.sigmoid(params[0], out=outs[0])
-    linear = torch.clamp(params[0], min=0).addcmul_(params[0], target, value=-1).sum()
+    linear = sums.of(torch.clamp(params[0], min=0).addcmul_(params[0], target, value=-1))
     larger = torch.rsub(sigmoid, ONE[sigmoid.dtype])
     torch.maximum(larger, sigmoid, out=larger)
-    return linear - sum_of_logs(larger), (sigmoid.sub_(target),)
+    return linear - sums.of_logs(larger), (sigmoid.sub_(target),)
 
 
 def _native_bernoulli(output, target, reduction):
@@ -65,9 +66,9 @@ def _mse_derivatives(params, target, outs):
     return (torch.sub(params[0], target, out=outs[0]).mul_(2),)
 
 
-def _mse_total(params, target, outs):
+def _mse_total(params, target, outs, sums):
     error = torch.sub(params[0], target, out=outs[0])
-    return torch.square(error).sum(), (error.mul_(2),)
+    return sums.of(torch.square(error)), (error.mul_(2),)
 
 
 def _gaussian_terms(params, target, out=None):
@@ -83,12 +84,12 @@ def _gaussian_derivatives(params, target, outs):
     return scaled, error.mul_(scaled).sub_(1).mul_(-0.5)
 
 
-def _gaussian_total(params, target, outs):
+def _gaussian_total(params, target, outs, sums):
     mean, logvar = params
     error = torch.sub(mean, target, out=outs[1])
     scaled = exp_minus(logvar, outs[0]).mul_(error)
     excess = error.mul_(scaled)
-    total = (excess.sum() + logvar.sum() + math.log(2 * math.pi) * logvar.numel()).mul_(0.5)
+    total = (sums.of(excess) + sums.of(logvar) + math.log(2 * math.pi) * sums.of_ones(logvar)).mul_(0.5)
     return total, (scaled, excess.sub_(1).mul_(-0.5))
 
 
@@ -136,6 +137,12 @@ def _l1_derivatives(params, target, outs):
     return (_sign(torch.sub(params[0], target, out=outs[0])),)
 
 
+def _l1_total(params, target, outs, sums):
+    error = torch.sub(params[0], target, out=outs[0])
+    total = sums.of(error.abs())
+    return total, (error.sign_() if error.is_cpu and total.isfinite() else _sign(error),)
+
+
 def _sign(x):
     """-1, 0 or 1; NaN stays NaN, and an infinite one becomes it."""
     return torch.sign(x).add_(x, alpha=0)
@@ -153,29 +160,29 @@ def _log_cosh_derivatives(params, target, outs):
     return (torch.sub(params[0], target, out=outs[0]).tanh_(),)
 
 
-def _log_cosh_total(params, target, outs):
+def _log_cosh_total(params, target, outs, sums):
     """With e = exp(-2 |d|) - 1: |d| + log(2 + e) - log 2, if float32 bears what cancels, and -sign(d) e / (2 + e)."""
     if target.dtype == torch.float64:
-        return sum(term.sum() for term in _log_cosh_terms(params, target)), _log_cosh_derivatives(params, target, outs)
+        return sum(map(sums.of, _log_cosh_terms(params, target))), _log_cosh_derivatives(params, target, outs)
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs()
-    linear = size.sum().double()
-    if not (error.is_cpu and linear.item() >= error.numel()):
-        return _small_log_cosh_total(error, size)
+    linear, count = sums.of(size).double(), sums.of_ones(size)
+    if not (error.is_cpu and linear >= count):
+        return _small_log_cosh_total(error, size, sums)
     e = size.mul_(-2).expm1_()
     q = torch.add(e, 2)
     slope = torch.copysign(e.div_(q), error, out=error)
-    total = linear + sum_of_logs(q) - math.log(2) * error.numel()
+    total = linear + sums.of_logs(q) - math.log(2) * count
     return total.to(error.dtype), (slope,)
 
 
-def _small_log_cosh_total(error, size):
+def _small_log_cosh_total(error, size, sums):
     """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): float64 errs by 1e-16."""
     size = size.double()
     q = torch.add(MINUS_ONE[size.dtype], size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
-    total = size.sum()
+    total = sums.of(size)
     slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
-    return (total + sum_of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
+    return (total + sums.of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
 
 
 def _huber_terms(params, target, out=None):
@@ -218,11 +225,11 @@ def _student_t_slopes(df, inverse, scaled, square):
     return inverse.mul_(scaled).mul_(share), square.mul_(share).neg_().add_(1), None, None
 
 
-def _student_t_total(params, target, outs):
+def _student_t_total(params, target, outs, sums):
     df, constant = map(_number, params[2:])
-    parts, count = _student_t_parts(params, target, outs[:2]), target.numel()
-    logs = torch.div(parts[-1], df).log1p_().sum()
-    total = logs * (df + 1) / 2 + params[1].sum() + constant * count
+    parts = _student_t_parts(params, target, outs[:2])
+    logs = sums.of(torch.div(parts[-1], df).log1p_())
+    total = logs * (df + 1) / 2 + sums.of(params[1]) + constant * sums.of_ones(target)
     return total, _student_t_slopes(df, *parts)
 
 
@@ -240,12 +247,12 @@ def _laplace_derivatives(params, target, outs):
     return inverse.mul_(_sign(error)), scaled.neg_().add_(1)
 
 
-def _laplace_total(params, target, outs):
+def _laplace_total(params, target, outs, sums):
     mean, log_scale = params
     error = torch.sub(mean, target, out=outs[1])
     inverse = exp_minus(log_scale, outs[0])
     scaled = torch.abs(error).mul_(inverse)
-    total = scaled.sum() + log_scale.sum() + math.log(2) * scaled.numel()
+    total = sums.of(scaled) + sums.of(log_scale) + math.log(2) * sums.of_ones(scaled)
     slope = inverse.mul_(_sign(error))
     return total, (slope, torch.rsub(scaled, ONE[scaled.dtype]))
 
@@ -279,7 +286,7 @@ mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, 
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-l1 = Formulas(_l1_terms, _l1_derivatives, native=torch._C._nn.l1_loss, most=2**18)
+l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, native=torch._C._nn.l1_loss, most=2**18)
 log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
 huber = Formulas(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**18)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)

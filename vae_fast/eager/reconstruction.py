@@ -1,6 +1,7 @@
 """Reduces any likelihood in PyTorch: forward, forward with gradient, backward."""
 
 import functools
+import math
 
 import torch
 
@@ -72,7 +73,9 @@ def _elementwise(params, target, likelihood, reduction, extras):
     weight, seed, scale = extras
     target, scale = _sampled(params, target, seed, scale)
     values = [p.to(dtype).expand(target.shape) for p in params]
-    nll = targets.weighted(_nll(_formulas(likelihood), values, targets.read(target, scale, dtype)), weight)
+    nll = functools.reduce(torch.Tensor.add_, _formulas(likelihood).terms(values, targets.read(target, scale, dtype)))
+    if weight is not None:
+        nll = targets.weighted(nll, targets.own_size(weight, dtype), out=nll)
     if reduction == "none":
         return torch.empty_like(params[0], dtype=dtype).copy_(nll)
     return reductions.finish([reductions.partial(nll, reduction)], reduction, nll.shape)
@@ -87,22 +90,26 @@ def total_of_block(formulas, params, target, weight, buffers, differentiate):
 
     They are made where `differentiate` asks for them, or where they share the work of the nll.
     """
-    if weight is None and formulas.total is not None:
-        return formulas.total(params, target, buffers)
-    if formulas.both is not None and (differentiate or weight is None):
-        nll, derivatives = formulas.both(params, target, buffers)
-        return targets.weighted(nll, weight).sum(), derivatives
+    rest = formulas, params, target, buffers, differentiate
     if weight is None:
-        scratch = next((b for b in buffers if b is not None), None)
-        scratch = torch.empty_like(target) if scratch is None else scratch
-        total = sum(term.sum() for term in formulas.terms(params, target, scratch))
-    else:
-        total = targets.weighted(_nll(formulas, params, target), weight).sum()
+        return _total(targets.Sums(None), *rest)
+    if target.is_cpu:  # elsewhere to look at the sum would cost a synchronisation
+        made = _total(targets.Sums(weight), *rest)
+        if math.isfinite(made[0].item()):  # or what the weight leaves out may be NaN
+            return made
+    return _total(targets.Sums(weight, targets.weighted), *rest)
+
+
+def _total(sums, formulas, params, target, buffers, differentiate):
+    if formulas.total is not None:
+        return formulas.total(params, target, buffers, sums)
+    if formulas.both is not None and differentiate:
+        nll, derivatives = formulas.both(params, target, buffers)
+        return sums.of(nll), derivatives
+    scratch = next((b for b in buffers if b is not None), None)
+    scratch = torch.empty_like(target) if scratch is None else scratch
+    total = sum(map(sums.of, formulas.terms(params, target, scratch)))
     return total, formulas.derivatives(params, target, buffers) if differentiate else (None,) * len(params)
-
-
-def _nll(formulas, params, target):
-    return functools.reduce(torch.Tensor.add_, formulas.terms(params, target))
 
 
 def _buffers(grads, dtype):
@@ -111,8 +118,9 @@ def _buffers(grads, dtype):
 
 
 def _blocks(params, target, grads, dtype, extras, upstream=None):
-    """(params, target, weight, upstream gradient, grads), block by block: the first two, and the fourth, in `dtype`."""
+    """(params, target, weight, upstream gradient, grads), block by block: all but the last in `dtype`."""
     weight, seed, scale = extras
+    weight = None if weight is None else targets.own_size(weight, dtype)
     target, scale = _sampled(params, target, seed, scale)
     whole = (p if p.shape == target.shape else p.expand(target.shape) for p in params)
     for x, w, g, *tensors in blocks((target, weight, upstream, *whole, *grads)):
