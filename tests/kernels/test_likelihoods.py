@@ -177,21 +177,33 @@ def test_l1_has_no_slope_at_0(backend):
     assert gradient.tolist() == [[-1.0, 0.0, 1.0]]
 
 
+def test_the_l1_gradient_of_a_nan_is_nan(backend):
+    """Weighted, as the small float32 losses without a weight are PyTorch's own, which has 0 there."""
+    a = torch.tensor([[1.0, NAN, -3.0]], device=backend.device, requires_grad=True)
+    loss = reconstruction_loss(a, torch.zeros_like(a), "l1", weight=torch.full_like(a, 2.0), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, a)
+    assert loss.isnan()
+    assert gradient.isnan().tolist() == [[False, True, False]]
+
+
 def test_log_cosh_keeps_its_digits_near_0(backend):
     a = torch.tensor([[1e-4, 1e-3, 1e-2]], device=backend.device)
     nll = reconstruction_loss(a, torch.zeros_like(a), "log_cosh", reduction="none")
     torch.testing.assert_close(nll, a.square() / 2 * (1 - a.square() / 6), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("equal", [False, True], ids=["drawn", "equal"])
 @pytest.mark.parametrize("spread", [1e-4, 1e-2, 0.25, 0.32, 0.9, 1.01, 1.26, 1.4, 50.0])
-def test_the_sum_of_log_cosh_keeps_its_digits_however_large_the_errors(spread, equal, backend):
+def test_the_sum_of_log_cosh_keeps_its_digits_however_large_the_errors(spread, equal, weighted, backend):
     drawn = torch.randn((8, 1024), generator=torch.Generator().manual_seed(1))
     a = spread * (torch.ones_like(drawn) if equal else drawn).to(backend.device)
-    loss = reconstruction_loss(a.requires_grad_(), torch.zeros_like(a), "log_cosh", reduction="sum")
+    weight = torch.linspace(0, 3, 8, device=backend.device) if weighted else None
+    loss = reconstruction_loss(a.requires_grad_(), torch.zeros_like(a), "log_cosh", weight=weight, reduction="sum")
     d = a.detach().double().cpu().abs()
     near = torch.log1p(2 * torch.sinh(d.clamp(max=1) / 2) ** 2)
-    expected = torch.where(d < 1, near, d + torch.log1p(torch.exp(-2 * d)) - np.log(2)).sum()
+    nll = torch.where(d < 1, near, d + torch.log1p(torch.exp(-2 * d)) - np.log(2)).sum(1)
+    expected = (nll * weight.double().cpu() if weighted else nll).sum()
     torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-6, atol=0)
 
 
