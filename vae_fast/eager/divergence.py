@@ -1,45 +1,73 @@
-"""As `vae_fast.kernels.divergence`: the KL of a Gaussian to its prior, element by element.
+"""As `vae_fast.kernels.divergence`: the KL of a Gaussian to its prior, element by element, and its derivatives.
 
 A prior is (mean, log-variance, standard deviation), or None for N(0, I). direct: see `scales`.
 """
 
 import torch
 
-from vae_fast.eager.elementary import expm1_minus_x, log_ratio
+from vae_fast.eager.elementary import ONE, exp, expm1_minus_x, log_ratio
 
 
 def closed_form(mean, logvar, std, prior, direct):
-    """KL(N(mean, std^2) || prior) in nats (Kingma & Welling 2014, appendix B)."""
-    excess = _expm1_minus_x(_log_variance_ratio(logvar, std, prior, direct))
-    return excess.add_(_square(mean, prior, direct)).mul_(0.5)
+    """Twice KL(N(mean, std^2) || prior) in nats (Kingma & Welling 2014, appendix B)."""
+    compared = direct and prior is not None
+    ratio = log_ratio(std, prior[2]).mul_(2) if compared else _log_variance_ratio(logvar, prior)
+    return _add_square(_expm1_minus_x(ratio), mean, prior)
+
+
+def closed_form_rounded(mean, logvar, std, prior, direct):
+    """The same with float32's own digits: see `gaussian._rounded_kl`."""
+    if prior is None:
+        made = torch.mul(std, std).sub_(logvar)
+    elif direct:
+        quotient = std / prior[2]
+        made = torch.square(quotient).sub_(quotient.log_(), alpha=2)
+    else:
+        ratio = _log_variance_ratio(logvar, prior)
+        made = exp(ratio).sub_(ratio)
+    return _add_square(made.sub_(ONE[made.dtype]), mean, prior)
 
 
 def closed_form_gradient(mean, logvar, std, prior, direct):
-    """Derivatives of `closed_form` in the mean and the log-variance."""
-    return slope(mean, prior, direct), torch.expm1(_log_variance_ratio(logvar, std, prior, direct)).mul_(0.5)
+    """Derivatives of the KL in the mean and the log-variance."""
+    if direct:
+        difference = _relative_difference(std, prior)
+        half = torch.addcmul(difference, difference, difference, value=0.5)  # ((std / prior's)^2 - 1) / 2
+    else:
+        half = torch.expm1(_log_variance_ratio(logvar, prior)).mul_(0.5)
+    return slope(mean, prior), half
+
+
+def _relative_difference(std, prior):
+    """std / prior's - 1, of which no digit is lost where they are close."""
+    return std - 1 if prior is None else (std - prior[2]).div_(prior[2])
 
 
 def monte_carlo(z, eps, logvar, std, prior, direct):
     """log q(z) - log p(z) at z = mean + std eps (Burda et al. 2016); the constants cancel."""
-    return (_square(z, prior, direct) - eps.square() - _log_variance_ratio(logvar, std, prior, direct)).mul_(0.5)
+    compared = direct and prior is not None
+    ratio = (std / prior[2]).log_().mul_(2) if compared else _log_variance_ratio(logvar, prior)
+    return _add_square(torch.addcmul(ratio, eps, eps).neg_(), z, prior).mul_(0.5)
 
 
-def slope(x, prior, direct):
+def slope(x, prior):
     """(x - prior's mean) / prior's variance: the derivative of -log p(x)."""
-    if prior is None:
-        return x
-    mean, logvar, std = prior
-    return (x - mean).div_(std).div_(std) if direct else torch.exp(-logvar).mul_(x - mean)
+    return x if prior is None else _distance(x, prior).div_(prior[2])
 
 
-def _square(x, prior, direct):
-    return x * x if prior is None else (x - prior[0]).mul_(slope(x, prior, direct))
+def _distance(x, prior):
+    """(x - prior's mean) / prior's standard deviation."""
+    return x if prior is None else (x - prior[0]).div_(prior[2])
 
 
-def _log_variance_ratio(logvar, std, prior, direct):
-    if prior is None:
-        return logvar
-    return 2 * log_ratio(std, prior[2]) if direct else logvar - prior[1]
+def _log_variance_ratio(logvar, prior):
+    return logvar if prior is None else logvar - prior[1]
+
+
+def _add_square(made, x, prior):
+    """made + (x - prior's mean)^2 / prior's variance, in its memory."""
+    apart = _distance(x, prior)
+    return made.addcmul_(apart, apart)
 
 
 def _expm1_minus_x(x):

@@ -13,7 +13,7 @@ def _constant(value):
     return {dtype: torch.tensor(value, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
-_LOG2_E, _MINUS_LOG2_E, HALF_LOG2_E = _constant(LOG2_E), _constant(-LOG2_E), _constant(LOG2_E / 2)
+_LOG2_E, _MINUS_LOG2_E, _HALF_LOG2_E = _constant(LOG2_E), _constant(-LOG2_E), _constant(LOG2_E / 2)
 ONE, HALF, MINUS_ONE = _constant(1.0), _constant(0.5), _constant(-1.0)
 
 
@@ -25,6 +25,11 @@ def exp(x, out=None):
 def exp_minus(x, out=None):
     """exp(-x), as `exp`."""
     return torch.mul(x, _MINUS_LOG2_E[x.dtype], out=out).exp2_()
+
+
+def exp_of_half(x, out=None):
+    """exp(x / 2), as `exp`."""
+    return torch.mul(x, _HALF_LOG2_E[x.dtype], out=out).exp2_()
 
 
 def expm1_minus_x(x, expm1=None):

@@ -4,7 +4,7 @@ import torch
 
 from vae_fast.eager import general, noise, reductions
 from vae_fast.eager.blocks import blocks
-from vae_fast.eager.elementary import HALF, HALF_LOG2_E, ONE, exp, expm1_minus_x
+from vae_fast.eager.elementary import HALF, ONE, exp, exp_of_half, expm1_minus_x
 from vae_fast.eager.general import clamped, clamped_gradient
 
 NONE = (None, None)
@@ -69,7 +69,7 @@ def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, 
     m, x = _widened(mu), _exponent(logvar, prior_logvar, clamp, difference)
     if eps is not None:
         v = x if prior_logvar is None else _exponent(logvar, None, clamp)
-        noisy = torch.mul(v, HALF_LOG2_E[v.dtype], out=noisy).exp2_().mul_(eps)
+        noisy = exp_of_half(v, noisy).mul_(eps)
         z = torch.add(m, noisy, out=z)
     if reduction is None:
         return z, noisy, None, None

@@ -30,18 +30,18 @@ def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, samples, reduction):
     by_batch = (_by_batch(drawn, samples), _by_batch(z, samples), _by_batch(elementwise, each))
     for m, raw, prior_mu, prior_raw, e, z_out, kl_out in blocks((mu, logvar, *prior, *by_batch)):
         mean = scales.mean(m.to(dtype), scale)
-        v, std = scales.deviation(clamped(raw.to(dtype), clamp), scale)
+        measured = reduction is not None and (prior_mu is None or not direct)
+        v, std = scales.deviation(clamped(raw.to(dtype), clamp), scale, measured)
         q = None if reduction is None else _prior(prior_mu, prior_raw, scale)
         for k in range(0 if z is None else samples or 1):
             eps = e[:, k].to(dtype)
-            sample = mean + std * eps
+            sample = torch.addcmul(mean, std, eps)
             z_out[:, k].copy_(sample)
             if reduction is not None and kl == "monte_carlo":
                 terms = divergence.monte_carlo(sample, eps, v, std, q, direct)
-                _reduce(terms, sums[k], None if kl_out is None else kl_out[:, k], reduction)
+                sums[k].append(_reduced(terms, None if kl_out is None else kl_out[:, k], reduction))
         if reduction is not None and kl == "closed_form":
-            terms = divergence.closed_form(mean, v, std, q, direct)
-            _reduce(terms, sums[0], None if kl_out is None else kl_out[:, 0], reduction)
+            sums[0].append(_closed_form(kl_out, reduction, mean, v, std, q, direct).mul_(0.5))
     if reduction in (None, "none"):
         return z, elementwise
     totals = [reductions.finish_kl(partials, reduction, mu).to(dtype) for partials in sums]
@@ -50,9 +50,18 @@ def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, samples, reduction):
     return z, torch.stack(totals, out=sampled_like(totals[0], each))
 
 
-def _reduce(terms, sums, out, reduction):
-    """Write the terms to `out`, or add their partial sum to `sums`."""
-    sums.append(reductions.partial(terms, reduction)) if out is None else out.copy_(terms)
+def _closed_form(out, reduction, *posterior):
+    """The doubled KL, reduced: where the sum is large enough, with float32's own digits, in a fraction of the time."""
+    if posterior[0].is_cpu and reductions.is_sum(reduction):
+        sums = reductions.partial(divergence.closed_form_rounded(*posterior), reduction)
+        if reductions.outweigh_rounding(sums, posterior[0].numel()):
+            return sums
+    return _reduced(divergence.closed_form(*posterior), None if out is None else out[:, 0], reduction)
+
+
+def _reduced(terms, out, reduction):
+    """The terms themselves in `out`, or their partial sum."""
+    return reductions.partial(terms, reduction) if out is None else out.copy_(terms)
 
 
 def backward(grad_z, grad_kl, mu, logvar, drawn, grads, *, prior, clamp, scale, kl, samples, reduction):
@@ -69,41 +78,44 @@ def backward(grad_z, grad_kl, mu, logvar, drawn, grads, *, prior, clamp, scale, 
 
 def _backward_block(clamp, scale, kl, mu, raw, prior_mu, prior_raw, grad_z, eps, upstream, *grads):
     """grad_z, eps: the samples along dimension 1; upstream: one gradient of the kl's elements, or one a sample."""
-    d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
+    d_mu, d_raw, d_prior_mu, d_prior_raw = grads
     direct, monte_carlo = scales.is_direct(scale), kl == "monte_carlo" and upstream is not None
     dtype = reductions.accumulator(mu.dtype)
     mu, raw = mu.to(dtype), raw.to(dtype)
     mean = scales.mean(mu, scale)
-    v, std = scales.deviation(clamped(raw, clamp), scale)
+    v, std = scales.deviation(clamped(raw, clamp), scale, not direct)
     q = None if upstream is None else _prior(prior_mu, prior_raw, scale)
-    d_mean, d_deviation, d_prior_mean, d_prior = (torch.zeros_like(mu) for _ in range(4))
+    d_mean = d_std = d_logvar = d_prior_mean = d_prior_logvar = None
     for k in range(eps.shape[1] if grad_z is not None or monte_carlo else 0):
         e = eps[:, k].to(dtype)
-        d_z = torch.zeros_like(mu) if grad_z is None else grad_z[:, k].to(dtype)
+        d_z = None if grad_z is None else grad_z[:, k].to(dtype)
         if monte_carlo:
-            g, sample = upstream[k].to(dtype), mean + std * e
-            slope = divergence.slope(sample, q, direct)
-            d_z = d_z + g * slope
-            d_deviation += _through_logvar(-0.5 * g, std, direct)
+            g, sample = upstream[k].to(dtype), torch.addcmul(mean, std, e)
+            through_z = g * divergence.slope(sample, q)
+            d_z, d_logvar = _plus(d_z, through_z), _plus(d_logvar, -0.5 * g)
             if q is not None:
-                d_prior_mean -= g * slope
-                d_prior += 0.5 * g * (1 - slope * (sample - q[0]))
-        d_mean += d_z
-        d_deviation += _through_sample(d_z, e, std, direct)
+                d_prior_mean = _plus(d_prior_mean, -through_z)
+                d_prior_logvar = _plus(d_prior_logvar, 0.5 * (g - through_z * (sample - q[0])))
+        d_mean, d_std = _plus(d_mean, d_z), _plus(d_std, d_z * e)
     if upstream is not None and not monte_carlo:
         g = upstream[0].to(dtype)
         kl_mean, kl_logvar = divergence.closed_form_gradient(mean, v, std, q, direct)
-        d_mean += g * kl_mean
-        d_deviation += _through_logvar(g * kl_logvar, std, direct)
+        through_mean, d_logvar = g * kl_mean, g * kl_logvar
+        d_mean = _plus(d_mean, through_mean)
         if q is not None:
-            d_prior_mean, d_prior = -g * kl_mean, -g * (kl_logvar + 0.5 * kl_mean * (mean - q[0]))
+            d_prior_mean, d_prior_logvar = -through_mean, -d_logvar - 0.5 * through_mean * (mean - q[0])
     if d_prior_mu is not None:
         d_prior_mu.copy_(scales.mean_gradient(d_prior_mean, prior_mu.to(dtype), scale))
-        d_prior = _through_logvar(d_prior, q[2], direct)
-        d_prior_logvar.copy_(scales.deviation_gradient(d_prior, prior_raw.to(dtype), scale))
+        made = _deviation_gradient(None, d_prior_logvar, q[2], direct)
+        d_prior_raw.copy_(scales.deviation_gradient(made, prior_raw.to(dtype), scale))
     if d_mu is not None:
         d_mu.copy_(scales.mean_gradient(d_mean, mu, scale))
-    d_logvar.copy_(clamped_gradient(scales.deviation_gradient(d_deviation, raw, scale), raw, clamp))
+    made = _deviation_gradient(d_std, d_logvar, std, direct)
+    d_raw.copy_(clamped_gradient(scales.deviation_gradient(made, raw, scale), raw, clamp))
+
+
+def _plus(total, more):
+    return more if total is None else total + more
 
 
 def _by_batch(tensor, samples):
@@ -112,21 +124,18 @@ def _by_batch(tensor, samples):
 
 
 def _prior(mu, raw, scale):
-    """(mean, log-variance, standard deviation), or None for N(0, I)."""
+    """(mean, log-variance, standard deviation), or None for N(0, I). No log-variance where the scale is direct."""
     if mu is None:
         return None
     dtype = reductions.accumulator(mu.dtype)
-    return scales.mean(mu.to(dtype), scale), *scales.deviation(raw.to(dtype), scale)
+    return scales.mean(mu.to(dtype), scale), *scales.deviation(raw.to(dtype), scale, not scales.is_direct(scale))
 
 
-def _through_sample(gradient, eps, std, direct):
-    """The gradient in the log-variance, or the standard deviation where that is direct, of one in z."""
-    return gradient * eps if direct else gradient * eps * std * 0.5
-
-
-def _through_logvar(gradient, std, direct):
-    """The same, of one in the log-variance."""
-    return gradient * 2 / std if direct else gradient
+def _deviation_gradient(d_std, d_logvar, std, direct):
+    """The gradient in the standard deviation where the scale is direct, else in the log-variance, of those in both."""
+    if direct:
+        return d_std if d_logvar is None else _plus(d_std, 2 * d_logvar / std)
+    return d_logvar if d_std is None else torch.mul(d_std, std).mul_(0.5) + (0 if d_logvar is None else d_logvar)
 
 
 def clamped(logvar, clamp):

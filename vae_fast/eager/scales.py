@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from vae_fast.eager.elementary import exp, exp_of_half
+
 
 def is_direct(scale):
     """Whether the second tensor gives the standard deviation itself, and not a logarithm."""
@@ -22,23 +24,24 @@ def mean_gradient(gradient, mu, scale):
     return gradient * _sech2(mu / bound) if name == "soft_clamp" else gradient
 
 
-def deviation(x, scale):
-    """(log-variance, standard deviation) that the second tensor gives."""
+def deviation(x, scale, measured=True):
+    """(log-variance, standard deviation) that the second tensor gives; not `measured`, the first may be None."""
     name, bound, epsilon = scale
     if name == "logvar":
-        return x, torch.exp(0.5 * x)
+        return x, exp_of_half(x)
     if name == "logstd":
-        return 2 * x, torch.exp(x)
+        return 2 * x if measured else None, exp(x)
     if name == "std":
-        return torch.log(x).mul_(2), x
+        return torch.log(x).mul_(2) if measured else None, x
     if name == "softplus":
         std = F.softplus(x, threshold=40).add_(epsilon)
-        return torch.log(std).mul_(2), std
+        return torch.log(std).mul_(2) if measured else None, std
     logstd = torch.tanh(x / bound).mul_(bound)
-    std = torch.exp(logstd)
-    if epsilon:
-        logstd = torch.log(std.add_(epsilon))
-    return 2 * logstd, std
+    std = exp(logstd)
+    if not epsilon:
+        return logstd.mul_(2), std
+    std.add_(epsilon)
+    return torch.log(std).mul_(2) if measured else None, std
 
 
 def deviation_gradient(gradient, x, scale):
