@@ -100,19 +100,20 @@ def test_the_gradient_of_one_output_alone(scale, kl, used, backend):
         check(p, None, value, estimate=kl, reduction="sample", **options)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sample"])
 @pytest.mark.parametrize("with_prior", [False, True])
 @pytest.mark.parametrize("scale", ["logstd", "std", "SoftClamp"])
-def test_a_small_kl_keeps_its_digits(scale, with_prior, backend):
+def test_a_small_kl_keeps_its_digits(scale, with_prior, reduction, backend):
     """At a standard deviation near the prior's the KL is a square: the plain form has none of its digits."""
-    d = np.array([[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.3]])
-    d = np.concatenate([d, -d])
+    d = np.array([[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.3]]).T
+    d = np.concatenate([d, -d])  # one latent a sample
     around = 0.0 if not with_prior else 0.75
     one = 1.0 + around if scale == "std" else around
     second = torch.tensor(one + d, dtype=torch.float32, device=backend.device)
     zero = torch.zeros_like(second)
     prior = (zero, zero + one) if with_prior and scale != "SoftClamp" else None
     second = second - around if scale == "SoftClamp" else second
-    kl = gaussian_kl(zero, second, prior=prior, scale=SCALES[scale], reduction="none")
+    kl = gaussian_kl(zero, second, prior=prior, scale=SCALES[scale], reduction=reduction)
     with mpmath.workdps(50):
         exact = [_exact_kl(scale, mpmath.mpf(v), one if prior else None) for v in second.flatten().tolist()]
     np.testing.assert_allclose(kl.cpu().flatten().numpy(), np.array(exact), rtol=1e-6)
