@@ -167,7 +167,7 @@ def _log_cosh_total(params, target, outs, sums):
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs()
     linear, count = sums.of(size).double(), sums.of_ones(size)
-    if not (error.is_cpu and linear >= count):
+    if not (error.is_cpu and linear.item() >= float(count)):
         return _small_log_cosh_total(error, size, sums)
     e = size.mul_(-2).expm1_()
     q = torch.add(e, 2)
