@@ -121,3 +121,14 @@ def test_a_capture_that_fails_leaves_pytorch_as_it_was(monkeypatch):
     with pytest.raises(RuntimeError, match="operation not permitted"):
         capture_step(model, adam(model), batch(0))
     assert (capturing, streams) == ([], ["the user's"])
+
+
+@pytest.mark.usefixtures("played_cuda")
+def test_a_capture_that_fails_says_why_even_if_no_other_is_possible(monkeypatch):
+    def capture(graph, step, x):
+        raise RuntimeError("out of memory" if step is not torch.Tensor.clone else "CUDA has been lost")
+
+    monkeypatch.setattr(graphs, "_captured", capture)
+    model = small()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        capture_step(model, adam(model), batch(0))

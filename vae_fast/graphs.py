@@ -1,5 +1,6 @@
 """A whole training step as one CUDA graph."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -79,7 +80,8 @@ class CapturedStep:
             return _captured(self._graph, step, self._x)
         except BaseException:
             # torch 2.11 leaves its generator in the midst of a capture, and draws from it no more until one has ended.
-            _captured(torch.cuda.CUDAGraph(), Tensor.clone, self._x)
+            with contextlib.suppress(RuntimeError):  # what went wrong first is what the user is to read
+                _captured(torch.cuda.CUDAGraph(), Tensor.clone, self._x)
             raise
 
     def __call__(self, x):
