@@ -128,7 +128,10 @@ def main(arguments=None):
     if chosen.folder is not None and not (chosen.folder / Results.JSON).is_file():
         parser.error(f"{chosen.folder} holds no {Results.JSON}: expected a folder that `vae-fast bench` has written")
     print("in Triton's interpreter this takes some minutes", file=sys.stderr)
-    print(table(chosen.folder))
+    try:
+        print(table(chosen.folder))
+    except RuntimeError as error:  # without Triton, for one
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

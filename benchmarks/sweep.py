@@ -37,6 +37,7 @@ ELEMENTS_PER_THREAD = (4, 8, 16, 32)
 FLAT_TILES = (1024, 2048, 4096, 8192)  # ROW_TILE is half of it, as in tiling.py
 MOST_WARPS = 32  # of a program
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # of a multiprocessor of these targets
+SHARED = 227 * 1024  # its bytes of shared memory
 GPU_SHAPE = (2**16, 2**10)  # 256 MB of float32: larger than any L2
 DEVICE = torch.device("cuda")
 ROUNDS = 20
@@ -89,10 +90,10 @@ def compiled(workload, target):
             )  # fmt: skip
 
 
-def resident_warps(registers, threads, shared, memory=227 * 1024):
+def resident_warps(registers, threads, shared):
     """How many warps of such programs a multiprocessor holds; registers are given out by eights."""
     programs = min(REGISTERS // (-(-registers // 8) * 8 * threads), WARPS * 32 // threads, PROGRAMS)
-    return min(programs, memory // (shared + 1024)) * threads // 32
+    return min(programs, SHARED // (shared + 1024)) * threads // 32
 
 
 def timed(workload):

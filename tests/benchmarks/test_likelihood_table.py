@@ -101,3 +101,14 @@ def test_speeds_are_of_one_thread():
     for row in rows:
         row.over_eager = float(row.threads)
     assert likelihood_table._speeds(rows) == {"mse": "1.00 to 1.00"}
+
+
+def test_what_goes_wrong_in_the_interpreter_is_one_message(monkeypatch, capsys):
+    def ask(*arguments, what):
+        raise RuntimeError(f"{what} in the interpreter failed: no triton")
+
+    monkeypatch.setattr(likelihood_table.interpreter, "ask", ask)
+    with pytest.raises(SystemExit) as ended:
+        likelihood_table.main([])
+    assert ended.value.code == 2
+    assert "in the interpreter failed: no triton" in capsys.readouterr().err
