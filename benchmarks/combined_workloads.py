@@ -13,6 +13,7 @@ from vae_fast.benchmarks.latent_workloads import SAMPLES, SCALES, latent_call
 from vae_fast.benchmarks.layouts import CLASS_LAYOUTS, LAYOUTS, ORDINARY
 from vae_fast.benchmarks.output_workloads import SHARED, WEIGHTS, reconstruction_call
 from vae_fast.benchmarks.pairs import covering
+from vae_fast.benchmarks.workload import COMMON
 from vae_fast.likelihoods import LIKELIHOODS
 
 LATENT = {
@@ -20,6 +21,7 @@ LATENT = {
     "scale": ("logvar", *SCALES),
     "reduction": checks.LATENT_REDUCTIONS,
     "dtype": checks.FLOATS,
+    "beside": (None, *COMMON),
     "prior": ("", "fixed prior", "learned prior", "prior of one row"),
     "op": ("sample_kl", "gaussian_kl", "reparameterize"),
     "used": (None, 0, 1),
@@ -51,6 +53,7 @@ ELEMENTWISE = {
     **OUTPUT,
     "target": (None, torch.float32, torch.uint8, torch.int32),
     "shared": ("", *SHARED),
+    "beside": (None, torch.float32),
     "grads": (None, 0, 1, 2),
     "scale": (None, 0.5),
     "binarize": (False, True),
@@ -76,20 +79,31 @@ def combined_workloads():
 
 
 def _is_latent_call(chosen):
+    if _is_of_one_dtype(chosen):
+        return False
     if chosen.get("clamp") and chosen.get("scale", "logvar") != "logvar":
         return False
+    if chosen.get("used") == 0 and chosen.get("samples") and chosen.get("eps"):
+        return False  # a loop so short that the compiler unrolls it: its instructions are not those of an element
     if chosen.get("used") == 0 and chosen.get("prior") in ("learned prior", "prior of one row"):
         return False  # z alone gives a prior no gradient
     fixed = OF_OTHERS.get(chosen.get("op"), {})
     return all(chosen.get(name, value) == value for name, value in fixed.items())
 
 
+def _is_of_one_dtype(chosen):
+    """Whether the others' dtype is the first one's after all, or cannot stand beside it."""
+    return chosen.get("beside") is not None and chosen.get("dtype") in (torch.float64, chosen["beside"])
+
+
 def _is_elementwise_call(chosen):
+    if _is_of_one_dtype(chosen):
+        return False
     if "likelihood" not in chosen:
         return True
     if chosen.get("layout") == "long rows" and chosen.get("shared") == "a number a channel":
         return False  # thousands of programs, which the traffic table interprets one by one
     count = len(LIKELIHOODS[chosen["likelihood"]].parameters)
-    if (chosen.get("grads") or 0) >= count or (chosen.get("shared") and count == 1):
+    if (chosen.get("grads") or 0) >= count or (count == 1 and (chosen.get("shared") or chosen.get("beside"))):
         return False
     return not chosen.get("binarize") or chosen["likelihood"] == "bernoulli"

@@ -22,7 +22,8 @@ def issued_limit(launch, operands):
     sizes = [tensor.element_size() for tensor, _ in operands]
     if launch.name not in LIMITS or max(sizes) > 4:
         return None
-    return LIMITS[launch.name](launch.arguments) + _layout(launch.arguments) + tiling.ISSUED["half"] * sizes.count(2)
+    widths = {"half": sizes.count(2), "mixed": len(set(sizes)) > 1}
+    return LIMITS[launch.name](launch.arguments) + _layout(launch.arguments) + _sum(tiling.ISSUED, widths)
 
 
 def _forward(arguments):
@@ -85,6 +86,8 @@ def _shared(arguments):
     made = [spread for spread, group in zip(arguments["SPREADS"], arguments["GROUPS"], strict=True) if group]
     whole = made.count("sum")
     kind = "dimensions" if len(arguments["shape"]) > 1 else "columns"
+    if kind == "columns" and arguments["parameters"][0][0].element_size() == 2:
+        kind = "columns of halves"
     return {"one number": whole, kind: len(made) - whole}
 
 

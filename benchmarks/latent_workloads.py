@@ -17,6 +17,10 @@ def latent_workloads():
     ops = ("sample_kl", "reparameterize", "gaussian_kl")
     for dtype in checks.FLOATS:
         yield from (latent_call(op, dtype=dtype, main=op == "sample_kl") for op in ops)
+        if dtype in COMMON:
+            beside = COMMON[1 - COMMON.index(dtype)]
+            yield from (latent_call(op, dtype=dtype, beside=beside, main=op == "sample_kl") for op in ops)
+            yield latent_call("sample_kl", prior="prior of one row", dtype=dtype, beside=beside)
     yield latent_call("sample_kl", clamp=CLAMP, dtype=torch.float64, main=True)  # PTX clamps float32 alone
     for dtype in COMMON:
         for layout in LAYOUTS:
@@ -61,10 +65,14 @@ def latent_call(
     eps=False,
     used=None,
     dtype=torch.float32,
+    beside=None,
     layout=ORDINARY,
     main=False,
 ):
-    """`reduction` None: that of the op's default. used: 0 for z alone, 1 for the kl alone, None for both."""
+    """`reduction` None: that of the op's default. used: 0 for z alone, 1 for the kl alone, None for both.
+
+    beside: the dtype of all parameters but mu, where it is another.
+    """
     options = {"logvar_clamp": clamp, "scale": scale}
     if op.startswith("sample_kl"):
         options["kl"] = kl
@@ -78,7 +86,10 @@ def latent_call(
         shape = pair[0].shape
         posterior = [_joined(pair)] if op == "sample_kl_packed" else pair
         lead = () if samples is None else (samples,)
-        priors = [filled(dtype, *((1, *shape[1:]) if "row" in prior else shape)) for _ in range(2)] if prior else []
+        if beside:
+            pair[1] = pair[1].to(beside)
+        shape_of_prior = (1, *shape[1:]) if "row" in prior else shape
+        priors = [filled(beside or dtype, *shape_of_prior) for _ in range(2)] if prior else []
         noise = [] if op == "gaussian_kl" else [filled(dtype, *lead, *shape) if eps else torch.tensor([SEED])]
         learned = prior != "fixed prior"
         leaves = [leaf(t) for t in (*posterior, *(priors if learned else ()))]
@@ -101,6 +112,7 @@ def latent_call(
         samples and f"{samples} samples",
         eps and "eps",
         used is not None and f"only {('z', 'kl')[used]} used",
+        beside and f"{checks.dtype_name(beside)} beside mu",
     )
     return Workload(op, joined_words(words), checks.dtype_name(dtype), layout, make, function, used, main)
 

@@ -31,6 +31,8 @@ def reconstruction_workloads():
         if len(row.parameters) > 1:
             for shared in ("one number", "a number a feature"):
                 yield reconstruction_call(name, shared=shared)
+            for shared in ("", "a number a feature"):
+                yield reconstruction_call(name, dtype=torch.bfloat16, beside=torch.float32, shared=shared)
     yield from _shared_workloads()
     for name in CORE:
         yield reconstruction_call(name, dtype=torch.float16)
@@ -51,6 +53,10 @@ def _shared_workloads():
             main = shared == "a number a channel"
             yield reconstruction_call("gaussian", dtype=dtype, layout="chunks of images", shared=shared, main=main)
             yield reconstruction_call("gaussian", dtype=dtype, layout="chunks of channels_last", shared=shared)
+            if dtype == torch.bfloat16:
+                yield reconstruction_call(
+                    "gaussian", dtype=dtype, beside=torch.float32, layout="chunks of images", shared=shared, main=main
+                )
         for layout in ("chunks", "long rows", "784 columns"):
             yield reconstruction_call("gaussian", dtype=dtype, layout=layout, shared="a number a feature")
         for reduction in ("sample", "none"):
@@ -111,16 +117,16 @@ SHARED = {  # name -> the shape of the parameters beyond the first, for the firs
 
 def reconstruction_call(
     likelihood, reduction="batchmean", *, grads=None, dtype=torch.float32, target=None, layout=ORDINARY, main=False,
-    scale=None, weight="", binarize=False, shared="",
+    scale=None, weight="", binarize=False, shared="", beside=None,
 ):  # fmt: skip
     """grads: how many of the parameters, the first ones, require a gradient; None for all. weight: in WEIGHTS.
 
-    shared: what the parameters beyond the first are, in SHARED.
+    shared: what the parameters beyond the first are, in SHARED; beside: their dtype, where it is another.
     """
     count = len(LIKELIHOODS[likelihood].parameters)
 
     def make():
-        leaves, constants = _outputs(likelihood, layout, dtype, target, grads, weight, shared)
+        leaves, constants = _outputs(likelihood, layout, dtype, target, grads, weight, shared, beside)
         return leaves, [*constants, *([torch.tensor([SEED])] if binarize else [])]
 
     def function(*tensors):
@@ -136,6 +142,7 @@ def reconstruction_call(
         None if grads is None else f"{grads} of {count} gradients",
     )
     words = (*words, scale and "target_scale", weight, binarize and "binarize", shared)
+    words = (*words, beside and f"{checks.dtype_name(beside)} beside the first")
     options = joined_words((likelihood, reduction, *words))
     return Workload("reconstruction_loss", options, checks.dtype_name(dtype), layout, make, function, main=main)
 
@@ -168,7 +175,7 @@ def _elbo(
     return Workload("elbo_loss", options, checks.dtype_name(dtype), ORDINARY, make, function, used, main)
 
 
-def _outputs(likelihood, layout, dtype, target_dtype, grads, weight, shared):
+def _outputs(likelihood, layout, dtype, target_dtype, grads, weight, shared, beside=None):
     """(The parameters, the target and the weight, if any). A target of classes lacks their dimension, the last."""
     row = LIKELIHOODS[likelihood]
     *params, target = {**LAYOUTS, **CLASS_LAYOUTS}[layout](dtype, len(row.parameters) + 1)
@@ -176,6 +183,7 @@ def _outputs(likelihood, layout, dtype, target_dtype, grads, weight, shared):
         params, target, target_dtype = [target], target[..., 0], target_dtype or torch.int64
     if shared:
         params[1:] = (torch.ones(SHARED[shared](target.shape), dtype=dtype) for _ in params[1:])
+    params[1:] = (p.to(beside or dtype) for p in params[1:])
     leaves = [leaf(p) if grads is None or k < grads else p for k, p in enumerate(params)]
     weights = []
     if weight:

@@ -30,8 +30,9 @@ def forward(
 ):
     """z = mu + exp(logvar / 2) * eps where seed or eps is given, and the KL to the prior where a reduction is.
 
-    mu, logvar, the prior's two tensors and eps: [B, ...] of one shape, any strides; seed: int64 [1]. scale: what the
-    second tensors hold, as (name, bound, epsilon). kl: "closed_form", or "monte_carlo": at z before it is rounded.
+    mu, logvar, the prior's two tensors and eps: [B, ...] of one shape, any strides, all but eps of float64 or none;
+    seed: int64 [1]. scale: what the second tensors hold, as (name, bound, epsilon). kl: "closed_form", or
+    "monte_carlo": at z before it is rounded.
     samples: K; z and eps are then [K, B, ...], and a Monte Carlo kl has a dimension K in front.
     Returns (z like mu or None, kl float32 or None). Moves 3L elements for sample + KL (eps and each tensor of a prior
     1L more), (2 + K) L for K samples, the kl and the 8-byte seed: without eps, noise is made in registers and never

@@ -24,15 +24,16 @@ class FirstStage(NamedTuple):
 def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """The reduced nll of `target` and the gradients of the parameters that are `wanted`, for an upstream gradient of 1.
 
-    params: tensors of one dtype, any strides: the first [B, ...], each other of its shape, or shared: one number, or
-    one for each index of one dimension but the batch; target: of the first's shape, of any real dtype; likelihood: a
-    name in `likelihoods`; wanted: one bool a parameter. extras: (weight, seed, scale): the weight of each element's
-    nll, expanded to the shape, bool or float, or None; the seed, int64 [1], of a target sampled from grey values, or
-    None; what the target is multiplied by. Returns (loss, gradients with None where not wanted), each of its
-    parameter's shape. Reads (p + 1)N elements and writes N for each gradient, (2p + 1)N for all, and one partial sum a
-    program; a weight or a shared parameter moves its own size, again for each tile of samples where it is shared by
-    samples, and the gradient of one the partial sums of `shared`. Two launches, the second for all that is summed; one
-    where nothing is: no gradient of a shared parameter, and "none", or "sample" where a tile takes a sample whole.
+    params: tensors, all of float64 or none, any strides: the first [B, ...], each other of its shape, or shared: one
+    number, or one for each index of one dimension but the batch; target: of the first's shape, of any real dtype;
+    likelihood: a name in `likelihoods`; wanted: one bool a parameter. extras: (weight, seed, scale): the weight of each
+    element's nll, expanded to the shape, bool or float, or None; the seed, int64 [1], of a target sampled from grey
+    values, or None; what the target is multiplied by. Returns (loss, gradients with None where not wanted), each of its
+    parameter's shape and dtype. Reads (p + 1)N elements and writes N for each gradient, (2p + 1)N for all, and one
+    partial sum a program; a weight or a shared parameter moves its own size, again for each tile of samples where it is
+    shared by samples, and the gradient of one the partial sums of `shared`. Two launches, the second for all that is
+    summed; one where nothing is: no gradient of a shared parameter, and "none", or "sample" where a tile takes a sample
+    whole.
     """
     stage = first_stage(params, target, likelihood, reduction, wanted, extras)
     reductions.sum_partials(*stage.sums)

@@ -58,10 +58,11 @@ def same_shape(name, tensor, other_name, other):
         )
 
 
-def same_dtype(name, tensor, other_name, other):
-    if tensor.dtype != other.dtype:
+def same_arithmetic(name, tensor, other_name, other):
+    """Both in float64 or neither. All else is computed in float32: autocast makes a mean bfloat16, and not its std."""
+    if (tensor.dtype == torch.float64) != (other.dtype == torch.float64):
         dtype, other_dtype = dtype_name(tensor.dtype), dtype_name(other.dtype)
-        raise TypeError(f"{name} is {dtype}, {other_name} is {other_dtype}: they must be equal")
+        raise TypeError(f"{name} is {dtype}, {other_name} is {other_dtype}: expected float64 for both or for neither")
 
 
 def same_device(name, tensor, other_name, other):
@@ -75,10 +76,10 @@ def no_grad(name, tensor):
 
 
 def matches(name, tensor, other_name, other, expands=False):
-    """A float tensor of the other's dtype, device and shape; with `expands`, of any shape that expands to it."""
+    """A float tensor of the other's arithmetic, device and shape; with `expands`, of any shape that expands to it."""
     is_float(name, tensor)
     _expands(name, tensor, other_name, other.shape) if expands else same_shape(name, tensor, other_name, other)
-    same_dtype(name, tensor, other_name, other)
+    same_arithmetic(name, tensor, other_name, other)
     same_device(name, tensor, other_name, other)
 
 
@@ -117,7 +118,7 @@ def prior(value, shape, like):
         raise TypeError(f"prior is {what}: expected a tuple (mu, logvar) of tensors")
     for name, tensor in zip(("prior mu", "prior logvar"), value, strict=True):
         is_float(name, tensor)
-        same_dtype(name, tensor, "mu", like)
+        same_arithmetic(name, tensor, "mu", like)
         same_device(name, tensor, "mu", like)
         _expands(name, tensor, "mu", shape)
     return tuple(t if t.shape == shape else t.expand(shape) for t in value)

@@ -17,7 +17,7 @@ def vae_loss(recon_x, x, mu, logvar):
             loss is NaN, where PyTorch's op raises: to look would wait for the GPU.
         x: the data in [0, 1], as many elements as recon_x; it is given recon_x's shape, [B, 1, 28, 28] -> [B, 784].
             Of any float dtype, where PyTorch wants recon_x's. It must not require a gradient.
-        mu, logvar: [B, L], of one dtype.
+        mu, logvar: [B, L], in dtypes as `gaussian_kl` takes them.
 
     Returns:
         0-d, float32 (float64 where an argument is), differentiable once; divide by B for nats per sample.

@@ -10,7 +10,7 @@ class DiagonalGaussian:
     """N(mu, diag(exp(logvar))) of shape [B, ...]; nothing is computed until it is asked for.
 
     Args:
-        mu, logvar: what an encoder gives, of one shape, dtype and device.
+        mu, logvar: what an encoder gives, of one shape and device, in dtypes as `sample_kl` takes them.
         logvar_clamp: (low, high), as in `sample_kl`; every method sees the clamped logvar. With scale "logvar".
         scale: what `logvar` holds, as in `sample_kl`: "logvar", "logstd", "std", "softplus", a `Softplus` or a
             `SoftClamp`. The attributes `mu` and `logvar` are the mean and the log-variance in every scale, made at each
@@ -105,7 +105,8 @@ class DiagonalGaussian:
     def kl(self, prior=None, *, reduction="batchmean"):
         """KL to `prior` in nats; to N(0, I) where it is None.
 
-        prior: a DiagonalGaussian, of any scale and dtype, or a tuple (mu, logvar) of tensors in this one's.
+        prior: a DiagonalGaussian, of any scale and dtype, or a tuple (mu, logvar) of tensors in this one's scale, in
+            dtypes as `sample_kl` takes them.
         """
         q, prior = self._beside(prior)
         return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options)
@@ -115,26 +116,25 @@ class DiagonalGaussian:
         checks.is_float("value", value)
         checks.same_shape("value", value, "mu", self._halves[0])
         checks.same_device("value", value, "mu", self._halves[0])
-        mean, logvar = self.mu, self._log_variance()
-        dtype = torch.promote_types(mean.dtype, logvar.dtype)
+        mean = self.mu
         if value.requires_grad:  # a target has no gradient, but the difference is all that counts
-            dtype = torch.promote_types(dtype, torch.float32)
-            mean, value = mean.to(dtype) - value, torch.zeros_like(value)
-        return -reconstruction_loss((mean.to(dtype), logvar.to(dtype)), value, "gaussian", reduction="sample")
+            wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
+            mean, value = (wide - value).to(wide.dtype), torch.zeros_like(value)
+        return -reconstruction_loss((mean, self._log_variance()), value, "gaussian", reduction="sample")
 
     def __repr__(self):
         mu = self._halves[0]
         return f"DiagonalGaussian(shape={list(mu.shape)}, dtype={mu.dtype}, device={mu.device})"
 
     def _beside(self, prior):
-        """(posterior, the prior's tensors) in the posterior's scale and dtype; in log-variances where these differ."""
+        """(posterior, the prior's tensors) in one scale and arithmetic: log-variances where these differ."""
         if not isinstance(prior, DiagonalGaussian):
             return self, prior
         given, others = self._halves[0].dtype, prior._halves[0].dtype
-        if prior._found != self._found or given != others:
+        if prior._found != self._found or (given == torch.float64) != (others == torch.float64):
             dtype = torch.promote_types(torch.promote_types(given, others), torch.float32)
             return DiagonalGaussian(*self._as(dtype)), prior._as(dtype)
-        return self, prior._halves if prior.logvar_clamp is None else (prior.mu, prior.logvar)
+        return self, prior._halves if prior.logvar_clamp is None else (prior.mu, prior._log_variance())
 
     def _as(self, dtype):
         """The mean and the log-variance in a dtype: one of float32 at least, or a logarithm would lose digits."""

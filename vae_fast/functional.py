@@ -39,8 +39,10 @@ def sample_kl(
     Kingma & Welling 2014: equation 4 (the reparameterised sample) and appendix B (the KL in closed form).
 
     Args:
-        mu, logvar: [B, ...], of one shape, dtype (float32, bfloat16, float16 or float64) and device; any strides.
-        prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, in its dtype; None is N(0, I).
+        mu, logvar: [B, ...], of one shape and device; any strides. float32, bfloat16 or float16, in any mixture, as
+            autocast makes them, or both float64.
+        prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, in dtypes that may stand beside
+            mu's as logvar's may; None is N(0, I).
         logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside. With scale "logvar".
             A bound may be infinite, as is one beyond float32 to its arithmetic.
         scale: what `logvar` holds, v, and the prior's second tensor too: "logvar", std = exp(v/2); "logstd",
@@ -172,9 +174,9 @@ def reconstruction_loss(
 
     Args:
         output: the likelihood's parameters: one tensor [B, ...], or a tuple of several, of which the first is [B, ...]
-            and each other expands to it. float32, bfloat16, float16 or float64, of one dtype, any strides. The gradient
-            of one number, such as a learned scale (0-d), or of one for each index of a dimension after the batch, a
-            feature [G] or a channel [C, 1, 1], is summed in the same pass, in a fixed order; that of any other
+            and each other expands to it. float32, bfloat16 or float16, in any mixture, or all float64; any strides.
+            The gradient of one number, such as a learned scale (0-d), or of one for each index of a dimension after the
+            batch, a feature [G] or a channel [C, 1, 1], is summed in the same pass, in a fixed order; that of any other
             parameter that expands is made for every element and then summed, which moves 2N elements more.
             "categorical": logits [B, ..., K], the classes last.
         target: of the output's shape, without broadcasting. Its dtype is its own: a float dtype, bool, uint8, int8,

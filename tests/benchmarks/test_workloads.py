@@ -138,7 +138,7 @@ def test_the_words_of_a_call_are_its_arguments(monkeypatch):
 
 
 def _of_latents(tensors, given):
-    prior = given.get("prior")
+    prior, (mu, *others) = given.get("prior"), tensors
     learned, row = prior is not None and prior[0].requires_grad, prior is not None and len(prior[0]) == 1
     return {
         "fixed prior": prior is not None and not learned,
@@ -149,8 +149,16 @@ def _of_latents(tensors, given):
         "monte_carlo": given.get("kl") == "monte_carlo",
         f"{SAMPLES} samples": given.get("num_samples") == SAMPLES,
         "eps": "eps" in given,
+        **_beside(mu, [*others, *(prior or ())], "mu"),
         **{name: given.get("reduction") == name for name in checks.LATENT_REDUCTIONS},
     }
+
+
+def _beside(first, others, name):
+    """Which dtype all the others have beside the first, if any."""
+    dtypes = {t.dtype for t in others}
+    assert len(dtypes) <= 1
+    return {f"{checks.dtype_name(d)} beside {name}": dtypes == {d} != {first.dtype} for d in checks.FLOATS}
 
 
 def _of_outputs(tensors, given):
@@ -166,6 +174,7 @@ def _of_outputs(tensors, given):
         **{name: name in weights for name in WEIGHTS if len(weights) < 2},  # a shape may be that of two
         "binarize": "seed" in given,
         "one number": any(t.dim() == 0 for t in others),
+        **_beside(first, others, "the first"),
     }
     if "likelihood" in given:
         return {**facts, "beta tensor": isinstance(given["beta"], torch.Tensor), "averaged kl": other.dim() == 0}

@@ -54,8 +54,10 @@ def test_logvar(function):
     for shape in ((4, 5), (3, 4), (4, 1), (1, 3), (3,), (4, 3, 1), (0, 3)):
         message = f"logvar has shape {list(shape)}, mu has [4, 3]: they must be equal"
         refuses(ValueError, message, function, good, zeros(*shape))
-    message = "logvar is float64, mu is float32: they must be equal"
-    refuses(TypeError, message, function, good, good.double())
+    for mu, logvar in ((good, good.double()), (good.double(), good)):
+        names = [str(t.dtype).removeprefix("torch.") for t in (logvar, mu)]
+        message = "logvar is {}, mu is {}: expected float64 for both or for neither".format(*names)
+        refuses(TypeError, message, function, mu, logvar)
     message = "logvar is on meta, mu is on cpu: they must be on one device"
     refuses(ValueError, message, function, good, zeros(4, 3, device="meta"))
     message = "logvar has layout torch.sparse_csr: expected a dense (strided) tensor"
@@ -109,8 +111,8 @@ def test_prior(call):
         refuses(TypeError, f"{which} is float: expected a tensor", call, prior=prior(0.0))
         message = f"{which} is int64: expected {FLOATS} values"
         refuses(TypeError, message, call, prior=prior(zeros(4, 3, dtype=torch.int64)))
-        message = f"{which} is bfloat16, mu is float32: they must be equal"
-        refuses(TypeError, message, call, prior=prior(good.bfloat16()))
+        message = f"{which} is float64, mu is float32: expected float64 for both or for neither"
+        refuses(TypeError, message, call, prior=prior(good.double()))
         message = f"{which} is on meta, mu is on cpu: they must be on one device"
         refuses(ValueError, message, call, prior=prior(zeros(4, 3, device="meta")))
         message = f"{which} has layout torch.sparse_coo: expected a dense (strided) tensor"

@@ -34,12 +34,13 @@ def tensor(layout, *, seed=0, device="cpu", dtype=torch.float32, shape=SHAPE):
 
 def latent_forward(
     layout, backend, reduction="sample", prior=False, packed=False, clamp=False, scale=("logvar", 0.0, 0.0),
-    kl="closed_form", samples=None, keep=False, **options,
+    kl="closed_form", samples=None, keep=False, beside=None, **options,
 ):  # fmt: skip
-    """Arguments of gaussian_forward; only eager keeps."""
+    """Arguments of gaussian_forward; only eager keeps. beside: the dtype of all parameters but mu."""
     mu = tensor(layout, device=backend.device, **options)
-    logvar = None if packed else tensor(layout, seed=1, device=backend.device, **options)
-    priors = (tensor("expanded", device=backend.device, **options),) * 2 if prior else (None, None)
+    others = options if beside is None else {**options, "dtype": beside}
+    logvar = None if packed else tensor(layout, seed=1, device=backend.device, **others)
+    priors = (tensor("expanded", device=backend.device, **others),) * 2 if prior else (None, None)
     seed = torch.full((1,), 5, device=backend.device)
     low, high = (0.25, 0.75) if clamp else (None, None)
     return (
@@ -69,14 +70,19 @@ def latent_backward(layout, backend, *, grad_z=True, grad_kl=True, **options):
 
 
 def reconstruction_forward(
-    layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, shared=None, keep=False, **options
-):
-    """keep: by eager. extras: bytes as the target, scaled and sampled; a weight. shared: a second parameter's shape."""
+    layout, backend, likelihood="bernoulli", reduction="batchmean", extras=False, shared=None, keep=False, beside=None,
+    **options,
+):  # fmt: skip
+    """keep: by eager. extras: bytes as the target, scaled and sampled; a weight. shared: a second parameter's shape.
+
+    beside: the second parameter's dtype.
+    """
     count = 1 if likelihood in ("bernoulli", "mse") else 2
     wanted = reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
     params = [tensor(layout, seed=i, device=backend.device, **options) for i in range(count)]
     if shared is not None:
         params[1] = tensor("contiguous", seed=1, device=backend.device, shape=shared, **options)
+    params[1:] = (p.to(beside or p.dtype) for p in params[1:])
     target = tensor("contiguous", seed=9, device=backend.device)
     weight, seed, scale = None, None, 1.0
     if extras:
@@ -133,6 +139,7 @@ def elbo_scale_(layout, backend, beta_tensor=False):
 
 
 KEEP = {"keep": True, "reduction": "sample"}
+MIXED = {"dtype": torch.bfloat16, "beside": torch.float32}
 
 # (op, how its arguments are made, options that distinguish the call)
 CALLS = [
@@ -144,10 +151,13 @@ CALLS = [
     ("gaussian_forward", latent_forward, {"reduction": "latent", "kl": "monte_carlo", "samples": 2}),
     ("gaussian_forward", latent_forward, {"samples": 2}),
     ("gaussian_forward", latent_forward, {"reduction": "none", "kl": "monte_carlo", "samples": 2, "packed": True}),
+    ("gaussian_forward", latent_forward, {**MIXED, "prior": True}),
     ("gaussian_forward", latent_forward, {"keep": True}),
     ("gaussian_forward", latent_forward, {"keep": True, "packed": True, "reduction": "none", "dtype": torch.bfloat16}),
     ("gaussian_backward", latent_backward, {}),
     ("gaussian_backward", latent_backward, {"keep": True, "prior": True}),
+    ("gaussian_backward", latent_backward, {**MIXED, "prior": True}),
+    ("gaussian_backward", latent_backward, {**MIXED, "keep": True}),
     ("gaussian_backward", latent_backward, {"kl": "monte_carlo", "samples": 2, "prior": True}),
     ("gaussian_backward", latent_backward, {"samples": 2, "grad_kl": False}),
     ("gaussian_backward", latent_backward, {"scale": ("softplus", 0.0, 1e-4), "kl": "monte_carlo", "prior": True}),
@@ -171,6 +181,9 @@ CALLS = [
     ("reconstruction_forward", reconstruction_forward, {"likelihood": "gaussian", "shared": (4, 1, 1)}),
     ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", "shared": (), "reduction": "none"}),
     ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", "shared": SHAPE[-1:]}),
+    ("reconstruction_forward", reconstruction_forward, {"likelihood": "gaussian", "shared": (), **MIXED}),
+    ("reconstruction_backward", reconstruction_backward, {"likelihood": "gaussian", **MIXED}),
+    ("reconstruction_backward", reconstruction_backward, {"likelihood": "negative_binomial", **KEEP, **MIXED}),
     ("categorical_forward", categorical_forward, {}),
     ("categorical_forward", categorical_forward, {"reduction": "sample", "ignore_index": 1, "dtype": torch.bfloat16}),
     ("categorical_forward", categorical_forward, {"reduction": "none"}),
@@ -189,6 +202,7 @@ CALLS = [
     ("elbo_backward", elbo_backward, {"extras": True}),
     ("elbo_forward", elbo_forward, {"likelihood": "gaussian", "shared": ()}),
     ("elbo_backward", elbo_backward, {"likelihood": "gaussian", "shared": (4, 1, 1)}),
+    ("elbo_backward", elbo_backward, {"likelihood": "gaussian", "shared": (4, 1, 1), **MIXED}),
     ("elbo_scale_", elbo_scale_, {}),
     ("elbo_scale_", elbo_scale_, {"beta_tensor": True}),
 ]  # fmt: skip

@@ -1,5 +1,7 @@
 """What training loops wrap around a loss: autocast, checkpointing, saved-tensor hooks, anomaly mode, loss scaling."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.ops.cases import MAIN, case_id, scalar, values
 from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
 
+STANDARD = torch.distributions.Normal(0.0, 1.0)
 HOOKS = {
     "save_on_cpu": lambda: torch.autograd.graph.save_on_cpu(),
     "cloned": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t),
@@ -124,6 +127,31 @@ def test_autocast_takes_half_precision_outputs_and_float32_targets(dtype, model,
     plain = F.binary_cross_entropy_with_logits(logits.double(), x.double(), reduction="sum") / 4
     torch.testing.assert_close(losses.reconstruction.double(), plain, rtol=1e-6, atol=1e-6)
     losses.total.backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters())
+
+
+def autocast_step(encoder, decoder, logvar, x):
+    """A std that is made in float32, and a learned scale, which stays float32: two means of bfloat16 beside them."""
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        mu, raw = encoder(x).chunk(2, dim=1)
+        std = F.softplus(raw.float()) + 1e-3
+        z, kl = sample_kl(mu, std, scale="std", seed=1)
+        mean = decoder(z)
+        return (mu, std, mean), elbo_loss((mean, logvar), x, kl, likelihood="gaussian").total
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager mode", "compiled"])
+def test_autocast_leaves_a_scale_in_float32_beside_a_mean(compiled, model, backend, fresh_dynamo):
+    logvar, x = torch.zeros((), device=backend.device, requires_grad=True), pixels(backend)
+    step = torch.compile(autocast_step, backend="aot_eager", fullgraph=True) if compiled else autocast_step
+    (mu, std, mean), loss = step(*model, logvar, x)
+    assert [t.dtype for t in (mu, std, mean)] == [torch.bfloat16, torch.float32, torch.bfloat16]
+    loss.backward()
+    kl = torch.distributions.kl_divergence(torch.distributions.Normal(mu.double(), std.double()), STANDARD)
+    error = (mean.double() - x.double()).detach().square()
+    plain = (kl.sum() + 0.5 * (error + math.log(2 * math.pi)).sum()) / 4
+    torch.testing.assert_close(loss.double(), plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logvar.grad.double(), 0.5 * (1 - error).sum() / 4, rtol=1e-6, atol=1e-6)
     assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters())
 
 

@@ -155,7 +155,7 @@ def backward_block(clamp, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, 
         d_mu.zero_() if grad_z is None else d_mu.copy_(grad_z)
     if grad_z is g is None:
         return d_mu, d_logvar.zero_()
-    if clamp == NONE and (grad_z is None or mu.dtype == noisy.dtype):
+    if clamp == NONE and (grad_z is None or d_logvar is None or d_logvar.dtype == noisy.dtype):
         return d_mu, _logvar_gradient(grad_z, g, noisy, difference, d_logvar)
     made = clamped_gradient(_logvar_gradient(grad_z, g, noisy, difference, None), logvar, clamp)
     return d_mu, made if d_logvar is None else d_logvar.copy_(made)

@@ -48,8 +48,10 @@ def apply_alone(function, *inputs):
 
 
 def made_in_forward(params, wanted):
-    """Which gradients forward makes. None in float16: a unit gradient divided by the batch underflows there."""
-    return [want and p.dtype != torch.float16 for want, p in zip(wanted, params, strict=True)]
+    """Which gradients forward makes: none if one is float16, where a unit gradient divided by the batch underflows."""
+    if any(want and p.dtype == torch.float16 for want, p in zip(wanted, params, strict=True)):
+        return [False] * len(params)
+    return list(wanted)
 
 
 def take(ctx):
