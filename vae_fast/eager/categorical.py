@@ -6,7 +6,11 @@ from vae_fast.eager import reductions
 from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import exp
 
-TIMES = 4  # times the usual block: it is counted in logits, and most operations are on its elements
+# Times the usual block: it is counted in logits, and most operations are on its elements. Not of halves: their copies
+# in float32 would be new memory each time.
+TIMES = 4
+LEAST = 16  # classes: PyTorch's softmax computes fewer one by one
+TINY = 1e-36  # float32 has all its digits down to 1.2e-38
 
 
 def forward(logits, target, ignore_index, reduction, wanted, weight=None):
@@ -15,7 +19,7 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     loss = torch.empty_like(target, dtype=dtype) if reduction == "none" else None
     grad = torch.empty_like(logits) if wanted else None
     count, sums = reductions.divisor(reduction, target.shape), []
-    for x, t, w, out, losses in blocks((logits, target, weight, grad, loss), TIMES):
+    for x, t, w, out, losses in _blocks(logits, target, weight, grad, loss):
         nll = _nll(x.to(dtype), t, w, ignore_index, out, 1 / max(count, 1))
         if losses is None:
             sums.append(reductions.partial(nll, reduction))
@@ -29,16 +33,17 @@ def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
     grad = torch.empty_like(logits)
     upstream = reductions.spread(grad_loss, target, reduction)
     dtype = reductions.accumulator(logits.dtype)
-    for x, t, w, out, g in blocks((logits, target, weight, grad, upstream), TIMES):
+    for x, t, w, out, g in _blocks(logits, target, weight, grad, upstream):
         _nll(x.to(dtype), t, w, ignore_index, out, g.to(dtype).unsqueeze(-1))
     return grad
 
 
-def _nll(x, target, weight, ignore_index, out, scale):
-    """The nll of each element; writes its gradient times `scale`, a number or [B, ..., 1], to `out` if there is one.
+def _blocks(logits, *others):
+    return blocks((logits, *others), TIMES if logits.dtype == reductions.accumulator(logits.dtype) else 1)
 
-    `rest` is the sum of the exponentials of all classes but the target's: see the kernel.
-    """
+
+def _nll(x, target, weight, ignore_index, out, scale):
+    """The nll of each element; writes its gradient times `scale`, a number or [B, ..., 1], to `out` if there is one."""
     given = target.unsqueeze(-1).long()
     index, invalid = _within(given, x.shape[-1])
     left_out = None if ignore_index is None else given == ignore_index
@@ -47,25 +52,58 @@ def _nll(x, target, weight, ignore_index, out, scale):
         left_out = weight == 0 if left_out is None else left_out | (weight == 0)
         weight = weight.to(x.dtype)
         scale = weight * scale
+    room = out if out is not None and out.dtype == x.dtype else None
+    nll, slopes, factor = _by_softmax(x, index, room) or _by_exponentials(x, index, left_out, room)
+    nll = nll if weight is None else nll.mul_(weight)
+    factor = factor.mul(scale)
+    for mask, value in ((invalid, torch.nan), (left_out, 0)):
+        if mask is not None:
+            nll.masked_fill_(mask, value)
+            factor.masked_fill_(mask, value)
+    if out is not None:
+        torch.mul(slopes, factor, out=out)
+    return nll.squeeze(-1)
+
+
+def _by_softmax(x, index, room):
+    """As `_by_exponentials`, by PyTorch's softmax, which keeps a row in the core's cache; None if that does not do.
+
+    The target's probability may have no digits, or be NaN. Where it is near 1 it lacks those of what the others have:
+    their sum `rest` has them. All are off by one factor, as softmax adds up a long row one by one: it is divided out.
+    """
+    if not x.is_cpu or not x.numel() or x.stride(-1) != 1 or x.shape[-1] < LEAST:
+        return None
+    p = torch.softmax(x, -1, out=room)
+    of_target = p.gather(-1, index)
+    if not of_target.min().item() > TINY:  # or one is NaN
+        return None
+    rest = _sum_of_others(p, index, of_target)
+    factor = (of_target + rest).reciprocal_()
+    nll = torch.div(rest, of_target, out=of_target).log1p_()
+    return nll, p.scatter_(-1, index, rest.neg_()), factor
+
+
+def _by_exponentials(x, index, left_out, room):
+    """(nll, what is its derivatives but for a factor, that factor), for any logits.
+
+    `rest` is the sum of the exponentials of all classes but the target's: see the kernel.
+    """
     top = x.amax(-1, keepdim=True)
     if left_out is not None and not _are_finite(top, left_out):
         x = x.masked_fill(left_out, 0)  # so that nothing of them is NaN
         top = x.amax(-1, keepdim=True)
     below = x.gather(-1, index) - top
-    e = torch.sub(x, top, out=out if out is not None and out.dtype == x.dtype else None)
+    e = torch.sub(x, top, out=room)
     e = exp(e, out=e)
-    rest = e.scatter_(-1, index, torch.zeros_like(below)).sum(-1, keepdim=True)  # a number takes three times as long
+    rest = _sum_of_others(e, index, below)
     excess = torch.expm1(below).add_(rest)  # of the sum of all exponentials, over 1
     nll = torch.log1p(excess).sub_(below)
-    nll = nll if weight is None else nll.mul_(weight)
-    factor = None if out is None else excess.add_(1).reciprocal_().mul(scale)
-    for mask, value in ((invalid, torch.nan), (left_out, 0)):
-        if mask is not None:
-            nll.masked_fill_(mask, value)
-            factor = None if factor is None else factor.masked_fill_(mask, value)
-    if factor is not None:
-        torch.mul(e.scatter_(-1, index, rest.neg_()), factor, out=out)
-    return nll.squeeze(-1)
+    return nll, e.scatter_(-1, index, rest.neg_()), excess.add_(1).reciprocal_()
+
+
+def _sum_of_others(values, index, like):
+    """That of all but the value at `index`, which becomes 0: as a number, it would take three times as long."""
+    return values.scatter_(-1, index, torch.zeros_like(like)).sum(-1, keepdim=True)
 
 
 def _are_finite(top, left_out):
