@@ -161,7 +161,7 @@ def _log_cosh_derivatives(params, target, outs):
 
 
 def _log_cosh_total(params, target, outs, sums):
-    """With e = exp(-2 |d|) - 1: |d| + log(2 + e) - log 2, if float32 bears what cancels, and -sign(d) e / (2 + e)."""
+    """|d| + log(1 + exp(-2 |d|)) - log 2, if float32 bears what cancels."""
     if target.dtype == torch.float64:
         return sum(map(sums.of, _log_cosh_terms(params, target))), _log_cosh_derivatives(params, target, outs)
     error = torch.sub(params[0], target, out=outs[0])
@@ -169,11 +169,8 @@ def _log_cosh_total(params, target, outs, sums):
     linear, count = sums.of(size).double(), sums.of_ones(size)
     if not (error.is_cpu and linear.item() >= float(count)):
         return _small_log_cosh_total(error, size, sums)
-    e = size.mul_(-2).expm1_()
-    q = torch.add(e, 2)
-    slope = torch.copysign(e.div_(q), error, out=error)
-    total = linear + sums.of_logs(q) - math.log(2) * count
-    return total.to(error.dtype), (slope,)
+    total = linear + sums.of_logs(size.mul_(-2).exp_().add_(1)) - math.log(2) * count
+    return total.to(error.dtype), (error.tanh_(),)
 
 
 def _small_log_cosh_total(error, size, sums):
