@@ -153,12 +153,11 @@ LIKELIHOODS = {
 
 def lookup(likelihood):
     """The row of `likelihood`, a name or a dataclass. Raises ValueError, naming the choices, for an unknown one."""
+    if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
+        return LIKELIHOODS[likelihood]
     if isinstance(likelihood, (Huber, StudentT, Categorical)):
         return replace(LIKELIHOODS[likelihood.name], constants=likelihood.constants)
-    try:
-        return LIKELIHOODS[likelihood]
-    except (KeyError, TypeError):
-        choices = ", ".join(map(repr, LIKELIHOODS))
-        raise ValueError(
-            f"likelihood is {likelihood!r}: expected one of {choices}, Huber(...), StudentT(...) or Categorical(...)"
-        ) from None
+    choices = ", ".join(map(repr, LIKELIHOODS))
+    raise ValueError(
+        f"likelihood is {likelihood!r}: expected one of {choices}, Huber(...), StudentT(...) or Categorical(...)"
+    )

@@ -8,8 +8,10 @@ import functools
 import operator
 
 import torch
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import profiler
 from torch.utils import _pytree as pytree
 
 _library = torch.library.Library("vae_fast", "DEF")
@@ -22,10 +24,7 @@ batching = functools.partial(torch._C._dispatch_tls_is_dispatch_key_included, to
 def listening():
     """Whether a dispatch mode, a transform or the profiler is to see every op."""
     return (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or batching()
-        or torch.autograd.profiler._is_profiler_enabled
+        _len_torch_dispatch_stack() or _are_functorch_transforms_active() or batching() or profiler._is_profiler_enabled
     )
 
 

@@ -60,7 +60,7 @@ class _Latent(autograd.Short):
         ctx.reduction, ctx.dim = reduction, dim
         mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
         if sampled and eps is None:
-            eps = torch.empty_like(mu).normal_()
+            eps = torch.randn_like(mu)
         made = gaussian.forward_block(gaussian.NONE, reduction, mu, v, None, None, eps, *gaussian.NOWHERE)
         z, noisy, difference, kl = made
         count = reductions.divisor(reduction, mu.shape)
