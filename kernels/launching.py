@@ -22,6 +22,7 @@ from vae_fast.kernels import tiling
 
 MOST_PLANS = 4096  # of a launcher: dynamic shapes must not fill the memory
 ALIGNMENT = 16  # bytes: Triton compiles another kernel where an address is no multiple of it
+CONSTANTS = {str, float, bool, int, type(None)}
 SEEN, NEVER = object(), object()  # in place of a plan: once so far, and where there can be none
 
 _thread = threading.local()
@@ -118,7 +119,9 @@ def _kind(values, tensors):
     """What a plan depends on, hashable; appends the tensors to those before."""
     kinds = []
     for value in values:
-        if isinstance(value, torch.Tensor):
+        if type(value) in CONSTANTS:  # first: to learn that one is no tensor takes longer than the rest
+            kinds.append(value)
+        elif isinstance(value, torch.Tensor):
             tensors.append(value)
             kinds += (value.shape, value.stride(), value.dtype, value.device)
         elif isinstance(value, (tuple, list)):
