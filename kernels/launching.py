@@ -170,10 +170,11 @@ class _Place(NamedTuple):
     shape: tuple
     strides: tuple
     dtype: torch.dtype
+    whole: bool  # whether it is that base itself
 
     def of(self, base):
         """The tensor, in its base."""
-        if (base.shape, base.stride(), base.dtype) == self[2:] and not self.offset:
+        if self.whole:
             return base
         base = base.view(self.dtype)
         return base.as_strided(self.shape, self.strides, base.storage_offset() + self.offset // base.element_size())
@@ -266,10 +267,10 @@ class _Tape(TorchDispatchMode):
         layout = tuple(tensor.shape), tensor.stride(), tensor.dtype
         for number, base in enumerate((*self.inputs, *self.allocated)):
             if base.data_ptr() == tensor.data_ptr():
-                return _Place(number, 0, *layout)
+                return _Place(number, 0, *layout, (base.shape, base.stride(), base.dtype) == layout)
         for number, base in enumerate(self.allocated, start=len(self.inputs)):
             if base.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
-                return _Place(number, tensor.data_ptr() - base.data_ptr(), *layout)
+                return _Place(number, tensor.data_ptr() - base.data_ptr(), *layout, False)
         raise LookupError("neither given to the launcher nor allocated by it")
 
 
