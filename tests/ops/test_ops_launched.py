@@ -1,6 +1,7 @@
 """Plain calls of the kernels take a shorter way: the same bits as the long one, which takes whatever is not plain."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -90,6 +91,18 @@ def test_dtypes(dtype, device, monkeypatch):
     assert_same_bits(both_ways(monkeypatch, lambda: sample_kl(mu, logvar), (mu, logvar)))
     logits, target = likelihood(device, "bernoulli", dtype)
     assert_same_bits(both_ways(monkeypatch, lambda: reconstruction_loss(logits, target.float()), (logits,)))
+
+
+@pytest.mark.parametrize("dtypes", itertools.permutations(DTYPES[:3], 2), ids=str)
+def test_mixed_dtypes(dtypes, device, monkeypatch):
+    mu, logvar = (tensor(device, 4, 5, dtype=dtype, seed=seed) for seed, dtype in enumerate(dtypes))
+    target = tensor(device, 4, 5).detach()
+    for call in (
+        lambda: sample_kl(mu, logvar),
+        lambda: gaussian_kl(mu, logvar),
+        lambda: reconstruction_loss((mu, logvar), target, "gaussian"),
+    ):
+        assert_same_bits(both_ways(monkeypatch, call, (mu, logvar)))
 
 
 @pytest.mark.parametrize("reduction", SCALARS)

@@ -15,6 +15,8 @@ from vae_fast.ops import gaussian as gaussians
 from vae_fast.ops.library import is_plain, listening
 from vae_fast.ops.small import SCALARS, fits, is_weight
 
+MIXABLE = {*checks.FLOATS} - {torch.float64}
+
 
 def sample_kl(mu, logvar, reduction, eps):
     """(z, kl) of the default options, and of noise that is to be drawn."""
@@ -101,12 +103,12 @@ def _takes_likelihood(params, target, row):
 
 
 def _is_one_kind(tensors):
-    """Whether they are [B, ...], for the kernels, of one shape, dtype and device, and one needs a gradient."""
+    """Whether they are [B, ...], for the kernels, of one shape, arithmetic and device, and one needs a gradient."""
     first = tensors[0]
     if not is_plain(first) or not backend.launches(first) or not first.numel() or not first.dim():
         return False
     for other in tensors[1:]:
-        if not is_plain(other) or other.dtype is not first.dtype:
+        if not is_plain(other) or (other.dtype is not first.dtype and not {other.dtype, first.dtype} <= MIXABLE):
             return False
         if other.shape != first.shape or other.device != first.device:
             return False
