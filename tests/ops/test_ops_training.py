@@ -114,6 +114,19 @@ def test_checkpointing_the_reconstruction(likelihood, backend):
         torch.testing.assert_close(logits.grad, 2 * torch.autograd.grad(loss(logits), logits)[0])
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float16), (torch.bfloat16, torch.float16)], ids=str)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_what_makes_no_gradient_in_forward(use_reentrant, dtypes, backend):
+    x, kl = values(4, 6, device=backend.device, seed=2).float(), values(4, device=backend.device).float()
+    leaves = [values(4, 6, device=backend.device, seed=i).to(d).requires_grad_() for i, d in enumerate(dtypes)]
+
+    def loss(*output):
+        return elbo_loss(output, x, kl, likelihood="gaussian").total
+
+    checkpoint(loss, *leaves, use_reentrant=use_reentrant).backward()
+    torch.testing.assert_close(tuple(leaf.grad for leaf in leaves), torch.autograd.grad(loss(*leaves), leaves))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_takes_half_precision_outputs_and_float32_targets(dtype, model, backend):
     x = pixels(backend)

@@ -104,13 +104,14 @@ def _only_kl(ctx, grad_kl):
 
 def _recompute(ctx, grad_total, grad_reconstruction, grad_kl, call):
     wanted, spec = ctx.needs_input_grad[6:], ctx.spec
+    tensors = ctx.saved_tensors  # once: activation checkpointing gives them no second time
 
     def backward(grad_total, grad_reconstruction, grad_kl, *saved):
         upstream, kl, params = (grad_total, grad_reconstruction, grad_kl), saved[4], saved[5:]
         return call(*upstream, params, *_arguments(kl, saved[:4], spec), wanted, spec.backend)
 
-    kl_grad, *grads = autograd.once(backward, grad_total, grad_reconstruction, grad_kl, *ctx.saved_tensors)
-    return _gradients(kl_grad.expand(ctx.saved_tensors[4].shape), place(grads, wanted))
+    kl_grad, *grads = autograd.once(backward, grad_total, grad_reconstruction, grad_kl, *tensors)
+    return _gradients(kl_grad.expand(tensors[4].shape), place(grads, wanted))
 
 
 def _gradients(kl_grad, grads):
