@@ -165,6 +165,23 @@ class TestExtremes:
         torch.testing.assert_close(at_target, torch.full_like(at_target, -1.0))
         assert grad.isfinite().all()
 
+    @pytest.mark.parametrize("reduction", ["none", "sum"])
+    @pytest.mark.parametrize("count", [10, 32])
+    def test_a_target_that_is_next_to_impossible(self, count, reduction, backend):
+        """Its probability is below float32's smallest, its nll is not; beside elements of every other kind."""
+        logits, target = case((3, 4), count, backend)
+        with torch.no_grad():
+            logits[0] = 0
+            below = torch.tensor([-70.0, -85.0, -95.0, -200.0], device=backend.device)
+            logits[0].scatter_(-1, target[0].unsqueeze(-1), below.unsqueeze(-1))
+            logits[1, 1, 3:], target[1, 1] = NAN, -100
+            logits[1, 2, 0], target[1, 2] = -INF, -100  # index 0 stands for one that is no class
+            logits[2, :, 4:] = -INF
+        target[2] %= 4
+        loss, grad = check(logits, target, reduction, ignore_index=-100)
+        assert loss.isfinite().all()
+        assert grad.isfinite().all()
+
     @pytest.mark.parametrize("count", [10, 20_000])
     @pytest.mark.parametrize("value", [NAN, INF])
     def test_nan_stays_in_its_element(self, value, count, backend):

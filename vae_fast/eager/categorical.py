@@ -53,7 +53,8 @@ def _nll(x, target, weight, ignore_index, out, scale):
         weight = weight.to(x.dtype)
         scale = weight * scale
     room = out if out is not None and out.dtype == x.dtype else None
-    nll, slopes, factor = _by_softmax(x, index, room) or _by_exponentials(x, index, left_out, room)
+    way = _by_softmax if x.is_cpu and x.numel() and x.stride(-1) == 1 and x.shape[-1] >= LEAST else _by_exponentials
+    nll, slopes, factor = way(x, index, left_out, room)
     nll = nll if weight is None else nll.mul_(weight)
     factor = factor.mul(scale)
     for mask, value in ((invalid, torch.nan), (left_out, 0)):
@@ -65,22 +66,23 @@ def _nll(x, target, weight, ignore_index, out, scale):
     return nll.squeeze(-1)
 
 
-def _by_softmax(x, index, room):
-    """As `_by_exponentials`, by PyTorch's softmax, which keeps a row in the core's cache; None if that does not do.
+def _by_softmax(x, index, left_out, room):
+    """As `_by_exponentials`, by PyTorch's softmax, which keeps a row in the core's cache.
 
-    The target's probability may have no digits, or be NaN. Where it is near 1 it lacks those of what the others have:
-    their sum `rest` has them. All are off by one factor, as softmax adds up a long row one by one: it is divided out.
+    A target's probability near 1 lacks the digits of what the others have: their sum `rest` has them. All are off by
+    one factor, as softmax adds up a long row one by one: it is divided out. A probability next to 0 has no digits.
     """
-    if not x.is_cpu or not x.numel() or x.stride(-1) != 1 or x.shape[-1] < LEAST:
-        return None
     p = torch.softmax(x, -1, out=room)
     of_target = p.gather(-1, index)
-    if not of_target.min().item() > TINY:  # or one is NaN
-        return None
+    lost = _lost(of_target, left_out)
     rest = _sum_of_others(p, index, of_target)
     factor = (of_target + rest).reciprocal_()
     nll = torch.div(rest, of_target, out=of_target).log1p_()
-    return nll, p.scatter_(-1, index, rest.neg_()), factor
+    p.scatter_(-1, index, rest.neg_())
+    if lost is not None:
+        left_out = None if left_out is None else left_out[lost]
+        nll[lost], p[lost], factor[lost] = _by_exponentials(x[lost], index[lost], left_out, None)
+    return nll, p, factor
 
 
 def _by_exponentials(x, index, left_out, room):
@@ -99,6 +101,13 @@ def _by_exponentials(x, index, left_out, room):
     excess = torch.expm1(below).add_(rest)  # of the sum of all exponentials, over 1
     nll = torch.log1p(excess).sub_(below)
     return nll, e.scatter_(-1, index, rest.neg_()), excess.add_(1).reciprocal_()
+
+
+def _lost(of_target, left_out):
+    """Of which elements that count the target's probability has no digits, or is NaN; None for none."""
+    if left_out is not None:
+        of_target = of_target.masked_fill(left_out & (of_target <= TINY), 1)
+    return None if of_target.min().item() > TINY else (of_target > TINY).logical_not_().squeeze(-1)
 
 
 def _sum_of_others(values, index, like):
