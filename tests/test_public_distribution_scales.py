@@ -132,6 +132,33 @@ def test_kl_between_dtypes(scale, other_scale, dtypes, backend):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtypes", itertools.permutations([torch.float32, torch.bfloat16], 2), ids=str)
+@scales
+def test_a_mean_and_a_scale_of_two_dtypes(scale, dtypes, backend):
+    given, other = (parameters(backend.device, seed) for seed in (1, 7))
+    given, other = ([t.detach().to(dtype) for t, dtype in zip(pair, dtypes, strict=True)] for pair in (given, other))
+    q, prior = DiagonalGaussian(*given, scale=scale), DiagonalGaussian(*other, scale=scale)
+    p, r = (normal(scale, *(t.double() for t in pair)) for pair in (given, other))
+    assert (q.mu.dtype, q.logvar.dtype, q.sample(seed=1).dtype) == (dtypes[0], dtypes[1], dtypes[0])
+    value = values(4, 3, device=backend.device, seed=5).float()
+    digits = {"rtol": 5e-6, "atol": 5e-6}
+    torch.testing.assert_close(q.kl(reduction="sample").double(), kl_divergence(p, Normal(0.0, 1.0)).sum(1), **digits)
+    torch.testing.assert_close(q.kl(prior, reduction="sample").double(), kl_divergence(p, r).sum(1), **digits)
+    torch.testing.assert_close(q.log_prob(value).double(), p.log_prob(value.double()).sum(1), **digits)
+    value.requires_grad_()
+    torch.testing.assert_close(q.log_prob(value).double(), p.log_prob(value.double()).sum(1), **digits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_clamp_of_a_prior_of_halves_is_not_rounded_to_them(dtype, backend):
+    given, other = (parameters(backend.device, seed, dtype) for seed in (1, 7))
+    prior = DiagonalGaussian(*other, logvar_clamp=(0.301, 0.303))
+    q, mean = DiagonalGaussian(*given), other[0].detach().double()
+    clamped = Normal(mean, torch.exp(other[1].detach().double().clamp(0.301, 0.303) / 2))
+    exact = kl_divergence(normal("logvar", *(t.detach().double() for t in given)), clamped).sum(1)
+    torch.testing.assert_close(q.kl(prior, reduction="sample").double(), exact, rtol=3e-6, atol=1e-6)
+
+
 def test_a_clamp_of_one_and_the_scale_of_the_other(backend):
     given, other = parameters(backend.device), parameters(backend.device, seed=7)
     q = DiagonalGaussian(*given, logvar_clamp=(0.4, 0.6))
@@ -153,9 +180,8 @@ def test_other_dtypes(dtype, scale, backend):
     loose = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     torch.testing.assert_close(q.mu.double(), p.mean, **loose)
     torch.testing.assert_close(q.logvar.double(), p.variance.log(), **loose)
-    if not isinstance(scale, SoftClamp):  # whose mean is rounded to the dtype
-        exact = p.log_prob(value.double()).sum(1)
-        torch.testing.assert_close(q.log_prob(value).double(), exact, rtol=1e-5, atol=1e-5)
+    exact = p.log_prob(value.double()).sum(1)
+    torch.testing.assert_close(q.log_prob(value).double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @scales

@@ -57,16 +57,21 @@ class DiagonalGaussian:
     @property
     def mu(self):
         """The mean."""
-        mu = self._halves[0]
-        if self._found.name != "soft_clamp":
-            return mu
-        # A sample without noise is the mean, whatever the std. Two tensors: torch.compile takes none for two arguments.
-        return reparameterize(mu, _full(mu, 0), scale=self.scale, eps=_full(mu, 0))
+        return self._mean().to(self._halves[0].dtype)
 
     @property
     def logvar(self):
         """The log-variance, clamped."""
         return self._log_variance().to(self._halves[1].dtype)
+
+    def _mean(self):
+        """In float32 at least where a bound makes it."""
+        mu = self._halves[0]
+        if self._found.name != "soft_clamp":
+            return mu
+        wide = mu.to(torch.promote_types(mu.dtype, torch.float32))
+        # A sample without noise is the mean, whatever the std. Two tensors: torch.compile takes none for two arguments.
+        return reparameterize(wide, _full(wide, 0), scale=self.scale, eps=_full(wide, 0))
 
     def _log_variance(self):
         """In float32 at least where a clamp or a logarithm makes it."""
@@ -116,7 +121,7 @@ class DiagonalGaussian:
         checks.is_float("value", value)
         checks.same_shape("value", value, "mu", self._halves[0])
         checks.same_device("value", value, "mu", self._halves[0])
-        mean = self.mu
+        mean = self._mean()
         if value.requires_grad:  # a target has no gradient, but the difference is all that counts
             wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
             mean, value = (wide - value).to(wide.dtype), torch.zeros_like(value)
@@ -138,7 +143,7 @@ class DiagonalGaussian:
 
     def _as(self, dtype):
         """The mean and the log-variance in a dtype: one of float32 at least, or a logarithm would lose digits."""
-        return self.mu.to(dtype), self._log_variance().to(dtype)
+        return self._mean().to(dtype), self._log_variance().to(dtype)
 
 
 def _full(tensor, value):
