@@ -53,7 +53,7 @@ ELEMENTWISE = {
     **OUTPUT,
     "target": (None, torch.float32, torch.uint8, torch.int32),
     "shared": ("", *SHARED),
-    "beside": (None, torch.float32),
+    "beside": (None, *COMMON),
     "grads": (None, 0, 1, 2),
     "scale": (None, 0.5),
     "binarize": (False, True),
@@ -83,8 +83,6 @@ def _is_latent_call(chosen):
         return False
     if chosen.get("clamp") and chosen.get("scale", "logvar") != "logvar":
         return False
-    if chosen.get("used") == 0 and chosen.get("samples") and chosen.get("eps"):
-        return False  # a loop so short that the compiler unrolls it: its instructions are not those of an element
     if chosen.get("used") == 0 and chosen.get("prior") in ("learned prior", "prior of one row"):
         return False  # z alone gives a prior no gradient
     fixed = OF_OTHERS.get(chosen.get("op"), {})

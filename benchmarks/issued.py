@@ -16,14 +16,17 @@ def issued_limit(launch, operands):
     """Instructions per element on sm_90 in a layout that allows wide accesses; None where there is no number.
 
     operands: (tensor, strides) of the tensors that have an element for each lane. float64 has no number: it is there
-    for checking gradients. Nor have the sums of partial sums, a thousandth of the work. A likelihood without a number
-    may issue none, so the audit fails and says how many it issues.
+    for checking gradients. Nor have the sums of partial sums, a thousandth of the work, and samples of an eps that is
+    given. A likelihood without a number may issue none, so the audit fails and says how many it issues.
     """
     sizes = [tensor.element_size() for tensor, _ in operands]
     if launch.name not in LIMITS or max(sizes) > 4:
         return None
+    number = LIMITS[launch.name](launch.arguments)
+    if number is None:
+        return None
     widths = {"half": sizes.count(2), "mixed": len(set(sizes)) > 1}
-    return LIMITS[launch.name](launch.arguments) + _layout(launch.arguments) + _sum(tiling.ISSUED, widths)
+    return number + _layout(launch.arguments) + _sum(tiling.ISSUED, widths)
 
 
 def _forward(arguments):
@@ -42,6 +45,8 @@ def _backward(arguments):
 
 def _latent(kernel, arguments, drawn, eps, kl, prior, more):
     """kl: None for none."""
+    if arguments["MANY"] and drawn and eps is not None:
+        return None  # the compiler unrolls so short a loop, or not: what the code issues is not what an element does
     scale = arguments["SCALE"] + (
         " with epsilon" if arguments["SCALE"] == "soft_clamp" and arguments["EPSILON"] else ""
     )
@@ -86,8 +91,10 @@ def _shared(arguments):
     made = [spread for spread, group in zip(arguments["SPREADS"], arguments["GROUPS"], strict=True) if group]
     whole = made.count("sum")
     kind = "dimensions" if len(arguments["shape"]) > 1 else "columns"
-    if kind == "columns" and arguments["parameters"][0][0].element_size() == 2:
-        kind = "columns of halves"
+    first, name = arguments["parameters"][0][0], arguments["LIKELIHOOD"].__name__
+    few = likelihoods.portion(name, first.dtype, arguments["weight"] is not None) > 1  # elements in a thread
+    if kind == "columns" and few and first.element_size() == 2:
+        kind = "columns of one row"
     return {"one number": whole, kind: len(made) - whole}
 
 

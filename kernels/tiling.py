@@ -30,7 +30,7 @@ ISSUED = {
     "rows": 4,  # several rows, or a sum for each column
     "dimension": 8,  # each column dimension beyond the first: a division, and half as many elements a thread
     "half": 0.7,  # each tensor of 16 bits: a conversion
-    "mixed": 1,  # tensors of several widths: more addresses for the wider ones
+    "mixed": 1.5,  # tensors of several widths: more addresses for the wider ones
     "wide": 0.8,  # 64-bit offsets
 }
 
