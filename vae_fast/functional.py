@@ -41,8 +41,8 @@ def sample_kl(
     Args:
         mu, logvar: [B, ...], of one shape and device; any strides. float32, bfloat16 or float16, in any mixture, as
             autocast makes them, or both float64.
-        prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, in dtypes that may stand beside
-            mu's as logvar's may; None is N(0, I).
+        prior: a tuple (mu, logvar) of tensors that expand to the posterior's shape, each in any of these dtypes, but
+            float64 only beside float64; None is N(0, I).
         logvar_clamp: (low, high): logvar is clamped, with gradient 1 at the bounds and 0 outside. With scale "logvar".
             A bound may be infinite, as is one beyond float32 to its arithmetic.
         scale: what `logvar` holds, v, and the prior's second tensor too: "logvar", std = exp(v/2); "logstd",

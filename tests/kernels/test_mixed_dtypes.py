@@ -112,11 +112,15 @@ def test_a_shared_parameter(layout, reduction, dtypes, backend):
     case.check(case.loss(reduction), reduction)
 
 
-@pytest.mark.parametrize("layout", ["one number", "features", "samples"])  # autograd sums the last one's
+ORDERS = [*itertools.product(["one number", "features"], [AUTOCAST, AUTOCAST[::-1]])]
+ORDERS.append(("samples", AUTOCAST))  # autograd sums the gradient, in its dtype
+
+
+@pytest.mark.parametrize(("layout", "dtypes"), ORDERS, ids=str)
 @pytest.mark.parametrize("likelihood", SEVERAL)
-def test_every_likelihood(likelihood, layout, backend):
+def test_every_likelihood(likelihood, layout, dtypes, backend):
     case = sharing.Case(layout, backend, likelihood)
-    case.params = cast(case.params, AUTOCAST)
+    case.params = cast(case.params, dtypes)
     case.check(case.loss(), "batchmean")
 
 

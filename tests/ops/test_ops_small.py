@@ -110,6 +110,22 @@ def test_what_pytorch_s_op_does_not_do_is_not_native():
         assert "Ordinary" in losses.reconstruction.grad_fn.name()
 
 
+class Wrapped(torch.Tensor):
+    """A subclass, whose memory could hold anything."""
+
+
+def test_what_is_not_a_plain_tensor_of_the_cpu_is_not_native():
+    logits, target = tensors()
+    assert not is_native(logits.as_subclass(Wrapped), target)
+    assert not is_native(logits, target.as_subclass(Wrapped))
+    with pytest.raises(ValueError, match="they must be on one device"):
+        reconstruction_loss(logits.to("meta"), target, "mse")
+    with pytest.raises(TypeError, match="expected a dense"):
+        reconstruction_loss(logits.detach().to_sparse().requires_grad_(), target, "mse")
+    with pytest.raises(ValueError, match="they must be equal"):
+        reconstruction_loss(logits, target[:1], "mse")
+
+
 OWN = [name for name, row in LIKELIHOODS.items() if name not in (*NATIVE, "categorical") and not row.constants]
 
 
