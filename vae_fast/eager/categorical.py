@@ -1,4 +1,7 @@
-"""The categorical likelihood in PyTorch: the same entry points and formulas as `vae_fast.kernels.categorical`."""
+"""The categorical likelihood in PyTorch: the entry points of `vae_fast.kernels.categorical`.
+
+Of few classes, or other strides, its formulas too; the others begin with PyTorch's softmax.
+"""
 
 import torch
 

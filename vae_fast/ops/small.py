@@ -44,7 +44,7 @@ def reconstruct(output, target, row, reduction):
 
 
 def _suits(output, target, most):
-    """Whether PyTorch's own op does, for a target that may be one: it minds itself what else `takes` looks at."""
+    """Whether PyTorch's own op does, for a target of the CPU without a gradient: it minds what else `takes` asks."""
     return (
         type(output) in PLAIN
         and output.dtype is target.dtype is torch.float32
