@@ -33,6 +33,7 @@ def reconstruction_workloads():
                 yield reconstruction_call(name, shared=shared)
             for shared in ("", "a number a feature"):
                 yield reconstruction_call(name, dtype=torch.bfloat16, beside=torch.float32, shared=shared)
+    yield reconstruction_call("gaussian", beside=torch.bfloat16)
     yield from _shared_workloads()
     for name in CORE:
         yield reconstruction_call(name, dtype=torch.float16)
