@@ -77,10 +77,9 @@ def sample_kl(
     (torch.Size([4, 2]), tensor([0., 0., 0., 0.]))
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        for way in LATENTS:
-            made = way.sample_kl(mu, logvar, reduction, eps)
-            if made is not None:
-                return made
+        made = _shortest(LATENTS, "sample_kl", mu, logvar, reduction, eps)
+        if made is not None:
+            return made
     checks.posterior(mu, logvar)
     checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
@@ -112,10 +111,9 @@ def sample_kl_packed(
     (torch.Size([4, 3]), torch.Size([4]))
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        for way in LATENTS:
-            made = way.sample_kl_packed(moments, dim, reduction, eps)
-            if made is not None:
-                return made
+        made = _shortest(LATENTS, "sample_kl_packed", moments, dim, reduction, eps)
+        if made is not None:
+            return made
     dim = checks.moments(moments, dim)
     checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
     checks.choice("kl", kl, checks.KLS)
@@ -150,10 +148,9 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     0.0
     """
     if prior is logvar_clamp is None and latents.are_default(scale):
-        for way in LATENTS:
-            made = way.gaussian_kl(mu, logvar, reduction)
-            if made is not None:
-                return made
+        made = _shortest(LATENTS, "gaussian_kl", mu, logvar, reduction)
+        if made is not None:
+            return made
     checks.posterior(mu, logvar)
     checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
     options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale}
@@ -238,10 +235,9 @@ def reconstruction_loss(
     """
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
-        for way in LOSSES:
-            loss = way.reconstruct(output, target, row, reduction)
-            if loss is not None:
-                return loss
+        loss = _shortest(LOSSES, "reconstruct", output, target, row, reduction)
+        if loss is not None:
+            return loss
     params = outputs.check(output, target, row)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     options = {
@@ -293,10 +289,9 @@ def elbo_loss(
     """
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
-        for way in LOSSES:
-            losses = way.elbo(output, target, kl, beta, row)
-            if losses is not None:
-                return ELBO(*losses)
+        losses = _shortest(LOSSES, "elbo", output, target, kl, beta, row)
+        if losses is not None:
+            return ELBO(*losses)
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = checks.scalar("beta", beta, "target", target)
@@ -311,3 +306,12 @@ def elbo_loss(
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.negative_elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
+
+
+def _shortest(ways, name, *arguments):
+    """What the first of the `ways` to know this call makes of it, or None."""
+    for way in ways:
+        made = getattr(way, name)(*arguments)
+        if made is not None:
+            return made
+    return None
