@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from vae_fast.eager.reductions import accumulator
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT_NAMES = "float32, bfloat16, float16 or float64"
 REAL_NAMES = "float32, bfloat16, float16, float64, bool, uint8 or a signed integer dtype"
@@ -60,7 +62,7 @@ def same_shape(name, tensor, other_name, other):
 
 def same_arithmetic(name, tensor, other_name, other):
     """Both in float64 or neither. All else is computed in float32: autocast makes a mean bfloat16, and not its std."""
-    if (tensor.dtype == torch.float64) != (other.dtype == torch.float64):
+    if accumulator(tensor.dtype) != accumulator(other.dtype):
         dtype, other_dtype = dtype_name(tensor.dtype), dtype_name(other.dtype)
         raise TypeError(f"{name} is {dtype}, {other_name} is {other_dtype}: expected float64 for both or for neither")
 

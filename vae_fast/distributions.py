@@ -3,6 +3,7 @@
 import torch
 
 from vae_fast import checks, scales
+from vae_fast.eager.reductions import accumulator
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
 
 
@@ -69,7 +70,7 @@ class DiagonalGaussian:
         mu = self._halves[0]
         if self._found.name != "soft_clamp":
             return mu
-        wide = mu.to(torch.promote_types(mu.dtype, torch.float32))
+        wide = _widened(mu)
         # A sample without noise is the mean, whatever the std. Two tensors: torch.compile takes none for two arguments.
         return reparameterize(wide, _full(wide, 0), scale=self.scale, eps=_full(wide, 0))
 
@@ -80,7 +81,7 @@ class DiagonalGaussian:
             return value
         if self._found.name == "logstd":
             return 2 * value
-        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        wide = _widened(value)
         if self._found.name == "logvar":
             return wide.clamp(*checks.clamp(self.logvar_clamp, wide.dtype))
         # a mean of 0 and noise of 1 make a sample of the standard deviation
@@ -123,7 +124,7 @@ class DiagonalGaussian:
         checks.same_device("value", value, "mu", self._halves[0])
         mean = self._mean()
         if value.requires_grad:  # a target has no gradient, but the difference is all that counts
-            wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
+            wide = _widened(mean)
             mean, value = (wide - value).to(wide.dtype), torch.zeros_like(value)
         return -reconstruction_loss((mean, self._log_variance()), value, "gaussian", reduction="sample")
 
@@ -136,14 +137,19 @@ class DiagonalGaussian:
         if not isinstance(prior, DiagonalGaussian):
             return self, prior
         given, others = self._halves[0].dtype, prior._halves[0].dtype
-        if prior._found != self._found or (given == torch.float64) != (others == torch.float64):
-            dtype = torch.promote_types(torch.promote_types(given, others), torch.float32)
+        if prior._found != self._found or accumulator(given) != accumulator(others):
+            dtype = torch.promote_types(accumulator(given), accumulator(others))
             return DiagonalGaussian(*self._as(dtype)), prior._as(dtype)
         return self, prior._halves if prior.logvar_clamp is None else (prior.mu, prior._log_variance())
 
     def _as(self, dtype):
         """The mean and the log-variance in a dtype: one of float32 at least, or a logarithm would lose digits."""
         return self._mean().to(dtype), self._log_variance().to(dtype)
+
+
+def _widened(tensor):
+    """In the dtype of its arithmetic."""
+    return tensor.to(accumulator(tensor.dtype))
 
 
 def _full(tensor, value):

@@ -9,13 +9,12 @@ import functools
 import torch
 
 from vae_fast import checks, classes, scales, seeds
+from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import backend, categorical, reconstruction
 from vae_fast.ops import elbo as elbos
 from vae_fast.ops import gaussian as gaussians
 from vae_fast.ops.library import is_plain, listening
 from vae_fast.ops.small import SCALARS, fits, is_weight
-
-MIXABLE = {*checks.FLOATS} - {torch.float64}
 
 
 def sample_kl(mu, logvar, reduction, eps):
@@ -108,7 +107,9 @@ def _is_one_kind(tensors):
     if not is_plain(first) or not backend.launches(first) or not first.numel() or not first.dim():
         return False
     for other in tensors[1:]:
-        if not is_plain(other) or (other.dtype is not first.dtype and not {other.dtype, first.dtype} <= MIXABLE):
+        if not is_plain(other) or other.dtype not in checks.FLOATS:
+            return False
+        if accumulator(other.dtype) != accumulator(first.dtype):
             return False
         if other.shape != first.shape or other.device != first.device:
             return False
