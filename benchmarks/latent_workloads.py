@@ -1,5 +1,7 @@
 """The workloads of the latents: the sample, its KL, and both at once."""
 
+import itertools
+
 import torch
 
 import vae_fast
@@ -17,11 +19,10 @@ def latent_workloads():
     ops = ("sample_kl", "reparameterize", "gaussian_kl")
     for dtype in checks.FLOATS:
         yield from (latent_call(op, dtype=dtype, main=op == "sample_kl") for op in ops)
-        if dtype in COMMON:
-            beside = COMMON[1 - COMMON.index(dtype)]
-            yield from (latent_call(op, dtype=dtype, beside=beside, main=op == "sample_kl") for op in ops)
-            yield latent_call("sample_kl", prior="prior of one row", dtype=dtype, beside=beside)
     yield latent_call("sample_kl", clamp=CLAMP, dtype=torch.float64, main=True)  # PTX clamps float32 alone
+    for dtype, beside in itertools.permutations(COMMON):
+        yield from (latent_call(op, dtype=dtype, beside=beside, main=op == "sample_kl") for op in ops)
+        yield latent_call("sample_kl", prior="prior of one row", dtype=dtype, beside=beside)
     for dtype in COMMON:
         for layout in LAYOUTS:
             yield latent_call("sample_kl", dtype=dtype, layout=layout, main=(dtype, layout) in MASKED)

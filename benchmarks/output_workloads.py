@@ -49,15 +49,14 @@ def reconstruction_workloads():
 
 def _shared_workloads():
     """Where a parameter's numbers are shared by whole tiles, by rows, by some neighbours, and by both."""
+    mixed = {"dtype": torch.bfloat16, "beside": torch.float32, "layout": "chunks of images"}
+    for shared in SHARED:
+        yield reconstruction_call("gaussian", **mixed, shared=shared, main=shared == "a number a channel")
     for dtype in COMMON:
         for shared in SHARED:
             main = shared == "a number a channel"
             yield reconstruction_call("gaussian", dtype=dtype, layout="chunks of images", shared=shared, main=main)
             yield reconstruction_call("gaussian", dtype=dtype, layout="chunks of channels_last", shared=shared)
-            if dtype == torch.bfloat16:
-                yield reconstruction_call(
-                    "gaussian", dtype=dtype, beside=torch.float32, layout="chunks of images", shared=shared, main=main
-                )
         for layout in ("chunks", "long rows", "784 columns"):
             yield reconstruction_call("gaussian", dtype=dtype, layout=layout, shared="a number a feature")
         for reduction in ("sample", "none"):
