@@ -34,10 +34,12 @@ def reconstruct(output, target, row, reduction):
         total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
         count = reductions.divisor(reduction, target.shape)
         return total if count == 1 else total / count
+    if row.constants:
+        return None
     for param in params:
         if not takes(param, target, BLOCK * threads):
             return None
-    if row.constants or not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
+    if not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
         return None
     spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
     return _Reconstruction.apply(spec, target, None, None, *params)
