@@ -175,6 +175,15 @@ def test_the_overview_is_of_float32_where_there_is_any_and_of_all_threads():
         assert dict(zip(tables.OVERVIEW, line))["of copy bandwidth"] == share
 
 
+def test_the_hosts_time_is_that_of_the_smallest_size_in_float32_where_there_is_any():
+    rows = [row for row in fake_rows(ops=["bernoulli"]) if row.elements > 32]
+    for row in rows:
+        row.host_time = 1.0 if row.elements > 128 * 784 else 0.02 if row.dtype == "bfloat16" else 0.03
+    for kept, host in ((rows, "30"), ([row for row in rows if row.dtype == "bfloat16"], "20")):
+        (line,) = tables.overheads(kept[::-1])
+        assert line == ("bernoulli", host, host, host, "20", "7", "5")
+
+
 @pytest.mark.parametrize(("load", "said"), [(1.0, False), (1.1, True), (None, False)])
 def test_a_busy_machine(load, said):
     rows = fake_rows(FAKE_CPU, ["kl"], threads=(1, 2))

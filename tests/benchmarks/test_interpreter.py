@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
+from vae_fast.benchmarks.launches import record_launches
+
 pytestmark = pytest.mark.interpreter_only
 
 
@@ -46,3 +48,8 @@ def test_wider_ones_have_room():
     out = torch.zeros(1, dtype=torch.int64)
     calculate[(1,)](out, 2**40, 2**20, "mul")
     assert out.item() == 2**60
+
+
+def test_launches_are_not_recorded_in_it():
+    with pytest.raises(RuntimeError, match="needs compiled kernels: unset TRITON_INTERPRET"), record_launches():
+        pass

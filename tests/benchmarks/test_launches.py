@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+
 from tests.benchmarks import sample_kernels as kernels
 from tests.benchmarks.test_audit import BLOCK, F, meta, recorded
 from vae_fast.benchmarks.launches import TARGETS, record_launches, variants
@@ -62,6 +64,15 @@ def test_variants_are_what_compiles_differently():
     distinct = variants(launches, TARGETS["sm_90"])
     assert distinct == [launches[0], *launches[2:]]
     assert "square_plus_exp" in distinct[0].variant(TARGETS["sm_90"])
+
+
+def test_debugging_is_compiled_in_where_it_was_asked_for(monkeypatch):
+    """As Triton's launcher has it: `debug=` of the launch, or TRITON_DEBUG."""
+    target, arguments = TARGETS["sm_90"], (kernels.full_tiles, meta(8192), meta(8192))
+    debugs = [recorded(*arguments, FUNCTION=F, BLOCK=128, **options) for options in ({}, {"debug": True})]
+    assert [launch.specialize(target).options.debug for launch in debugs] == [False, True]
+    monkeypatch.setattr(triton.knobs.runtime, "debug", True)
+    assert debugs[0].specialize(target).options.debug
 
 
 def test_launching_is_restored():
