@@ -15,7 +15,9 @@ Counts are per element and of the main path (see `controlflow`): full tiles, wit
 share is what all threads of a program issue, over the elements that it takes; predicated instructions count as issued.
 A loop's body is counted once, as it is compiled: where the compiler has unrolled it, or loads ahead, the path has
 several rounds, and what stands before and behind the loop besides. `report.bytes` over the bytes that an element needs
-tells how many: give `elements` so that the two agree.
+tells how many: give `elements` so that the two agree. A loop that may have no round can be left out, where it has no
+wide access: `report.skipped` counts these, and `check` allows none unless the budget does. What else the counts cannot
+say, of a kernel that calls subroutines, copies whole tiles or divides its warps, is in `report.unsaid`, and fails too.
 """
 
 import hashlib
@@ -35,7 +37,7 @@ from triton.runtime.cache import get_cache_manager
 
 from vae_fast.benchmarks import gcn, sass
 from vae_fast.benchmarks.controlflow import Instruction, main_path
-from vae_fast.benchmarks.launches import TARGETS
+from vae_fast.benchmarks.launches import TARGETS, Launch
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -55,10 +57,13 @@ class Audit:
     target: str
     threads: int  # of a program
     elements: int  # that a program takes on its main path
-    shared: int  # bytes of shared memory of a program
+    shared: int  # bytes of shared memory of a program; of each of its `num_ctas` blocks
     resources: Resources
     loops: int  # loop bodies on the main path, each counted once: `elements` must be those of the rounds in it
+    skipped: int  # loops that the main path leaves out: those of tails, or ones that do the work (see `controlflow`)
     calls: int  # subroutines that the main path calls; their instructions are not counted
+    divided: bool  # whether groups of its warps have code of their own: the main path is that of one
+    matrices: int  # instructions that multiply matrices, in the whole code: one thread issues those of sm_100
     instructions: int  # in the whole code, all paths
     main: tuple[Instruction, ...] = field(repr=False)
 
@@ -86,6 +91,18 @@ class Audit:
     def uncounted(self):
         """Instructions of the main path that copy whole tiles, as of tensor descriptors: their bytes are not seen."""
         return sum(i.opcode.startswith(sass.BULK) for i in self.main)
+
+    @property
+    def unsaid(self):
+        """What the counts do not say, a line each; empty where they are whole."""
+        lines = []
+        if self.calls:
+            lines.append(f"calls {self.calls} subroutines on the main path")
+        if self.uncounted:
+            lines.append(f"main path has {self.uncounted} copies of whole tiles, whose bytes are not counted")
+        if self.divided:
+            lines.append("groups of warps have code of their own, and only one group's is counted")
+        return lines
 
     @property
     def issued(self):
@@ -121,6 +138,8 @@ class Audit:
             f"{self.shared} shared; {widths}; per element {self.issued:.1f} issued, {self.integer:.1f} integer, "
             f"{self.special:.2f} special, {self.floating:.1f} float, {self.bytes:.4g} bytes"
             + (f"; {self.loops} loops, a round of each as compiled" if self.loops else "")
+            + (f"; {self.skipped} loops left out" if self.skipped else "")
+            + "".join(f"; {line}" for line in self.unsaid)
         )
 
 
@@ -128,7 +147,8 @@ class Audit:
 class Budget:
     """Upper bounds per element (None: none), and how wide global accesses must be.
 
-    `narrow` accesses of one thread may be narrower than `bits`: those of a seed, a scalar, a partial sum.
+    `narrow` accesses of one thread may be narrower than `bits`: those of a seed, a scalar, a partial sum. The main path
+    may leave out `skipped` loops: those of a tail, or of the slow path of a function.
     """
 
     issued: float | None = None
@@ -136,6 +156,7 @@ class Budget:
     special: float | None = None
     bits: int = 128
     narrow: int = 0
+    skipped: int | None = 0
 
 
 def check(report, budget):
@@ -146,10 +167,10 @@ def check(report, budget):
         failures.append(f"spills {used.spilled} bytes a thread ({used.registers} registers)")
     if used.local:
         failures.append(f"uses {used.local} bytes of local memory a thread")
-    if report.calls:
-        failures.append(f"calls {report.calls} subroutines on the main path")
-    if report.uncounted:
-        failures.append(f"main path has {report.uncounted} copies of whole tiles, whose bytes are not counted")
+    failures += report.unsaid
+    if budget.skipped is not None and report.skipped > budget.skipped:
+        skipped = f"{report.skipped} loops, which may do the work; allowed: {budget.skipped}"
+        failures.append(f"main path leaves out {skipped}")
     narrow = {bits: count for bits, count in (report.loads + report.stores).items() if bits < budget.bits}
     if sum(narrow.values()) > budget.narrow:
         listed = ", ".join(f"{count} of {bits}" for bits, count in sorted(narrow.items()))
@@ -168,7 +189,10 @@ def audit(launch, target, *, elements):
     whose product that is, such as ("ROWS", "COLUMNS"). Raises ValueError for another target, another name, or no
     elements.
     """
-    if target not in TARGETS:
+    if not isinstance(launch, Launch):
+        kind = type(launch).__name__
+        raise TypeError(f"launch is a {kind}: expected a Launch, one of those in the list of record_launches")
+    if target not in list(TARGETS):
         raise ValueError(f"target is {target!r}: expected one of {', '.join(map(repr, TARGETS))}")
     elements = _count(launch, elements)
     compiled = compile_launch(launch, target)
@@ -180,12 +204,15 @@ def audit(launch, target, *, elements):
     return Audit(
         kernel=launch.name,
         target=target,
-        threads=compiled.metadata.num_warps * TARGETS[target].warp_size,
+        threads=compiled.metadata.num_warps * compiled.metadata.num_ctas * TARGETS[target].warp_size,
         elements=elements,
         shared=compiled.metadata.shared,
         resources=resources,
         loops=path.loops,
-        calls=sum(i.opcode.startswith("CALL") or i.opcode == "s_swappc_b64" for i in path.instructions),
+        skipped=path.skipped,
+        calls=sum(i.call for i in path.instructions),
+        divided=compiled.metadata.num_warps != launch.specialize(TARGETS[target]).options.num_warps,
+        matrices=sum(i.pipe == "matrix" for i in code),
         instructions=len(code),
         main=tuple(path.instructions),
     )

@@ -152,7 +152,8 @@ def _judged(call, launch, report, card):
     width = WIDE_ACCESS if wide else 0
     moved = sum(i.bits for i in report.main if i.bits >= width) / 8 * report.threads / lanes  # masked lanes move none
     scalars = _scalars(report, operands, lanes, width, moved)
-    budget = Budget(issued=limit if report.target == "sm_90" else None, bits=width, narrow=scalars)
+    issued = limit if report.target == "sm_90" else None
+    budget = Budget(issued=issued, bits=width, narrow=scalars, skipped=None)  # ours: of tails, and of few partial sums
     resource, load = bound(report, moved, card)
     return Row(
         call, launch.name, report.target,

@@ -51,10 +51,14 @@ CARDS = {
 def bound(report, bytes_per_element, card):
     """(what bounds the kernel, {resource: its time over that of the memory}); 1 is where the two are equal.
 
-    report: an `Audit`; bytes_per_element: what the kernel moves to and from memory for one element.
+    report: an `Audit`; bytes_per_element: what the kernel moves to and from memory for one element. Raises ValueError
+    where the kernel multiplies matrices (`tl.dot`): the rates of those units are not known here. Float arithmetic is
+    taken for float32; float64 has half the lanes or fewer.
 
     bound(report, 12, H200) -> ("memory", {"issued": 0.4, "floating": 0.2, "integer": 0.3, "special": 0.2})
     """
+    if report.matrices:
+        raise ValueError(f"{report.kernel} on {report.target} multiplies matrices: what bounds it cannot be said")
     moved = bytes_per_element or 1e-9  # a main path may move none: instructions bound it
     load = {pipe: getattr(report, pipe) / (limit * moved) for pipe, limit in card.per_byte.items()}
     busiest = max(load, key=load.get)

@@ -7,9 +7,13 @@ the entry to the exit. Among all such paths (each loop body passed once) the mai
 - *bulk* is the widest access that carries at least a quarter of the bytes of all global accesses in the code;
 - a global access as wide as bulk or wider adds (its bytes)^2 to the weight of a path, a narrower one takes that away.
   So full tiles win over tails, a tail that can be skipped is skipped, and an early return that moves nothing loses;
-- among equals the path of fewest instructions wins: that without masks, or the fast path of sin or of a long division.
+- among equals the path of fewest calls wins, and then that of fewest instructions: that without masks, or the fast
+  path of sin or of a long division.
 
 In a kernel that has narrow accesses only, bulk is narrow, nothing is skipped, and the count includes them all.
+
+A loop that may have no round can be left out by the same rule, where it has narrow accesses or none: the code does not
+tell the loop of a tail, or of the slow path of sin, from one that does the kernel's work. `Path.skipped` counts them.
 """
 
 from collections import Counter
@@ -17,6 +21,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 BULK_SHARE = 1 / 4
+SLEEP = ("NANOSLEEP", "s_sleep")
 EXIT = -1  # as a branch target: the end of the kernel
 
 
@@ -32,6 +37,7 @@ class Instruction:
     likely: bool = False  # a branch that is always taken, except to leave a loop that it closes
     asks: tuple[str, bool] | None = None  # (flag, value): a branch that is taken where the flag has this value
     sets: tuple[str, bool | None] | None = None  # (flag, value): the flag's new value, None where it is not a constant
+    call: bool = False  # of a subroutine, whose instructions are not followed
 
 
 @dataclass
@@ -49,28 +55,33 @@ class Block:
 class Path:
     instructions: list[Instruction]
     loops: int  # loop bodies on it, each counted once
+    skipped: int  # loops that it leaves out
 
 
 def main_path(instructions):
     """The `Path` that most elements take; the rule is at the top of this file."""
     blocks = split_into_blocks(instructions)
-    edges, headers = _unroll_once(blocks)
+    edges, bodies = _unroll_once(blocks)
     bulk = bulk_bits(instructions)
     asked = {i.asks[0] for i in instructions if i.asks}
-    # For each block and what is known of the flags there: (weight, minus the number of instructions, where from).
-    best = {0: {frozenset(): (0, 0, None)}}
+    # For each block and what is known of the flags there: (weight, minus the number of calls, minus that of
+    # instructions, where from).
+    best = {0: {frozenset(): (0, 0, 0, None)}}
     for number in _topological(edges):
-        gain = sum(_weight(i, bulk) for i in blocks[number].instructions)
-        for known, (weight, count, _) in best.get(number, {}).items():
+        code = blocks[number].instructions
+        gain, calls = sum(_weight(i, bulk) for i in code), sum(i.call for i in code)
+        for known, (weight, called, count, _) in best.get(number, {}).items():
             after = _flags_after(blocks[number], dict(known), asked)
-            score = (weight + gain, count - len(blocks[number].instructions), (number, known))
+            score = (weight + gain, called - calls, count - len(code), (number, known))
             for successor in edges[number]:
                 if successor not in _excluded(blocks[number], edges[number], after):
                     states = best.setdefault(successor, {})
                     key = frozenset(after.items())
-                    states[key] = max(states.get(key, score), score, key=lambda s: s[:2])
+                    states[key] = max(states.get(key, score), score, key=lambda s: s[:3])
     chosen = _trace_back(best, len(blocks) - 1)
-    return Path([i for number in chosen for i in blocks[number].instructions], len(headers.intersection(chosen)))
+    skipped = [body for header, body in bodies.items() if header not in chosen and _works(blocks, body)]
+    instructions = [i for number in chosen for i in blocks[number].instructions]
+    return Path(instructions, len(bodies.keys() & set(chosen)), len(skipped))
 
 
 def bulk_bits(instructions):
@@ -129,16 +140,16 @@ def _excluded(block, onward, known):
 def _trace_back(best, exit_block):
     if exit_block not in best:
         raise ValueError("the machine code has no path from its entry to an exit")
-    number, known = exit_block, max(best[exit_block], key=lambda state: best[exit_block][state][:2])
+    number, known = exit_block, max(best[exit_block], key=lambda state: best[exit_block][state][:3])
     chosen = []
-    while (origin := best[number][known][2]) is not None:
+    while (origin := best[number][known][-1]) is not None:
         number, known = origin
         chosen.append(number)
     return chosen[::-1]
 
 
 def _unroll_once(blocks):
-    """Successors without cycles, and the loop headers: the end of a loop's body goes on to where the loop exits."""
+    """Successors without cycles, and loop bodies by header: the end of a body goes on to where the loop exits."""
     edges = {number: block.successors for number, block in enumerate(blocks)}
     _, back_edges = _search(edges)
     loops = [(tail, header, _loop_body(blocks, tail, header)) for tail, header in back_edges]
@@ -148,7 +159,13 @@ def _unroll_once(blocks):
     for tail, _, body in loops:
         exits = {successor for number in body for successor in edges[number] if successor not in body}
         edges[tail] += sorted(exits.difference(edges[tail]))
-    return edges, {header for _, header, _ in loops}
+    return edges, {header: body for _, header, body in reversed(loops)}
+
+
+def _works(blocks, body):
+    """Whether a loop does more than wait: for a barrier, or, asleep between the rounds, for tensor memory."""
+    code = [i for number in body for i in blocks[number].instructions]
+    return any(i.pipe != "control" for i in code) and not any(i.opcode.startswith(SLEEP) for i in code)
 
 
 def _loop_body(blocks, tail, header):

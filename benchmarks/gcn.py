@@ -9,10 +9,11 @@ PIPES = [
     ("control", re.compile(r"s_(waitcnt|nop|branch|cbranch|barrier|endpgm|sleep|setprio|code_end|sethalt|trap)")),
     ("uniform", re.compile(r"s_")),  # once for the whole wave
     ("memory", re.compile(r"(global|buffer|flat|scratch|ds)_")),
+    ("matrix", re.compile(r"v_s?mfmac?_")),  # at rates of their own
     ("special", re.compile(r"v_(exp|log|rcp|rcp_iflag|rsq|sqrt|sin|cos)_")),  # a quarter of the rate
     ("multiply", re.compile(r"v_(mul|mad|dot).*_[iu](24|32|64|8)|v_mul_(lo|hi)_")),
     ("integer", re.compile(r"v_(cmp|cmpx|max|min|med3|cndmask|pk_max|pk_min)")),
-    ("float", re.compile(r"v_(mfma|cvt|ldexp|frexp|fract|floor|ceil|trunc|rndne)|v_.*_(f16|bf16|f32|f64)(_|$)")),
+    ("float", re.compile(r"v_(cvt|ldexp|frexp|fract|floor|ceil|trunc|rndne)|v_.*_(f16|bf16|f32|f64)(_|$)")),
     ("integer", re.compile(r"v_")),
 ]
 ACCESS = re.compile(r"(?:global|buffer|flat)_(load|store|atomic)")
@@ -56,6 +57,7 @@ def _instruction(opcode, operands, label_at, asks, flags):
         bits=_width(opcode) if access else 0,
         asks=asks,
         sets=_flag_set(opcode, operands, flags),
+        call=opcode == "s_swappc_b64",
         **_branch(opcode, operands, label_at),
     )
 

@@ -99,7 +99,7 @@ def without_autotuning():
     def refuse(kernel, *args, **kwargs):
         if len(kernel.configs) == 1:
             return run(kernel, *args, **kwargs)
-        name = getattr(kernel.fn, "__name__", "the kernel")
+        name = kernel.base_fn.__name__
         raise RuntimeError(f"{name} is autotuned: launch {name}.fn[grid](...), with the arguments of one configuration")
 
     with patch.object(Autotuner, "run", refuse):

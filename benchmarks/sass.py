@@ -1,6 +1,7 @@
 """NVIDIA machine code (SASS), as `cuobjdump -sass` prints it, as a list of `Instruction`."""
 
 import re
+from dataclasses import replace
 
 from vae_fast.benchmarks.controlflow import EXIT, Instruction
 
@@ -15,13 +16,16 @@ PIPES = {
     "multiply": "IMAD IMUL IMAD32I IMUL32I IDP IDP4A",
     # 128 lanes a clock and SM, 64 on sm_80; double precision, counted here too, has fewer
     "float": "FADD FMUL FFMA FADD2 FMUL2 FFMA2 FADD32I FMUL32I FFMA32I FSWZADD FHADD FHFMA HADD2 HMUL2 HFMA2 HADD2_32I "
-    "HMUL2_32I HFMA2_32I DADD DMUL DFMA DSETP DMNMX HMMA",
+    "HMUL2_32I HFMA2_32I DADD DMUL DFMA DSETP DMNMX",
+    # matrices, at rates of their own
+    "matrix": "HMMA IMMA DMMA BMMA QMMA OMMA HGMMA IGMMA QGMMA BGMMA UTCHMMA UTCIMMA UTCQMMA UTCOMMA",
     # 16 lanes a clock and SM
     "special": "MUFU I2F F2I F2F FRND POPC FLO BREV",
     "memory": "LD LDG LDS LDL LDC LDSM LDGSTS LDGDEPBAR ST STG STS STL STSM ATOM ATOMG ATOMS RED REDG REDAS SHFL MATCH "
-    "CCTL MEMBAR FENCE QSPC",
+    "LDTM STTM CCTL MEMBAR FENCE QSPC",
     "control": "BRA BRX JMP CALL RET EXIT BSSY BSYNC BREAK BMOV BAR DEPBAR WARPSYNC YIELD NANOSLEEP ERRBAR BPT KILL "
-    "NOP S2R CS2R SETCTAID PREEXIT ACQBULK SYNCS ELECT CGAERRBAR UCGABAR_ARV UCGABAR_WAIT",
+    "NOP S2R CS2R SETCTAID PREEXIT ACQBULK SYNCS ELECT CGAERRBAR UCGABAR_ARV UCGABAR_WAIT "
+    "WARPGROUP LEPC",
     # once for the whole warp, beside the vector lanes; other names that begin with U are of this kind too
     "uniform": "R2UR S2UR LDCU REDUX CREDUX VOTEU",
 }
@@ -47,13 +51,15 @@ def parse(sass):
         lines.pop()
     number_of = {address: number for number, (address, *_) in enumerate(lines)}
     barriers = {}  # BSYNC B0 goes to the address that the last BSSY B0 named
-    instructions = []
-    for _, guard, opcode, rest in lines:
+    instructions, called = [], {}  # called: number of a CALL -> that of the instruction it goes to
+    for number, (_, guard, opcode, rest) in enumerate(lines):
         name = opcode.split(".")[0]
         if name == "BSSY":
             barriers[_barrier(rest)] = _target(rest)
         target = barriers.get(_barrier(rest)) if name == "BSYNC" else _target(rest)
         targets, falls_through = _onward(name, opcode, guard, rest, number_of.get(target))
+        if name == "CALL" and target in number_of:
+            called[number] = number_of[target]
         access = ACCESSES.get(name, "")
         instructions.append(
             Instruction(
@@ -64,9 +70,28 @@ def parse(sass):
                 bits=_width(opcode) if access else 0,
                 targets=targets,
                 falls_through=falls_through,
+                call=name == "CALL",
             )
         )
+    for number, start in called.items():
+        if not _returns(instructions, start):  # ptxas leaves loops by such calls, on sm_80
+            jump = replace(instructions[number], targets=(start,), falls_through=bool(lines[number][1]), call=False)
+            instructions[number] = jump
     return instructions
+
+
+def _returns(instructions, start):
+    """Whether the code from here on comes to a RET: it is a subroutine's."""
+    seen, ahead = set(), [start]
+    while ahead:
+        number = ahead.pop()
+        if number in seen or not 0 <= number < len(instructions):
+            continue
+        seen.add(number)
+        if instructions[number].opcode.startswith("RET"):
+            return True
+        ahead += [*instructions[number].targets, *[number + 1] * instructions[number].falls_through]
+    return False
 
 
 def _onward(name, opcode, guard, rest, target):

@@ -8,11 +8,12 @@ Needs Triton's interpreter: TRITON_INTERPRET=1 in the environment before Triton 
         my_kernel[(4,)](x, y, n, BLOCK=1024)
     assert traffic.moved(kind="load") == 4 * n        # bytes
     assert traffic.moved(arg="y", kind="store") == 4 * n
-    assert not traffic.overwrites                     # no address was stored twice in one launch: a race on a GPU
+    assert not traffic.overwrites                     # no address was stored twice in one launch
 
 Lanes whose mask is true are counted; a number that two programs load counts twice. That is what a kernel asks of the
 memory system, so the floor of a memory-bound kernel is met when it equals the sizes of its inputs and outputs. Where
-two arguments are one tensor, as of a kernel that works in place, all counts are the first one's.
+two arguments are one tensor, as of a kernel that works in place, all counts are the first one's. An overwrite is a race
+on a GPU, unless one program makes both stores, or a lock puts them in order: programs run one after another here.
 """
 
 import contextlib
@@ -65,7 +66,8 @@ def count_traffic(bounds=True):
     """Count launches, programs and bytes of all interpreted kernels run inside the block; yields a `Traffic`.
 
     With `bounds` (the default) a lane outside every tensor argument raises OutOfBounds before memory is touched; a view
-    reaches from its first element to its last, and what falls between its elements is counted in `gaps`.
+    reaches from its first element to its last, and what falls between its elements is counted in `gaps`. Without, such
+    a lane is let through and not counted: as of a kernel that is given a table of pointers.
     """
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("count_traffic needs Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported")
@@ -170,7 +172,7 @@ class _Counter:
             return f"{message}: there is none"
         first = int(addresses[0])
         view = min(self.views, key=lambda v: max(v.low - first, first - v.high))
-        before, after = view.low - first, first - view.high
+        before, after = view.low - first, max(first - view.high, 0)  # one that is half inside ends past the end
         where = f"{before} bytes before the start" if before > 0 else f"{after} bytes past the end"
         return f"{message}; the first is {where} of {view.name}"
 

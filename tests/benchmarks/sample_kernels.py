@@ -155,6 +155,45 @@ def sum_in_a_loop(x, sums, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def sums_of_gathered_rows(table, index, out, n, columns, BLOCK: tl.constexpr):
+    """An embedding bag: narrow loads in a loop that may have no round, and a wide store."""
+    at = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(n):
+        total += tl.load(table + tl.load(index + i) * columns + at).to(tl.float32)
+    tl.store(out + at, total)
+
+
+@triton.jit
+def dot_in_a_loop(x, y, out, n, BLOCK: tl.constexpr):
+    """Attention without its scale: sm_80 leaves such a loop by a call that does not return."""
+    row, column = tl.arange(0, BLOCK)[:, None] * BLOCK, tl.arange(0, BLOCK)[None, :]
+    total, most = tl.zeros((BLOCK, BLOCK), tl.float32), tl.full((BLOCK,), 0, tl.float32)
+    for start in range(0, n, BLOCK):
+        product = tl.dot(tl.load(x + row + column), tl.load(y + start * BLOCK + row + column))
+        most = tl.maximum(most, tl.max(product, 1))
+        total += tl.exp(product - most[:, None])
+    tl.store(out + row + column, total)
+
+
+@triton.jit
+def divides_its_warps(x, y, out, n, BLOCK: tl.constexpr):
+    a = tl.make_tensor_descriptor(x, [BLOCK, n], [n, 1], [BLOCK, 64])
+    b = tl.make_tensor_descriptor(y, [BLOCK, n], [n, 1], [BLOCK, 64])
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in tl.range(0, n, 64, warp_specialize=True):
+        total = tl.dot(a.load([0, start]), b.load([0, start]).T, total)
+    tl.store(out + tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :], total)
+
+
+@triton.jit
+def divides(x, y, n, BLOCK: tl.constexpr):
+    """Of int64, which has a subroutine for what does not fit into 32 bits."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at) // n)
+
+
+@triton.jit
 def copy_of_a_whole_tile(x, y, n, BLOCK: tl.constexpr):
     source = tl.make_tensor_descriptor(x, [n, 64], [64, 1], [BLOCK, 64])
     target = tl.make_tensor_descriptor(y, [n, 64], [64, 1], [BLOCK, 64])
@@ -164,6 +203,17 @@ def copy_of_a_whole_tile(x, y, n, BLOCK: tl.constexpr):
 
 autotuned = triton.autotune([triton.Config({}, num_warps=4), triton.Config({}, num_warps=8)], key=[])(full_tiles)
 tuned_in_one_way = triton.autotune([triton.Config({}, num_warps=4)], key=[])(full_tiles)
+
+
+tuned_by_rule = triton.autotune([triton.Config({}, num_warps=4), triton.Config({}, num_warps=8)], key=[])(
+    triton.heuristics({"BLOCK": lambda arguments: 8})(full_tiles)
+)
+
+
+@triton.jit
+def casts_pointers(x, y, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y.to(tl.pointer_type(tl.int32)) + at, tl.load(x.to(tl.pointer_type(tl.int32)) + at))
 
 
 @triton.jit

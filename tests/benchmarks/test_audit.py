@@ -103,7 +103,7 @@ def test_catches_a_spill_on_amd():
 def test_catches_local_memory_that_is_no_spill():
     report = audited("sm_90", kernels.cosine, meta(8192), meta(8192))
     assert report.resources.spilled == 0
-    failures = check(report, Budget())
+    failures = check(report, Budget(skipped=None))
     assert len(failures) == 1
     assert "bytes of local memory" in failures[0]
 
@@ -154,6 +154,10 @@ def test_no_elements_and_another_target_are_refused():
         full("sm_90", torch.float32, elements=0)
     with pytest.raises(ValueError, match="^target is 'sm_75': expected one of 'sm_80', 'sm_90', 'sm_100', 'gfx942'$"):
         full("sm_75", torch.float32)
+    with pytest.raises(ValueError, match=r"^target is \['sm_90'\]: expected one of "):
+        full(["sm_90"], torch.float32)
+    with pytest.raises(TypeError, match="^launch is a JITFunction: expected a Launch, one of those in "):
+        audit(kernels.full_tiles, "sm_90", elements=1)
 
 
 def test_a_loop_that_is_unrolled_shows_in_the_bytes():
@@ -168,12 +172,64 @@ def test_a_loop_that_is_unrolled_shows_in_the_bytes():
     assert whole.issued == pytest.approx(report.issued / rounds)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_loop_that_is_left_out_is_a_failure(target):
+    """Its loads are narrow and it may have no round, so the main path goes around all the work."""
+    table, index = meta((100, 999), torch.bfloat16), meta(50, torch.int32)
+    report = audited(target, kernels.sums_of_gathered_rows, table, index, meta(BLOCK), 50, 999)
+    assert (report.loops, report.skipped) == (0, 1)
+    assert "; 1 loops left out" in str(report)
+    (failure,) = check(report, Budget())
+    assert failure.endswith("main path leaves out 1 loops, which may do the work; allowed: 0")
+    assert check(report, Budget(skipped=1)) == check(report, Budget(skipped=None)) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_matrices_are_counted_apart_and_bound_nothing(target):
+    """Their units have rates of their own: "memory" would be said of every product."""
+    half = meta((64, 64), torch.float16)
+    report = audited(target, kernels.dot_in_a_loop, half, meta((640, 64), torch.float16), meta((64, 64)), 640, BLOCK=64)
+    assert (report.loops, report.skipped) == (1, 0)
+    assert report.matrices > 0
+    assert report.pipes["other"] == 0
+    card = next(card for card in CARDS.values() if card.target == target)
+    with pytest.raises(ValueError, match=f"^dot_in_a_loop on {target} multiplies matrices: what bounds it cannot be"):
+        bound(report, 4, card)
+
+
+def test_groups_of_warps_with_code_of_their_own_are_a_failure():
+    half = meta((128, 512), torch.float16)
+    arguments = half, half, meta((128, 128)), 512
+    report = audited("sm_100", kernels.divides_its_warps, *arguments, BLOCK=128)
+    assert report.divided
+    said = "groups of warps have code of their own, and only one group's is counted"
+    assert any(said in failure for failure in check(report, Budget()))
+    assert said in str(report)
+    assert not audited("sm_80", kernels.divides_its_warps, *arguments, BLOCK=128).divided
+
+
+def test_a_program_of_several_blocks():
+    """Each thread of both takes its share."""
+    report = full("sm_90", torch.float32, num_ctas=2)
+    assert report.threads == 2 * 4 * 32
+    assert report.bytes == 8
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_the_fast_path_of_a_long_division(target):
+    report = audited(target, kernels.divides, meta(8192, torch.int64), meta(8192, torch.int64), 7)
+    assert report.calls == 0
+    assert report.issued > 20
+
+
 def test_copies_of_whole_tiles_are_a_failure():
     """Their bytes are in a descriptor, not in the code."""
     report = audited("sm_90", kernels.copy_of_a_whole_tile, meta((512, 64)), meta((512, 64)), 512, BLOCK=64)
     assert report.loads == report.stores == {}
     (failure,) = check(report, Budget())
-    assert "main path has 2 copies of whole tiles, whose bytes are not counted" in failure
+    said = "main path has 2 copies of whole tiles, whose bytes are not counted"
+    assert said in failure
+    assert said in str(report)
 
 
 def test_the_resource_that_bounds_a_kernel():

@@ -90,6 +90,36 @@ def test_a_slow_path_that_moves_nothing_is_left_out():
     assert opcodes(code) == ["BSSY", "BRA", "BRA", "BSYNC", "EXIT"]
 
 
+def test_a_call_that_does_not_return_is_a_jump():
+    """So ptxas leaves loops on sm_80: without, the code has no way through the loop."""
+    wide = "LDG.E.128 R4, desc[UR6][R2.64]"
+    code = nvidia("@!P0 BRA 0x40", wide, "@P1 CALL.REL.NOINC 0x40", "BRA 0x10", "FADD R1, R1, R1", "EXIT")
+    path = main_path(code)
+    assert [i.opcode for i in path.instructions] == ["BRA", "LDG.E.128", "CALL.REL.NOINC", "FADD", "EXIT"]
+    assert (path.loops, path.skipped) == (1, 0)
+    assert not any(i.call for i in code)
+
+
+def test_a_call_weighs_more_than_other_instructions():
+    """The subroutine of a long division is longer than the fast path, which the code has in line."""
+    fast = ["FADD R1, R1, R1"] * 3
+    code = nvidia("@P0 BRA 0x30", "CALL.REL.NOINC 0x70", "BRA 0x60", *fast, "EXIT", "FMUL R1, R1, R1", "RET R2")
+    assert opcodes(code) == ["BRA", "FADD", "FADD", "FADD", "EXIT"]
+    assert [i.call for i in code].count(True) == 1
+
+
+def test_loops_that_are_left_out_are_counted():
+    code = nvidia("@P0 BRA 0x30", "FADD R1, R1, R1", "@P1 BRA 0x10", "LDG.E.128 R4, desc[UR6][R2.64]", "EXIT")
+    path = main_path(code)
+    assert (path.loops, path.skipped) == (0, 1)
+
+
+@pytest.mark.parametrize("wait", [["SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR10], R4"], ["NANOSLEEP 0x64", "MOV R0, UR6"]])
+def test_loops_that_wait_are_not_left_out(wait):
+    path = main_path(nvidia("@P0 BRA 0x40", *wait, "@!P1 BRA 0x10", *["EXIT"] * 3))
+    assert (path.loops, path.skipped) == (0, 0)
+
+
 def test_loops_are_passed_once():
     wide = "LDG.E.128 R4, desc[UR6][R2.64]"
     rotated = nvidia("@P0 BRA 0x40", wide, "FADD R1, R1, R1", "@P1 BRA 0x10", "EXIT")

@@ -124,6 +124,12 @@ def test_catches_a_load_in_a_device_function():
         kernels.loads_before_the_start[(1,)](torch.ones(101)[1:], torch.empty(64), BLOCK=64)
 
 
+def test_an_access_that_is_half_inside():
+    halves = torch.zeros(33, dtype=torch.float16)
+    with pytest.raises(OutOfBounds, match="1 unmasked lanes .* is 0 bytes past the end of x"), count_traffic():
+        kernels.casts_pointers[(1,)](halves[:31], torch.empty(32, dtype=torch.float16), BLOCK=16)
+
+
 def test_bounds_can_be_left_unchecked():
     memory = torch.full((256,), 7.0)
     with count_traffic(bounds=False) as traffic:

@@ -21,6 +21,8 @@ def test_traffic_of_an_autotuned_kernel():
     x, y = torch.ones(8), torch.zeros(8)
     with pytest.raises(RuntimeError, match=r"is autotuned: launch .*\.fn\[grid\]"), count_traffic():
         sample_kernels.autotuned[(1,)](x, y, FUNCTION=sample_kernels.square_plus_exp, BLOCK=8)
+    with pytest.raises(RuntimeError, match=r"^full_tiles is autotuned: launch full_tiles"), count_traffic():
+        sample_kernels.tuned_by_rule[(1,)](x, y, FUNCTION=sample_kernels.square_plus_exp)
     with count_traffic() as traffic:
         sample_kernels.autotuned.fn[(1,)](x, y, FUNCTION=sample_kernels.square_plus_exp, BLOCK=8)
         sample_kernels.tuned_in_one_way[(1,)](x, y, FUNCTION=sample_kernels.square_plus_exp, BLOCK=8)
