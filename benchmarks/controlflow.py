@@ -2,7 +2,8 @@
 
 A kernel whose launcher cannot promise full tiles has two paths, chosen at run time: full tiles with wide accesses, and
 tails with masked, often narrow ones. Only the first decides the speed on large tensors, so counts are of one path from
-the entry to the exit. Among all such paths (each loop body passed once) the main path is the one of greatest weight:
+the entry to the exit. It loads, and it stores, where any path does: around a loop that may have no round there is often
+one that does not. Among all such paths (each loop body passed once) the main path is the one of greatest weight:
 
 - *bulk* is the widest access that carries at least a quarter of the bytes of all global accesses in the code;
 - a global access as wide as bulk or wider adds (its bytes)^2 to the weight of a path, a narrower one takes that away.
@@ -64,19 +65,20 @@ def main_path(instructions):
     edges, bodies = _unroll_once(blocks)
     bulk = bulk_bits(instructions)
     asked = {i.asks[0] for i in instructions if i.asks}
-    # For each block and what is known of the flags there: (weight, minus the number of calls, minus that of
-    # instructions, where from).
-    best = {0: {frozenset(): (0, 0, 0, None)}}
+    # For each block, what is known of the flags there, and which of loads and stores came before it: (weight, minus the
+    # number of calls, minus that of instructions, where from).
+    best = {0: {(frozenset(), frozenset()): (0, 0, 0, None)}}
     for number in _topological(edges):
         code = blocks[number].instructions
         gain, calls = sum(_weight(i, bulk) for i in code), sum(i.call for i in code)
-        for known, (weight, called, count, _) in best.get(number, {}).items():
+        moves = {i.access for i in code} & {"load", "store"}
+        for (known, moved), (weight, called, count, _) in best.get(number, {}).items():
             after = _flags_after(blocks[number], dict(known), asked)
-            score = (weight + gain, called - calls, count - len(code), (number, known))
+            score = (weight + gain, called - calls, count - len(code), (number, (known, moved)))
             for successor in edges[number]:
                 if successor not in _excluded(blocks[number], edges[number], after):
                     states = best.setdefault(successor, {})
-                    key = frozenset(after.items())
+                    key = (frozenset(after.items()), moved | moves)
                     states[key] = max(states.get(key, score), score, key=lambda s: s[:3])
     chosen = _trace_back(best, len(blocks) - 1)
     skipped = [body for header, body in bodies.items() if header not in chosen and _works(blocks, body)]
@@ -140,10 +142,11 @@ def _excluded(block, onward, known):
 def _trace_back(best, exit_block):
     if exit_block not in best:
         raise ValueError("the machine code has no path from its entry to an exit")
-    number, known = exit_block, max(best[exit_block], key=lambda state: best[exit_block][state][:3])
+    ends = best[exit_block]
+    number, state = exit_block, max(ends, key=lambda state: (len(state[1]), ends[state][:3]))
     chosen = []
-    while (origin := best[number][known][-1]) is not None:
-        number, known = origin
+    while (origin := best[number][state][-1]) is not None:
+        number, state = origin
         chosen.append(number)
     return chosen[::-1]
 

@@ -6,7 +6,8 @@
     launches[0].specialize(TARGETS["sm_90"])                  # what Triton would compile for these arguments
 
 Needs TRITON_INTERPRET unset. The launcher's code on the host runs as it is; each launch is noted instead of made. An
-autotuned kernel has no launch of its own: call its `.fn`, with the arguments of one configuration.
+autotuned kernel has no launch of its own: call its `.fn`, with the arguments of one configuration. Kernels wrapped by
+`torch.library.wrap_triton` are not launched for "meta" tensors: give them CPU tensors.
 """
 
 import contextlib

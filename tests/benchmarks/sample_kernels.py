@@ -165,6 +165,17 @@ def sums_of_gathered_rows(table, index, out, n, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def iterates(x, y, n, BLOCK: tl.constexpr):
+    """A square root by Newton's method, in a loop without an access that may have no round."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at)
+    root = value
+    for _ in range(n):
+        root = 0.5 * (root + value / root)
+    tl.store(y + at, root)
+
+
+@triton.jit
 def dot_in_a_loop(x, y, out, n, BLOCK: tl.constexpr):
     """Attention without its scale: sm_80 leaves such a loop by a call that does not return."""
     row, column = tl.arange(0, BLOCK)[:, None] * BLOCK, tl.arange(0, BLOCK)[None, :]

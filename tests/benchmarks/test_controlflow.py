@@ -108,6 +108,13 @@ def test_a_call_weighs_more_than_other_instructions():
     assert [i.call for i in code].count(True) == 1
 
 
+def test_the_main_path_loads_and_stores():
+    """The loop of narrow loads could be skipped as a tail."""
+    store = "STG.E.128 desc[UR6][R2.64], R4"
+    code = nvidia("@P0 BRA 0x30", "LDG.E.U16 R4, desc[UR6][R2.64]", "@P1 BRA 0x10", store, "EXIT")
+    assert opcodes(code) == ["BRA", "LDG.E.U16", "BRA", "STG.E.128", "EXIT"]
+
+
 def test_loops_that_are_left_out_are_counted():
     code = nvidia("@P0 BRA 0x30", "FADD R1, R1, R1", "@P1 BRA 0x10", "LDG.E.128 R4, desc[UR6][R2.64]", "EXIT")
     path = main_path(code)
