@@ -11,6 +11,8 @@ On any kernel of your own, with CPU or "meta" tensors (TRITON_INTERPRET must be 
     print(report)
     assert check(report, Budget(issued=40, integer=20, special=3, narrow=1)) == []
 
+`vae_fast.benchmarks.cards` says what bounds it on a card: bound(report, 8, CARDS["h100"]), at 8 bytes an element.
+
 Counts are per element and of the main path (see `controlflow`): full tiles, without the masked tail. An element's
 share is what all threads of a program issue, over the elements that it takes; predicated instructions count as issued.
 A loop's body is counted once, as it is compiled: where the compiler has unrolled it, or loads ahead, the path has
