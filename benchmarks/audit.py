@@ -17,9 +17,12 @@ Counts are per element and of the main path (see `controlflow`): full tiles, wit
 share is what all threads of a program issue, over the elements that it takes; predicated instructions count as issued.
 A loop's body is counted once, as it is compiled: where the compiler has unrolled it, or loads ahead, the path has
 several rounds, and what stands before and behind the loop besides. `report.bytes` over the bytes that an element needs
-tells how many: give `elements` so that the two agree. A loop that may have no round can be left out, where it has no
-wide access: `report.skipped` counts these, and `check` allows none unless the budget does. What else the counts cannot
-say, of a kernel that calls subroutines, copies whole tiles or divides its warps, is in `report.unsaid`, and fails too.
+tells how many: give `elements` so that the two agree. Where loads run ahead, the path may have more rounds of them than
+of the rest; with `num_stages=1` it has as many.
+
+A loop that may have no round can be left out, where it has no wide access: `report.skipped` counts these, and `check`
+allows none unless the budget does. What else the counts cannot say, of a kernel that calls subroutines, copies whole
+tiles or divides its warps, is in `report.unsaid`, and fails too.
 """
 
 import hashlib
@@ -35,8 +38,10 @@ from pathlib import Path
 
 import triton
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.cache import get_cache_manager
 
+from vae_fast import checks
 from vae_fast.benchmarks import gcn, sass
 from vae_fast.benchmarks.controlflow import Instruction, main_path
 from vae_fast.benchmarks.launches import TARGETS, Launch
@@ -188,14 +193,13 @@ def audit(launch, target, *, elements):
     """Compile what a `Launch` would run on "sm_80", "sm_90", "sm_100" or "gfx942", and read the machine code.
 
     elements: how many elements a program takes (in a loop's rounds, see above); or the names of the constexpr arguments
-    whose product that is, such as ("ROWS", "COLUMNS"). Raises ValueError for another target, another name, or no
-    elements.
+    whose product that is, such as ("ROWS", "COLUMNS"). Raises TypeError for what is no Launch, and ValueError for
+    another target, another name, or no elements.
     """
     if not isinstance(launch, Launch):
         kind = type(launch).__name__
         raise TypeError(f"launch is a {kind}: expected a Launch, one of those in the list of record_launches")
-    if target not in list(TARGETS):
-        raise ValueError(f"target is {target!r}: expected one of {', '.join(map(repr, TARGETS))}")
+    checks.choice("target", target, TARGETS)
     elements = _count(launch, elements)
     compiled = compile_launch(launch, target)
     if "cubin" in compiled.asm:
@@ -223,7 +227,8 @@ def audit(launch, target, *, elements):
 def compile_launch(launch, target):
     """Triton's compiled kernel for a `Launch`; Triton's own cache on disk keeps it."""
     special = launch.specialize(TARGETS[target])
-    source = ASTSource(launch.kernel, special.signature, special.constants, special.attributes)
+    kind = GluonASTSource if launch.kernel.is_gluon() else ASTSource
+    source = kind(launch.kernel, special.signature, special.constants, special.attributes)
     return triton.compile(source, target=TARGETS[target], options=vars(special.options))
 
 

@@ -101,7 +101,10 @@ def without_autotuning():
         if len(kernel.configs) == 1:
             return run(kernel, *args, **kwargs)
         name = kernel.base_fn.__name__
-        raise RuntimeError(f"{name} is autotuned: launch {name}.fn[grid](...), with the arguments of one configuration")
+        raise RuntimeError(
+            f"{name} is autotuned: launch {name}.fn[grid](...), what triton.autotune was given, with the arguments of "
+            "one configuration"
+        )
 
     with patch.object(Autotuner, "run", refuse):
         yield

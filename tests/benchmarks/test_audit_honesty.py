@@ -5,6 +5,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
 from tests.benchmarks import sample_kernels as kernels
 from tests.benchmarks.test_audit import BLOCK, NVIDIA, audited, full, meta
 from vae_fast.benchmarks.audit import Budget, check
@@ -12,6 +15,12 @@ from vae_fast.benchmarks.cards import CARDS, bound
 from vae_fast.benchmarks.launches import TARGETS
 
 pytestmark = pytest.mark.compiled_only
+
+
+@gluon.jit
+def copies(x, y, BLOCK: gl.constexpr, LAYOUT: gl.constexpr):
+    at = gl.program_id(0) * BLOCK + gl.arange(0, BLOCK, layout=LAYOUT)
+    gl.store(y + at, gl.load(x + at))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -71,3 +80,11 @@ def test_the_fast_path_of_a_long_division(target):
     report = audited(target, kernels.divides, meta(8192, torch.int64), meta(8192, torch.int64), 7)
     assert report.calls == 0
     assert report.issued > 20
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_kernel_in_gluon(target):
+    layout = gl.BlockedLayout([4], [TARGETS[target].warp_size], [4], [0])
+    report = audited(target, copies, meta(8192), meta(8192), LAYOUT=layout)
+    assert report.loads == report.stores == {128: BLOCK // (4 * report.threads)}
+    assert check(report, Budget(issued=4)) == []
