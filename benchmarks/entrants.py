@@ -3,10 +3,7 @@
 import functools
 import gc
 import math
-import multiprocessing
-import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -14,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.benchmarks import correctness, counting, memory, peers, steps
+from vae_fast.benchmarks import correctness, counting, memory, peers, steps, workers
 from vae_fast.benchmarks.contenders import Contender
 from vae_fast.benchmarks.formulas import Inputs, draw_inputs
 from vae_fast.benchmarks.results import OK
@@ -108,9 +105,7 @@ def count_launches(case, contender: Contender, device: torch.device) -> int | No
 
 @functools.cache
 def _process_for_counts():
-    # Ctrl-C is the other process's.
-    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **ignore)
+    return workers.pool(1)
 
 
 def count_launches_here(case, contender: Contender, device: torch.device) -> tuple[int | None, str]:
