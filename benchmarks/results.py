@@ -106,26 +106,37 @@ class Results:
     JSON, CSV = "results.json", "results.csv"
 
     def __init__(self, folder: Path, device: str):
-        self.folder = writable_folder(folder, "the folder")
-        self.rows = load(self.folder / self.JSON) if (self.folder / self.JSON).exists() else []
-        for row in self.rows:
-            if row.device != device:
-                raise ValueError(f"{folder} holds results of {row.device}: expected a folder for those of {device}")
+        self.folder, self.device = writable_folder(folder, "the folder"), device
+        self.rows = self._written()
+        self.own: dict[str, list[Row]] = {}  # of this run, by case
+
+    def _written(self) -> list[Row]:
+        rows = load(self.folder / self.JSON) if (self.folder / self.JSON).exists() else []
+        for row in rows:
+            if row.device != self.device:
+                raise ValueError(
+                    f"{self.folder} holds results of {row.device}: expected a folder for those of {self.device}"
+                )
+        return rows
 
     def put(self, rows: list[Row]) -> None:
         """Write the rows of a case to both files, each of which is replaced in one piece."""
+        written = self._written()  # another run may have put some there since
         if all(row.status.startswith("skipped") for row in rows):
-            have = {row.case for row in self.rows if row.status == OK}
+            have = {row.case for row in written if row.status == OK}
             rows = [row for row in rows if row.case not in have]
-        measured = {row.case for row in rows}
-        self.rows = [row for row in self.rows if row.case not in measured] + rows
+        # With the digits that are written: a report of these rows and one of the file are the same.
+        self.own.update({row.case: [] for row in rows})
+        for row in rows:
+            self.own[row.case].append(Row(**_short(row)))
+        self.rows = [row for row in written if row.case not in self.own] + [r for own in self.own.values() for r in own]
         with atomic_path(self.folder / self.JSON) as path:
-            lines = ",\n".join(json.dumps(_short(row)) for row in self.rows)
+            lines = ",\n".join(json.dumps(asdict(row)) for row in self.rows)
             path.write_text(f'{{"format": "{FORMAT}", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
         with atomic_path(self.folder / self.CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(map(_short, self.rows))
+            writer.writerows(map(asdict, self.rows))
 
 
 def load(path: Path) -> list[Row]:

@@ -51,6 +51,23 @@ def test_a_case_measured_again_replaces_its_rows_alone(tmp_path):
     assert [(row.case, row.contender) for row in kept] == [(r.case, r.contender) for r in (*SECOND, FIRST[0])]
 
 
+def test_two_runs_at_once_keep_the_rows_of_both(tmp_path):
+    one, other = Results(tmp_path, DEVICE), Results(tmp_path, DEVICE)
+    one.put(FIRST)
+    other.put(SECOND)
+    assert {row.case for row in results.load(tmp_path / Results.JSON)} == {FIRST[0].case, SECOND[0].case}
+    (tmp_path / Results.JSON).unlink()  # as where both write at the same moment: the next row brings it back
+    other.put([])
+    assert results.load(tmp_path / Results.JSON) == other.rows == other.own[SECOND[0].case]
+
+
+def test_a_report_is_of_the_digits_that_are_written(tmp_path):
+    """Or one that is written again from the file says other numbers."""
+    folder = Results(tmp_path, DEVICE)
+    folder.put([dataclasses.replace(FIRST[0], over_eager=1.3649996)])
+    assert folder.rows == results.load(tmp_path / Results.JSON)
+
+
 def test_figures_stay_where_a_case_is_skipped(tmp_path):
     """Another environment lacks a package, or another program has the memory; a result that is wrong does replace."""
     skipped = dataclasses.replace(FIRST[0], contender="", status="skipped: scvi is not installed", time=None)
