@@ -9,10 +9,8 @@ ptxas does that to fit one more program, and only the last program takes that pa
 
 import contextlib
 import functools
-import multiprocessing
 import textwrap
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
@@ -20,6 +18,7 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
+from vae_fast.benchmarks import workers
 from vae_fast.benchmarks.audit import Budget, audit, check
 from vae_fast.benchmarks.cards import CARDS, bound
 from vae_fast.benchmarks.issued import issued_limit
@@ -110,7 +109,7 @@ def audit_rows(todo, cards=(), jobs=1) -> Iterator[Row]:
     if jobs == 1:
         yield from map(run, todo)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with workers.pool(jobs) as pool:
         try:
             yield from pool.map(run, todo, chunksize=4)
         finally:

@@ -105,7 +105,7 @@ def count_launches(case, contender: Contender, device: torch.device) -> int | No
 
 @functools.cache
 def _process_for_counts():
-    return workers.pool(1)
+    return workers.pool(1, ignore_interrupts=True)
 
 
 def count_launches_here(case, contender: Contender, device: torch.device) -> tuple[int | None, str]:

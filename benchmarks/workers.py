@@ -7,16 +7,20 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 
 
-def pool(processes: int) -> ProcessPoolExecutor:
-    """New processes that leave Ctrl-C to this one, and end with it, also where it is killed.
+def pool(processes: int, ignore_interrupts: bool = False) -> ProcessPoolExecutor:
+    """New processes, which end with this one, also where it is killed.
 
     Of themselves they would wait for work for ever, each with its context and its memory on a GPU.
+
+    ignore_interrupts: Ctrl-C is this process's alone.
     """
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(ignore_interrupts,))
 
 
-def _begin():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin(ignore_interrupts):
+    if ignore_interrupts:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
