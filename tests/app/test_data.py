@@ -91,7 +91,17 @@ def test_arrays_that_are_not_images(tmp_path, array, message):
         load_images(saved(tmp_path / "a.npy", array))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"P5 8 8 255", b"\x93NUMPY\x01\x00"])
+def header(text):
+    return b"\x93NUMPY\x01\x00\x76\x00" + text.ljust(118)
+
+
+HUGE = header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 400, 400)}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 broken", b"P5 8 8 255", b"\x93NUMPY\x01\x00", header(b"{'descr' ((("), HUGE],
+)
 def test_files_of_another_kind(tmp_path, content):
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"a.npy is not a whole .npy file"):

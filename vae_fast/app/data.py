@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 from zipfile import BadZipFile
 
@@ -75,7 +76,8 @@ def _read(path: Path) -> np.ndarray:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise OSError(error.errno, f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, BadZipFile) as error:  # another format, or truncated, or Python objects
+    except (ValueError, EOFError, BadZipFile, TokenError, MemoryError) as error:
+        # Another format, or truncated, or Python objects; or a header that is not Python, or of more than there is.
         raise ValueError(f"{path} is not a whole .npy file: expected an array of numbers by numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an .npz archive: expected a .npy file with one array")
