@@ -1,7 +1,9 @@
 """What `vae-fast train` hands on: its options, the images that are tested on, and errors of the disk."""
 
 import errno
+import io
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -18,14 +20,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+HISTORY = [{"test_negative_elbo": 1.0}]
+
+
 def run(*arguments):
     return CliRunner().invoke(cli.app, ["train", *map(str, arguments), "--device", "cpu"])
 
 
 def test_options_reach_the_training_and_the_comparison(tmp_path, monkeypatch):
     trained, compared = [], []
-    monkeypatch.setattr(cli, "fit", lambda *given, **options: trained.append((*given, options)) or [{}])
-    monkeypatch.setattr(cli, "_write", lambda model, history, *_: history[0].update(test_negative_elbo=1.0))
+    monkeypatch.setattr(cli, "fit", lambda *given, **options: trained.append((*given, options)) or HISTORY)
+    monkeypatch.setattr(cli, "_write", lambda *_: None)
     monkeypatch.setattr(cli, "compare", lambda *given: compared.append(given[2:]) or [])
     options = {"epochs": 7, "batch-size": 5, "learning-rate": 0.25, "seed": 3, "latent-dim": 2, "hidden-dim": 4}
     given = [text for name, value in options.items() for text in (f"--{name}", value)]
@@ -59,3 +64,38 @@ def test_an_error_of_the_disk_is_one_line_and_any_other_is_raised(number, monkey
     monkeypatch.setattr(cli, "app", app)
     with pytest.raises(FileNotFoundError if number == errno.ENOENT else SystemExit, match="why: 'curves.png'$"):
         vae_fast.app.main()
+
+
+def test_training_that_diverges_writes_nothing(tmp_path):
+    result = run("--learning-rate", "1e30", "--epochs", 1, "--output", tmp_path)
+    assert result.exit_code == 1
+    assert "training diverged: the negative ELBO is nan, and nothing was written\n" in result.output
+    assert "learning_rate is 1e+30, beta 1.0: try a smaller --learning-rate\n" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [10**15, 10**17, 10**30])
+@pytest.mark.parametrize("option", ["--latent-dim", "--hidden-dim"])
+def test_a_model_that_is_too_large(option, size, tmp_path):
+    result = run(option, size, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert f"{size}" in result.output
+    assert ": expected a model that fits in memory\n" in result.output
+
+
+def test_a_batch_of_more_than_there_is_is_all_of_it(tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(cli, "fit", lambda *_, **options: compared.append(options["batch_size"]) or HISTORY)
+    monkeypatch.setattr(cli, "_write", lambda *_: None)
+    monkeypatch.setattr(cli, "compare", lambda *given: compared.append(given[2]) or [])
+    result = run("--batch-size", 10**30, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert compared == [len(digits().train)] * 2
+
+
+def test_what_a_terminal_cannot_show_ends_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    monkeypatch.setattr(cli, "app", lambda: print("training \u2026"))
+    vae_fast.app.main()
+    sys.stdout.seek(0)
+    assert sys.stdout.read() == "training ?\n"

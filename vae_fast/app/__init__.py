@@ -1,12 +1,14 @@
 """What a terminal user needs: data, training, figures and the command `vae-fast`. Installed with the extra `app`."""
 
 import errno
+import sys
 
 from vae_fast.extras import MissingExtra, import_extra
 
 
 def main() -> None:
     """Run the command `vae-fast`. What only its user can mend is said in a line: a missing package, a full disk."""
+    sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show, such as "…", ends no training
     try:
         import_extra("vae_fast.app.cli").app()
     except MissingExtra as error:

@@ -1,6 +1,7 @@
 """The command `vae-fast`."""
 
 import csv
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -94,8 +95,13 @@ def train(
     for needed in ("vae_fast.app.figures", "safetensors.torch"):  # before the training that it would lose
         import_extra(needed)
 
+    batch_size = min(batch_size, len(images.train))
     torch.manual_seed(seed)
-    model = VAE(images.train.shape[1:], latent_dim, hidden_dims, likelihood=likelihood, beta=beta)
+    try:
+        model = VAE(images.train.shape[1:], latent_dim, hidden_dims, likelihood=likelihood, beta=beta)
+    except (RuntimeError, TypeError, ValueError) as error:  # sizes were checked: PyTorch has no memory for so many
+        message = f"latent_dim is {latent_dim}, hidden_dim {hidden_dims}: expected a model that fits in memory"
+        raise typer.BadParameter(message, param_hint="'--latent-dim' / '--hidden-dim'") from error
     try:
         history = fit(
             model,
@@ -110,8 +116,13 @@ def train(
     except KeyboardInterrupt:
         console.print("interrupted: nothing was written")
         raise typer.Exit(INTERRUPTED) from None
+    final = history[-1]["test_negative_elbo"]
+    if not math.isfinite(final):
+        console.print(f"training diverged: the negative ELBO is {final}, and nothing was written", soft_wrap=True)
+        console.print(f"learning_rate is {learning_rate}, beta {beta}: try a smaller --learning-rate", soft_wrap=True)
+        raise typer.Exit(1)
     _write(model, history, images, folder, seed)
-    console.print(f"\nfinal test negative ELBO: {history[-1]['test_negative_elbo']:.2f} nats per image")
+    console.print(f"\nfinal test negative ELBO: {final:.2f} nats per image")
     console.print(f"written to {folder}/")
     _print_comparison(model.to(target), images.train.to(target), batch_size, learning_rate)
 
