@@ -14,6 +14,7 @@ import vae_fast.app
 from vae_fast import VAE
 from vae_fast.app import cli
 from vae_fast.app.data import digits, split
+from vae_fast.files import atomic_path
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="commands are the same on any backend"
@@ -64,6 +65,13 @@ def test_an_error_of_the_disk_is_one_line_and_any_other_is_raised(number, monkey
     monkeypatch.setattr(cli, "app", app)
     with pytest.raises(FileNotFoundError if number == errno.ENOENT else SystemExit, match="why: 'curves.png'$"):
         vae_fast.app.main()
+
+
+def test_a_write_that_fails_names_the_file(tmp_path):
+    """The system itself names one only where a file is opened."""
+    with pytest.raises(OSError, match="No space") as raised, atomic_path(tmp_path / "metrics.csv"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "metrics.csv")
 
 
 def test_training_that_diverges_writes_nothing(tmp_path):

@@ -109,6 +109,13 @@ def test_an_output_that_holds_something_else(tmp_path):
     assert (tmp_path / "results.json").read_text() == "{}"
 
 
+def test_an_output_whose_results_cannot_be_read(tmp_path):
+    (tmp_path / "results.json").mkdir()
+    result = run("--quick", "--case", CASE, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert f"'--output': {tmp_path}/results.json: Is a directory\n" in result.output
+
+
 def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
     def say(line):
         if line.startswith("[2/3]"):

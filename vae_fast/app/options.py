@@ -19,8 +19,13 @@ def argument(option: str, function: Callable, *values: Any) -> Any:
     try:
         return function(*values)
     except (OSError, TypeError, ValueError) as error:
-        message = error.strerror if isinstance(error, OSError) else str(error)
+        message = f"{_file(error)}{error.strerror}" if isinstance(error, OSError) else str(error)
         raise typer.BadParameter(message, param_hint=f"'{option}'") from error
+
+
+def _file(error: OSError) -> str:
+    """The file that the system's own errors are of; ours have it in their message."""
+    return f"{error.filename}: " if error.filename else ""
 
 
 def trainable_device(name: str) -> torch.device:
