@@ -41,3 +41,18 @@ def test_a_call_whose_launches_are_counted_was_made_before(monkeypatch):
     monkeypatch.setattr(counting, "count_launches", lambda call: len(made))
     count, status = entrants.count_launches_here(CASE, Counted("eager"), CPU)
     assert (status, count > timing.WARM_UP) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),  # as of the instantiation of a graph
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),  # as of the loading of a kernel
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448"), False),
+    ],
+)
+def test_what_is_out_of_memory(error, expected):
+    assert entrants.is_out_of_memory(error) == expected
