@@ -120,7 +120,7 @@ class Results:
         return rows
 
     def put(self, rows: list[Row]) -> None:
-        """Write the rows of a case to both files, each of which is replaced in one piece."""
+        """Write the rows of a case to both files, which are replaced in one piece, or neither is."""
         written = self._written()  # another run may have put some there since
         if all(row.status.startswith("skipped") for row in rows):
             have = {row.case for row in written if row.status == OK}
@@ -130,13 +130,13 @@ class Results:
         for row in rows:
             self.own[row.case].append(Row(**_short(row)))
         self.rows = [row for row in written if row.case not in self.own] + [r for own in self.own.values() for r in own]
-        with atomic_path(self.folder / self.JSON) as path:
+        with atomic_path(self.folder / self.JSON) as for_json, atomic_path(self.folder / self.CSV) as for_csv:
             lines = ",\n".join(json.dumps(asdict(row)) for row in self.rows)
-            path.write_text(f'{{"format": "{FORMAT}", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
-        with atomic_path(self.folder / self.CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(map(asdict, self.rows))
+            for_json.write_text(f'{{"format": "{FORMAT}", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+            with for_csv.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(map(asdict, self.rows))
 
 
 def load(path: Path) -> list[Row]:
