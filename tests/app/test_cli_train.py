@@ -82,6 +82,17 @@ def test_training_that_diverges_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_writing_says_what_is_missing(tmp_path, monkeypatch):
+    def write(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "fit", lambda *_, **__: HISTORY)
+    monkeypatch.setattr(cli, "_write", write)
+    result = run("--output", tmp_path)
+    said = f"interrupted: some files of this training are missing in {tmp_path}/\n"
+    assert (result.exit_code, result.output) == (130, said)
+
+
 @pytest.mark.parametrize("size", [10**15, 10**17, 10**30])
 @pytest.mark.parametrize("option", ["--latent-dim", "--hidden-dim"])
 def test_a_model_that_is_too_large(option, size, tmp_path):

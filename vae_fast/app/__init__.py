@@ -8,7 +8,8 @@ from vae_fast.extras import MissingExtra, import_extra
 
 def main() -> None:
     """Run the command `vae-fast`. What only its user can mend is said in a line: a missing package, a full disk."""
-    sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show, such as "…", ends no training
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show, such as "…", ends no training
     try:
         import_extra("vae_fast.app.cli").app()
     except MissingExtra as error:

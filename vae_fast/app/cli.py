@@ -121,7 +121,11 @@ def train(
         console.print(f"training diverged: the negative ELBO is {final}, and nothing was written", soft_wrap=True)
         console.print(f"learning_rate is {learning_rate}, beta {beta}: try a smaller --learning-rate", soft_wrap=True)
         raise typer.Exit(1)
-    _write(model, history, images, folder, seed)
+    try:
+        _write(model, history, images, folder, seed)
+    except KeyboardInterrupt:
+        console.print(f"interrupted: some files of this training are missing in {folder}/", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
     console.print(f"\nfinal test negative ELBO: {final:.2f} nats per image")
     console.print(f"written to {folder}/")
     _print_comparison(model.to(target), images.train.to(target), batch_size, learning_rate)

@@ -204,7 +204,7 @@ class VAE(nn.Module):
             model = cls(**config, encoder=encoder, decoder=decoder)
             if dtype is not None:
                 model.to(getattr(torch, dtype))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # the last: of sizes beyond all memory
             raise ValueError(f"{path}: {storage.CONFIG} does not describe a VAE: {error}") from error
         storage.load_weights(model, path)
         return model
