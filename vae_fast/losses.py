@@ -135,9 +135,9 @@ class ELBOLoss(nn.Module):
         """Count one step: the next call of the module uses the schedule's next value. Nothing without a schedule."""
         if self.step is None:
             return
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             # A compiled backward may recompute the weight from `step`, and must not find the next one there:
-            # github.com/pytorch/pytorch/pull/197039.
+            # github.com/pytorch/pytorch/pull/197039. A program of torch.export would lose the new tensor.
             self.step = self.step + 1
         else:
             self.step.add_(1)  # in place, where a CUDA graph reads it

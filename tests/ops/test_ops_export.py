@@ -6,7 +6,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.ops.cases import CASES, MAIN, SEED, case_id, scalar, tupled
-from vae_fast import VAE, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl
+from vae_fast import VAE, ELBOLoss, LinearWarmup, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
@@ -73,6 +73,29 @@ def test_a_program_of_any_batch(strict, backend):
     program = torch.export.export(module, tuple(first), dynamic_shapes=({0: batch}, {0: batch}), strict=strict).module()
     with torch.no_grad():
         torch.testing.assert_close(program(*other), module(*other))
+
+
+class Counted(nn.Module):
+    """A loss that counts its own steps."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.loss = ELBOLoss("mse", beta=LinearWarmup(4, start=0.25)).to(device)
+
+    def forward(self, a, x):
+        total = self.loss(a, x, gaussian_kl(a, a + 1)).total
+        self.loss.advance()
+        return total
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_program_counts_steps(strict, backend):
+    a, x = (torch.rand(3, 4, device=backend.device) for _ in range(2))
+    program = torch.export.export(Counted(backend.device), (a, x), strict=strict).module()
+    module = Counted(backend.device)
+    for _ in range(3):
+        torch.testing.assert_close(program(a, x), module(a, x))
+    assert program.state_dict()["loss.step"] == module.loss.step == 3
 
 
 class Loss(nn.Module):
