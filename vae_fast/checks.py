@@ -128,8 +128,9 @@ def prior(value, shape, like):
 
 def _expands(name, tensor, other_name, shape):
     aligned = zip(reversed(tensor.shape), reversed(shape), strict=False)
-    # Two comparisons, because torch.compile cannot trace `in (1, wanted)` for a symbolic size.
-    if tensor.dim() > len(shape) or any(size != 1 and size != wanted for size, wanted in aligned):
+    # Two comparisons, because torch.compile cannot trace `in (1, wanted)` for a symbolic size. In this order: of one
+    # that the data decide, as in x[mask], it knows that it equals itself, but not whether it is 1.
+    if tensor.dim() > len(shape) or any(size != wanted and size != 1 for size, wanted in aligned):
         raise ValueError(
             f"{name} has shape {list(tensor.shape)}: expected one that expands to {list(shape)}, that of {other_name}"
         )

@@ -28,8 +28,8 @@ def weight(value, target):
     shape = target.shape
     if value.dim() == 1 and len(shape) > 1 and value.shape[0] == shape[0]:
         value = value.view(-1, *(1 for _ in shape[1:]))
-    # Two comparisons, for torch.compile: as in `checks`.
-    if value.dim() != len(shape) or any(a != 1 and a != b for a, b in zip(value.shape, shape, strict=True)):
+    # Two comparisons, for torch.compile, in this order: as in `checks`.
+    if value.dim() != len(shape) or any(a != b and a != 1 for a, b in zip(value.shape, shape, strict=True)):
         raise ValueError(
             f"weight has shape {list(value.shape)}, target has {list(shape)}: expected [{shape[0]}], one a sample, or "
             f"{len(shape)} dimensions, each 1 or the target's"

@@ -115,3 +115,29 @@ def test_a_batch_marked_as_dynamic(backend):
             torch._dynamo.mark_dynamic(leaf, 0)
         compiled(*leaves).backward()
     assert counter.frame_count == 1
+
+
+MASKED = {
+    "latents": lambda a, b: sum(t.sum() for t in sample_kl(a, b, seed=1)),
+    "prior": lambda a, b: gaussian_kl(a, b, prior=(b + a, b - a), reduction="sum"),
+    "two parameters": lambda a, b: reconstruction_loss((a, b), torch.zeros_like(a).detach(), "gaussian"),
+    "weight": lambda a, b: reconstruction_loss(a, b.detach(), "mse", weight=b.detach()[:, 0]),
+    "density": lambda a, b: DiagonalGaussian(a, b).log_prob(torch.zeros_like(a)).sum(),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_batch_of_as_many_as_a_mask_says(name, backend):
+    """No size is asked whether it is 1, which nobody knows before the data are there."""
+    compiled, counter = counted(lambda a, b, mask: MASKED[name](a[mask], b[mask]))
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        for kept in (7, 1):
+            leaves = [
+                values(16, 8, device=backend.device, dtype=torch.float32, seed=i).requires_grad_() for i in (1, 2)
+            ]
+            mask = torch.arange(16, device=backend.device) < kept
+            actual, wanted = compiled(*leaves, mask), MASKED[name](*(leaf[mask] for leaf in leaves))
+            torch.testing.assert_close(actual, wanted)
+            gradients = [torch.autograd.grad(loss, leaves, allow_unused=True) for loss in (actual, wanted)]
+            torch.testing.assert_close(*gradients)
+    assert counter.frame_count == 1
