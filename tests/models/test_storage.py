@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -44,6 +45,14 @@ def test_an_mlp_comes_back(tmp_path, options):
     torch.testing.assert_close(tuple(loaded.loss(x, seed=1)), tuple(model.loss(x, seed=1)), rtol=0, atol=0)
     assert (loaded.likelihood, loaded.beta) == (model.likelihood, model.beta)
     assert files(tmp_path / "new" / "folder") == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("beta", [torch.tensor(0.5), np.float32(0.5)], ids=["tensor", "numpy"])
+def test_a_beta_that_was_annealed_is_saved_as_a_number(tmp_path, beta):
+    model = mlp()
+    model.beta = beta  # as `elbo_loss` takes it
+    model.save(tmp_path)
+    assert VAE.load(tmp_path).beta == 0.5
 
 
 def test_dtype_comes_back(tmp_path):

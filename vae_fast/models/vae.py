@@ -172,7 +172,7 @@ class VAE(nn.Module):
         """
         if not isinstance(self.likelihood, str):
             raise TypeError(f"likelihood is {self.likelihood!r}: expected a name, which alone is saved")
-        config: dict[str, Any] = {"likelihood": self.likelihood, "beta": self.beta, **self._architecture}
+        config: dict[str, Any] = {"likelihood": self.likelihood, "beta": float(self.beta), **self._architecture}
         if "input_shape" in config:
             config["dtype"] = checks.dtype_name(next(self.parameters()).dtype)
         storage.save(self, config, path)
