@@ -174,6 +174,22 @@ def test_another_default_device_changes_nothing_for_cpu_tensors():
 
 
 @own_process
+def test_a_first_import_among_fake_tensors_changes_nothing_for_real_ones():
+    done = python("""
+        import torch
+        from torch._subclasses import FakeTensorMode
+
+        with FakeTensorMode():
+            import vae_fast
+
+            vae_fast.VAE((4, 4), 2).loss(torch.rand(3, 4, 4)).total.backward()
+        vae_fast.VAE((4, 4), 2).loss(torch.rand(3, 4, 4)).total.backward()
+        print("works")
+    """)
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+@own_process
 def test_without_triton_forcing_it_says_what_to_do():
     done = python_without_triton("""
         with vae_fast.use_backend("triton"):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 LOG2_E = math.log2(math.e)  # torch.exp2 takes a third of torch.exp's time on some CPUs
 FACTORS = 32  # numbers in [1/2, 2] with one logarithm: their product is far from underflow and overflow
@@ -10,7 +11,8 @@ FACTORS = 32  # numbers in [1/2, 2] with one logarithm: their product is far fro
 
 def _constant(value):
     """As a tensor, because PyTorch takes two microseconds to wrap a number, and one to convert a tensor's dtype."""
-    return {dtype: torch.tensor(value, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
+    with _disable_current_modes():  # a first import may lie in a FakeTensorMode, whose tensors are of no use outside
+        return {dtype: torch.tensor(value, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
 _LOG2_E, _MINUS_LOG2_E, _HALF_LOG2_E = _constant(LOG2_E), _constant(-LOG2_E), _constant(LOG2_E / 2)
