@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
 
 import vae_fast
 from tests.ops.cases import CASES, MAIN, SEED, Case, case_id, scalar, tupled, values
@@ -91,6 +91,19 @@ def test_changing_batch_sizes_recompile_at_most_once(dynamic, backend):
         wanted = torch.autograd.grad(whole_loss(moments, logits, target), (moments, logits))
         torch.testing.assert_close(actual, wanted)
     assert counter.frame_count - compilations <= (0 if dynamic else 1)
+
+
+def test_a_compiled_backward_pass_of_an_uncompiled_forward(backend):
+    """It takes the raw ops as they are: how a kernel is launched is not traced."""
+    recorder = EagerAndRecordGraphs()
+    for size in (3, 3, 4):
+        moments, logits, target = batch(size, backend.device)
+        wanted = torch.autograd.grad(whole_loss(moments, logits, target), (moments, logits))
+        loss = whole_loss(moments, logits, target)
+        with torch._dynamo.config.patch(compiled_autograd=True):
+            torch.compile(loss.backward, backend=recorder)()
+        torch.testing.assert_close((moments.grad, logits.grad), wanted)
+    assert any("vae_fast.gaussian_backward" in graph.code for graph in recorder.graphs)
 
 
 def test_another_beta_tensor_does_not_recompile(backend):

@@ -49,13 +49,16 @@ def _is_special(tensor):
 def _direct(op, implementation):
     """The implementation behind `op`, without the way through the dispatcher, which costs 10 microseconds.
 
-    Where something listens there (a dispatch mode, a transform, the profiler, a special tensor) it is the op.
+    Where something listens there (a dispatch mode, a transform, the profiler, a special tensor) it is the op, and where
+    a compiler traces the backward pass of an uncompiled call: it is not to trace how kernels are launched.
     """
     arguments = op._schema.arguments
     tensors = operator.itemgetter(*(i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)))
 
     def call(*args):
-        return op(*args) if listening() or any(map(_is_special, tensors(args))) else implementation(*args)
+        if torch.compiler.is_compiling() or listening() or any(map(_is_special, tensors(args))):
+            return op(*args)
+        return implementation(*args)
 
     return call
 
