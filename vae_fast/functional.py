@@ -57,8 +57,9 @@ def sample_kl(
         reduction: of the kl. "sample": [B], summed over elements; "none": elementwise; "latent": the mean over the
             batch, of shape mu.shape[1:]; "sum"; "mean" over all elements; "batchmean": nats per sample.
         seed: an int in [-2^63, 2^64) or an int64 tensor of one element. The same seed gives the same eps in every call,
-            on every backend: pass different ones per layer and step. Element i of eps belongs to the i-th element of
-            z's memory, so the sample depends on mu's memory format (channels_last or not).
+            on every backend: pass different ones per layer, step and process of distributed training. Element i of eps
+            belongs to the i-th element of z's memory, so the sample depends on mu's memory format (channels_last or
+            not).
         generator: draws the seed, or on the eager path eps. torch's default one for the device if none is given. A
             generator can neither be replayed by activation checkpointing nor traced by torch.compile(fullgraph=True);
             `seed` can. Drawn numbers differ between backends, and between eager calls and torch.compile.
