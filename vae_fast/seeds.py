@@ -47,8 +47,8 @@ def noise(mu, num_samples, seed, generator, eps, chosen):
         return drawn(generator, mu), None
     # On the eager path Philox costs more than the whole loss at small sizes: eps is drawn, and kept for backward.
     dtype = accumulator(mu.dtype)
-    if generator is None and (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+    if torch._C._are_functorch_transforms_active() or (generator is None and torch.compiler.is_compiling()):
         # Not normal_: AOTAutograd merges two calls of it on tensors alike, and vmap must make the tensor itself.
         shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
-        return None, torch.randn(shape, dtype=dtype, device=mu.device)
+        return None, torch.randn(shape, dtype=dtype, device=mu.device, generator=generator)
     return None, sampled_like(mu, num_samples, dtype).normal_(generator=generator)

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from vae_fast import Constant
 from vae_fast.extras import MissingExtra
 from vae_fast.models import VAE
 
@@ -53,6 +54,9 @@ def test_a_beta_that_was_annealed_is_saved_as_a_number(tmp_path, beta):
     model.beta = beta  # as `elbo_loss` takes it
     model.save(tmp_path)
     assert VAE.load(tmp_path).beta == 0.5
+    model.beta = Constant(1.0)
+    with pytest.raises(TypeError, match="^beta is Constant: expected a number$"):
+        model.save(tmp_path)
 
 
 def test_dtype_comes_back(tmp_path):

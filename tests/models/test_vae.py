@@ -232,6 +232,7 @@ def test_bad_arguments(arguments, error, message):
         (torch.rand(SHAPE), ValueError, r"x has shape \[3, 4, 5\]: expected \[B, 3, 4, 5\]"),
         (torch.rand(()), ValueError, r"x has shape \[\]: expected \[B, 3, 4, 5\]"),
         (torch.zeros(6, *SHAPE, dtype=torch.uint8), TypeError, "x is uint8: expected a floating point tensor"),
+        (torch.rand(6, *SHAPE).double(), TypeError, "x is float64, the model is float32: expected float64 for both"),
     ],
 )
 @pytest.mark.parametrize("method", ["forward", "loss", "encode", "reconstruct"])
@@ -272,8 +273,12 @@ def test_a_decoder_without_weights_generates():
     assert model.generate(2).shape == (2, 3)
 
 
-def test_repr_names_likelihood_and_beta():
-    assert "likelihood='mse', beta=0.5" in repr(mlp(likelihood="mse", beta=0.5))
+@pytest.mark.parametrize("beta", [0.5, torch.tensor(0.25), "high"])
+def test_repr_names_likelihood_and_beta(beta):
+    """Whatever was set since, an error is for `loss` to raise."""
+    model = mlp(likelihood="mse")
+    model.beta = beta
+    assert f"likelihood='mse', beta={beta}" in repr(model)
 
 
 @pytest.mark.parametrize("likelihood", [name for name, row in LIKELIHOODS.items() if row.domain != "classes"])

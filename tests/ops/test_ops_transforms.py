@@ -72,12 +72,14 @@ def test_vmap_over_seeds_is_a_sample_of_each_seed(backend):
 @pytest.mark.parametrize("num_samples", [None, 2])
 @pytest.mark.parametrize("batched", ["mu", "logvar"])
 @pytest.mark.parametrize("randomness", ["different", "same"])
-def test_vmap_draws_noise_as_its_randomness_says(randomness, batched, num_samples, backend):
+@pytest.mark.parametrize("given", [False, True], ids=["default", "generator"])
+def test_vmap_draws_noise_as_its_randomness_says(given, randomness, batched, num_samples, backend):
     tensors = [torch.zeros(3, 2, 64, device=backend.device), torch.zeros(2, 64, device=backend.device)]
     in_dims = (0, None)
     if batched == "logvar":
         tensors, in_dims = tensors[::-1], (None, 0)
-    draw = vmap(lambda m, v: reparameterize(m, v, num_samples=num_samples), in_dims, randomness=randomness)
+    options = {"num_samples": num_samples, "generator": torch.Generator(backend.device) if given else None}
+    draw = vmap(lambda m, v: reparameterize(m, v, **options), in_dims, randomness=randomness)
     z = draw(*tensors)
     assert torch.equal(z[0], z[1]) == (randomness == "same")
 

@@ -26,7 +26,7 @@ class MLPEncoder(nn.Module):
         self.layers = _layers([math.prod(input_shape), *hidden_dims, 2 * latent_dim])
 
     def forward(self, x: Tensor) -> Tensor:
-        _check("x", x, self.input_shape)
+        _check("x", x, self.input_shape, self.layers[0].weight)
         return self.layers(x.flatten(1))
 
 
@@ -53,7 +53,7 @@ class MLPDecoder(nn.Module):
         self.layers = _layers([latent_dim, *reversed(hidden_dims), num_parameters * math.prod(input_shape)])
 
     def forward(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
-        _check("z", z, (self.latent_dim,))
+        _check("z", z, (self.latent_dim,), self.layers[0].weight)
         output = self.layers(z)
         parameters = output.unflatten(1, (self.num_parameters, *self.input_shape)).unbind(1)
         if self.link is not None:
@@ -61,10 +61,11 @@ class MLPDecoder(nn.Module):
         return parameters[0] if self.num_parameters == 1 else parameters
 
 
-def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+def _check(name: str, value: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
     checks.is_tensor(name, value)
     if value.shape[1:] != shape or value.dim() == 0:
         wanted = ", ".join(["B", *map(str, shape)])
         raise ValueError(f"{name} has shape {list(value.shape)}: expected [{wanted}]")
     if not value.is_floating_point():
         raise TypeError(f"{name} is {checks.dtype_name(value.dtype)}: expected a floating point tensor")
+    checks.same_arithmetic(name, value, "the model", weight)

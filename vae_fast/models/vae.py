@@ -46,7 +46,8 @@ class VAE(nn.Module):
         likelihood: as in `vae_fast.reconstruction_loss`: "bernoulli" (x in [0, 1], the decoder gives logits),
             "gaussian", or "mse", which is not an ELBO: it is the Gaussian at variance 1/2, less a constant. A
             categorical one wants your own modules: x [B, ...] holds class indices, and the decoder gives [B, ..., K].
-        beta: weight of the KL in `loss`; 1 gives the ELBO.
+        beta: weight of the KL in `loss`; 1 gives the ELBO. To anneal it, set the attribute: to a number, or to a 0-d
+            tensor, for which torch.compile does not compile again.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, out of its range, missing, or one too many.
@@ -168,11 +169,13 @@ class VAE(nn.Module):
         Raises:
             ImportError: safetensors, of the extra `app`, is not installed: `pip install -e ".[app]"`.
             OSError: the folder cannot be written. Files that were there are then as they were.
-            TypeError: the likelihood is not a name.
+            TypeError: the likelihood is not a name, or beta not a number.
         """
         if not isinstance(self.likelihood, str):
             raise TypeError(f"likelihood is {self.likelihood!r}: expected a name, which alone is saved")
-        config: dict[str, Any] = {"likelihood": self.likelihood, "beta": float(self.beta), **self._architecture}
+        beta = self.beta.item() if isinstance(self.beta, Tensor) else self.beta
+        beta = checks.number("beta", beta)
+        config: dict[str, Any] = {"likelihood": self.likelihood, "beta": beta, **self._architecture}
         if "input_shape" in config:
             config["dtype"] = checks.dtype_name(next(self.parameters()).dtype)
         storage.save(self, config, path)
@@ -210,4 +213,4 @@ class VAE(nn.Module):
         return model
 
     def extra_repr(self) -> str:
-        return f"likelihood={self.likelihood!r}, beta={self.beta:g}"
+        return f"likelihood={self.likelihood!r}, beta={self.beta}"
