@@ -73,10 +73,16 @@ def parse(sass):
                 call=name == "CALL",
             )
         )
+    return _with_jumps(instructions, called)
+
+
+def _with_jumps(instructions, called):
+    """Calls that do not return are jumps: ptxas leaves loops by them, on sm_80."""
     for number, start in called.items():
-        if not _returns(instructions, start):  # ptxas leaves loops by such calls, on sm_80
-            jump = replace(instructions[number], targets=(start,), falls_through=bool(lines[number][1]), call=False)
-            instructions[number] = jump
+        if not _returns(instructions, start):
+            call = instructions[number]
+            guarded = call.text.startswith("@")
+            instructions[number] = replace(call, targets=(start,), falls_through=guarded, call=False)
     return instructions
 
 
