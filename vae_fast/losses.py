@@ -132,7 +132,11 @@ class ELBOLoss(nn.Module):
         return ELBO(losses.total, losses.reconstruction, reported.to(losses.kl.dtype))
 
     def advance(self):
-        """Count one step: the next call of the module uses the schedule's next value. Nothing without a schedule."""
+        """Count one step: the next call of the module uses the schedule's next value. Nothing without a schedule.
+
+        Call it outside what torch.compile(mode="reduce-overhead") compiles: there the step would be the result of a
+        CUDA graph, which the next replay overwrites.
+        """
         if self.step is None:
             return
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
