@@ -68,6 +68,16 @@ def check_same_steps(device, optimizer, **options):
     torch.testing.assert_close(captured.state_dict(), eager.state_dict())
 
 
+def check_beta_may_be_written_to(device):
+    model = small(device)
+    model.beta = torch.ones((), device=device)
+    step = capture_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batch(0, device))
+    for beta in (1.0, 0.0, 4.0):
+        model.beta.fill_(beta)
+        losses = step(batch(1, device))
+        torch.testing.assert_close(losses.total, losses.reconstruction + beta * losses.kl)
+
+
 class TestCapture:
     pytestmark = pytest.mark.cuda_only
 
@@ -75,6 +85,9 @@ class TestCapture:
     def test_the_same_steps_as_without_a_graph(self, optimizer):
         options = {"lr": 1e-2} if optimizer is torch.optim.SGD else {"lr": 1e-3, "capturable": True}
         check_same_steps("cuda", optimizer, **options)
+
+    def test_a_beta_that_is_a_tensor_may_be_written_to(self):
+        check_beta_may_be_written_to("cuda")
 
     def test_each_replay_draws_fresh_noise_that_manual_seed_decides(self):
         model, x = small("cuda"), batch(0, "cuda")

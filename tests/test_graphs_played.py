@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support import played_graph
-from tests.test_graphs import adam, batch, check_same_steps, on_the_cpu, small
+from tests.test_graphs import adam, batch, check_beta_may_be_written_to, check_same_steps, on_the_cpu, small
 from vae_fast import capture_step, graphs
 from vae_fast.benchmarks import cases, steps
 from vae_fast.benchmarks.contenders import CONTENDERS
@@ -80,6 +80,9 @@ class TestPlayedGraph:
 
     def test_the_same_steps_as_without_a_graph(self):
         check_same_steps("cpu", torch.optim.SGD, lr=1e-2, momentum=0.9)
+
+    def test_a_beta_that_is_a_tensor_may_be_written_to(self):
+        check_beta_may_be_written_to("cpu")
 
     def test_a_step_that_waits_for_the_device_is_not_captured(self):
         model = small()
