@@ -18,8 +18,8 @@ def capture_step(model, optimizer, example):
     At small sizes a training step is bound by the host, which launches dozens of kernels; a graph launches them at
     once. Each replay draws fresh noise, as `torch.manual_seed` decides. Capturing takes three training steps on
     `example`, as warm-up. What Python does in the step is fixed by the capture: `train()` or `eval()`, a learning rate
-    or a `model.beta` that is a number. To change one of these two between steps, make it a 0-d tensor on the device, and
-    write into it. Losses of earlier steps of the model must be let go before (`del loss`): their graphs belong to
+    or a `model.beta` that is a number. To change one of these two between steps, make it a 0-d tensor on the device,
+    and write into it. Losses of earlier steps of the model must be let go before (`del loss`): their graphs belong to
     another stream.
 
     Args:
