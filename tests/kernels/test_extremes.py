@@ -120,13 +120,26 @@ def test_the_kl_of_a_small_log_variance_keeps_its_digits(with_prior, dtype, back
     check(p, None, kl, reduction="none")
 
 
-def test_an_infinite_bound_bounds_nothing(backend):
-    logvar = leaf(np.array([[-np.inf, -40.0, -1.0, 2.0, np.inf]]), backend, torch.float32)
+@pytest.mark.parametrize("samples", [1, 64], ids=["one by one", "in vectors"])  # as a CPU computes them
+def test_an_infinite_bound_bounds_nothing(samples, backend):
+    logvar = leaf([[-INF, -40.0, -1.0, 2.0, INF]] * samples, backend)
     zeros = torch.zeros_like(logvar).detach()
-    for clamp, allowed in (((-np.inf, np.inf), [1, 1, 1, 1, 1]), ((-30.0, np.inf), [0, 0, 1, 1, 1])):
+    for clamp, allowed in (
+        ((-INF, INF), [1, 1, 1, 1, 1]),
+        ((-30.0, INF), [0, 0, 1, 1, 1]),
+        ((-INF, 1.0), [1, 1, 1, 0, 0]),
+    ):
         kl = gaussian_kl(zeros, logvar, logvar_clamp=clamp, reduction="sum")
         (slope,) = torch.autograd.grad(kl, logvar)
-        assert (slope != 0).int().tolist() == [allowed]
+        assert (slope != 0).int().tolist() == [allowed] * samples
+
+
+@pytest.mark.parametrize("clamp", [(-2.0, 1.0), (-INF, 1.0)], ids=["bounded", "unbounded"])
+def test_a_clamp_does_not_hide_a_nan(clamp, backend):
+    logvar = leaf([[NAN]] * 64, backend)
+    kl = gaussian_kl(torch.zeros_like(logvar), logvar, logvar_clamp=clamp)
+    (slope,) = torch.autograd.grad(kl, logvar)
+    assert slope.isnan().all()
 
 
 @pytest.mark.parametrize("clamp", [None, (-2.0, 1.0)], ids=["free", "clamped"])

@@ -144,18 +144,19 @@ def clamped(logvar, clamp):
 
 def clamped_gradient(gradient, logvar, clamp):
     """The gradient within the bounds, both included, and 0 beyond; where logvar is NaN it stays as it is."""
-    if clamp[0] is None:
+    low, high = clamp
+    if low is None:
         return gradient
-    dtype = gradient.dtype
-    return torch.ops.aten.hardtanh_backward(gradient, logvar.to(dtype), *_outside(*clamp, dtype))
+    logvar = logvar.to(gradient.dtype)
+    # Not hardtanh_backward, one pass for both: on a CPU its vectors give 0 for a NaN, in a bound as in logvar.
+    if low > -math.inf:
+        gradient = torch.ops.aten.threshold_backward(gradient, logvar, _next_below(low, gradient.dtype))
+    if high < math.inf:
+        gradient = torch.ops.aten.threshold_backward(gradient, -logvar, _next_below(-high, gradient.dtype))
+    return gradient
 
 
 @functools.cache
-def _outside(low, high, dtype):
-    """The nearest numbers outside [low, high]: PyTorch's op, one pass instead of four, gives 0 at its own bounds.
-
-    Beyond an infinite bound there is none: NaN stands for it, which no number is beyond.
-    """
-    bounds = torch.tensor((low, high), dtype=dtype, device="cpu")
-    infinities = torch.tensor((-math.inf, math.inf), dtype=dtype, device="cpu")
-    return torch.nextafter(bounds, infinities).masked_fill_(bounds == infinities, math.nan).tolist()
+def _next_below(bound, dtype):
+    """The largest number below the bound: PyTorch's op gives 0 at its own threshold."""
+    return torch.nextafter(*torch.tensor((bound, -math.inf), dtype=dtype, device="cpu")).item()
