@@ -6,8 +6,9 @@ import torch
 
 from tests.kernels.latents import DTYPES, Posterior, check, drawer
 from tests.kernels.outputs import Case
-from tests.support.tolerance import assert_close
+from tests.support.tolerance import assert_close, assert_loss_close
 from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl
+from vae_fast.reference import likelihoods
 
 # NumPy, which interprets the kernels, warns of what is meant here
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -80,6 +81,29 @@ def test_log_variances_of_the_gaussian_likelihood_from_tiny_to_huge(dtype, backe
     loss = reconstruction_loss(case.output, case.target, "gaussian", reduction="none")
     assert loss.isfinite().all()
     case.check(loss, "none")
+
+
+@pytest.mark.parametrize("reduction", ["none", "sample", "sum"])
+def test_errors_of_the_gaussian_likelihood_whose_square_overflows(reduction, backend):
+    case = case_of("gaussian", [[1e20, -3e22, 1e18], [40.0, 60.0, 10.0]], [0.0, 0.0, 1.0], backend)
+    loss = reconstruction_loss(case.output, case.target, "gaussian", reduction=reduction)
+    assert loss.isfinite().all()
+    case.check(loss, "sum" if reduction == "sum" else "none")
+
+
+@pytest.mark.parametrize("likelihood", ["negative_binomial", "zero_inflated_negative_binomial"])
+@pytest.mark.parametrize("reduction", ["none", "sample", "sum"])
+def test_counts_under_a_tiny_theta(reduction, likelihood, backend):
+    """As softplus gives it below -33: the nll is hardly more than -log theta."""
+    theta, x = (grid.ravel() for grid in np.meshgrid([1e-30, 1e-20, 1e-16, 1e-12], [0.0, 1.0, 30.0, 1000.0]))
+    params = [np.full_like(x, 2.0), theta, np.full_like(x, -1.0)][: 3 if "zero" in likelihood else 2]
+    loss = reconstruction_loss(
+        tuple(leaf(p, backend) for p in params), leaf(x, backend).detach(), likelihood, reduction=reduction
+    )
+    oracle = getattr(likelihoods, likelihood)(*params, x)[0]
+    terms = np.abs(oracle) + 7 * x + 1  # log x! is less than 7 x
+    summed = np.sum if reduction == "sum" else np.asarray
+    assert_loss_close(loss, summed(oracle), summed(terms))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

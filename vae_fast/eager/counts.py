@@ -58,7 +58,8 @@ def _nll(parts, x):
     """Stirling's formula in the three lgammas: no term that is left grows with theta."""
     over_1 = 1 / (x + 1)
     counts = (parts.upper * parts.inverse).mul_(parts.mean * over_1).log_().mul_(x)
-    counts.sub_((parts.y / parts.theta).mul_(x + 1).div_(parts.f).log_(), alpha=0.5)
+    # Half a logarithm: of roots, because a tiny theta makes both factors large, and their product overflow.
+    counts.sub_((parts.y / parts.theta).sqrt_().mul_((x + 1).div_(parts.f).sqrt_()).log_())
     counts.add_(special.stirling_remainder(1 / parts.upper) - special.stirling_remainder(1 / parts.lower))
     counts.sub_(special.stirling_remainder(over_1).sub_(special.REMAINDER_1))
     return counts.mul_((x != 0).to(x.dtype)).addcmul_(parts.theta, parts.log_ratio).neg_()

@@ -73,7 +73,8 @@ def _mse_total(params, target, outs, sums):
 
 def _gaussian_terms(params, target, out=None):
     mean, logvar = params
-    yield torch.sub(mean, target, out=out).square_().mul_(torch.exp(-logvar)).mul_(0.5)
+    error = torch.sub(mean, target, out=out)
+    yield torch.exp(-logvar).mul_(error).mul_(error).mul_(0.5)  # the error's square alone may overflow
     yield torch.add(logvar, math.log(2 * math.pi), out=out).mul_(0.5)
 
 
