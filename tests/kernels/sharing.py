@@ -54,6 +54,8 @@ LAYOUTS = {
     "rows of images": ((5, 3, 4, 6), (4, 1), contiguous),
     # what autograd sums
     "samples": ((67, 9), (67, 1), contiguous),
+    "samples of full tiles": ((67, 8), (67, 1), contiguous),
+    "samples of one element": ((7,), (7,), contiguous),
     "two dimensions": ((5, 3, 4, 6), (3, 4, 1), contiguous),
     "as many as the elements": ((1, 9), (9,), contiguous),
 }

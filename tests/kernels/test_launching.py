@@ -136,14 +136,16 @@ def test_other_shapes_strides_dtypes_and_options_are_of_another_kind(kernels_dev
 
 class Reduction(str, Enum):
     SUM = "sum"
+    MEAN = "mean"
 
 
 def test_names_may_be_of_an_enumeration(kernels_device, played):
     a = torch.full((2, 8), 2.0, device=kernels_device, requires_grad=True)
     with use_backend("triton"):
-        for reduction in (Reduction.SUM, "sum", np.str_("sum")) * CALLS:
-            assert gaussian_kl(a, torch.zeros_like(a), reduction=reduction).item() == 32
-            assert reconstruction_loss(a, torch.zeros_like(a), "mse", reduction=reduction).item() == 64
+        for reduction in (Reduction.SUM, Reduction.MEAN, "sum", np.str_("sum"), np.str_("mean")) * CALLS:
+            count = 16 if reduction == "mean" else 1
+            assert gaussian_kl(a, torch.zeros_like(a), reduction=reduction).item() == 32 / count
+            assert reconstruction_loss(a, torch.zeros_like(a), "mse", reduction=reduction).item() == 64 / count
     assert played
 
 
@@ -262,21 +264,21 @@ def test_plans_are_forgotten_before_they_fill_the_memory(kernels_device, played,
     assert len(played) == 2
 
 
-@pytest.mark.cuda_only
-def test_hooks_of_triton_see_every_launch(kernels_device, played):
-    import triton
+@pytest.mark.parametrize("chained", [True, False], ids=["chained", "alone"])
+@pytest.mark.parametrize("name", ["launch_enter_hook", "launch_exit_hook"])
+def test_hooks_of_triton_see_every_launch(name, chained, kernels_device, played, monkeypatch):
+    """A profiler's, for instance: Triton does not see what is played."""
+    from triton import knobs
 
-    seen = []
-    hooks = triton.knobs.runtime.launch_enter_hook
-    a = torch.ones(2, 8, device=kernels_device)
-    for _ in range(CALLS):
-        losses((a,), 0 * a)
-    hooks.add(seen.append)
-    try:
-        losses((a,), 0 * a)
-    finally:
-        hooks.remove(seen.append)
-    assert len(seen) == 2
+    seen, a = [], torch.ones(2, 8, device=kernels_device)
+    assert [losses((a,), 0 * a) for _ in range(CALLS)] == [16.0] * CALLS
+    assert len(played) == CALLS - 2
+    chain = type(getattr(knobs.runtime, name))()
+    chain.add(seen.append)
+    monkeypatch.setattr(knobs.runtime, name, chain if chained else seen.append)
+    assert losses((a,), 0 * a) == 16
+    assert len(played) == CALLS - 2
+    assert len(seen) == (0 if knobs.runtime.interpret else 2)  # the interpreter calls none
 
 
 def test_tensors_of_another_device_are_of_another_kind():
