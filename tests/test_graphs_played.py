@@ -59,17 +59,55 @@ class TestWhatAGraphWritesTo:
 
 
 @pytest.mark.usefixtures("played_cuda")
-def test_other_threads_may_do_what_a_capture_forbids(monkeypatch):
-    modes = []
+def test_a_capture_has_a_stream_of_its_own_and_forbids_other_threads_nothing(monkeypatch):
+    """PyTorch's own stream for captures may be another device's, and that of the warm-up holds memory of cuBLAS."""
+    captures, entered = [], []
 
-    def graph(*arguments, capture_error_mode="global", **options):
-        modes.append(capture_error_mode)
+    def graph(graph, stream=None, capture_error_mode="global"):
+        captures.append((stream, capture_error_mode))
         return contextlib.nullcontext()
 
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: entered.append(stream) or contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", graph)
     model = small()
     capture_step(model, adam(model), batch(0))
-    assert modes == ["thread_local"]
+    ((stream, mode),) = captures
+    assert stream is not None
+    assert stream not in entered
+    assert mode == "thread_local"
+
+
+@pytest.mark.usefixtures("played_cuda")
+def test_the_warm_up_waits_for_what_came_before_and_the_capture_for_the_warm_up(monkeypatch):
+    """On a GPU a stream that does not wait is a race, which a test would lose now and then.
+
+    All of it is on the example's device, which need not be the current one.
+    """
+    events = []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append("current waits" if self is current else "side waits")
+            assert (self is current) != (other is current)
+
+    @contextlib.contextmanager
+    def on(device):
+        events.append(f"on {device}")
+        yield
+        events.append("no longer")
+
+    current, model, example = Stream(), small(), batch(0)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    loss = model.loss
+    model.loss = lambda x: events.append("a step") or loss(x)
+    step = capture_step(model, adam(model), example)
+    assert events == ["on cpu", "side waits", *["a step"] * 3, "current waits", "a step", "no longer"]
+    step(batch(1))
+    assert events[-2:] == ["on cpu", "no longer"]
+    assert torch.equal(example, batch(0))  # the batches are copied to another tensor
 
 
 class TestPlayedGraph:

@@ -220,3 +220,10 @@ def test_far_from_the_middle_the_mean_is_bounded_and_finite():
     q = DiagonalGaussian(mu, v, scale=SoftClamp(5.0))
     torch.testing.assert_close(q.logvar, torch.tensor([[10.0, -10.0]]))
     torch.testing.assert_close(q.log_prob(q.mode()), torch.tensor([-math.log(2 * math.pi)]))
+
+
+def test_a_log_variance_of_a_logarithm_needs_no_exponential():
+    """Which is 0 or infinite in float32 long before twice the logarithm is."""
+    logstd = torch.tensor([[-1000.0, 1000.0]])
+    q = DiagonalGaussian(torch.zeros(1, 2), logstd, scale="logstd")
+    assert torch.equal(q.logvar, 2 * logstd)

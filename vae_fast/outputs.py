@@ -14,7 +14,7 @@ def check(value, target, row):
     """
     names = row.parameters
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if len(values) != len(names) or (len(names) > 1 and isinstance(value, torch.Tensor)):
+    if len(values) != len(names):
         wanted = f"the tuple ({', '.join(names)})" if len(names) > 1 else f"one tensor ({names[0]})"
         raise TypeError(f"output is {_describe(value)}: expected {wanted} for likelihood {row.name!r}")
     first_name = "output" if len(names) == 1 else f"output's {names[0]}"

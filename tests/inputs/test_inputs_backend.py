@@ -49,13 +49,15 @@ def test_good_names_nest_and_decorate(name):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
-def test_triton_on_a_cpu_tensor():
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_triton_on_a_cpu_tensor(requires_grad):
+    """Also on the short path to the kernels, of tensors with a gradient."""
     message = (
         'backend is "triton", but the tensor is on cpu: move it to CUDA, use "eager" or "auto", '
         "or set TRITON_INTERPRET=1 before Python starts, to interpret the kernels on the CPU"
     )
     with use_backend("triton"), pytest.raises(RuntimeError) as caught:
-        gaussian_kl(torch.zeros(4, 3), torch.zeros(4, 3))
+        gaussian_kl(torch.zeros(4, 3, requires_grad=requires_grad), torch.zeros(4, 3))
     assert str(caught.value) == message
 
 
