@@ -187,6 +187,13 @@ def test_an_unaligned_tensor_is_planned_anew(kernels_device, played):
     assert len(played) == CALLS - 2
 
 
+def test_another_default_device_changes_nothing(kernels_device, played):
+    a = torch.ones(2, 8, device=kernels_device)
+    with torch.device("meta"):
+        assert [losses((a,), 0 * a) for _ in range(CALLS)] == [16.0] * CALLS
+    assert played
+
+
 def test_a_tensor_in_two_places_says_nothing_of_two_tensors(kernels_device, played):
     same, other = (torch.full((2, 8), value, device=kernels_device) for value in (1.0, 3.0))
     for _ in range(CALLS):

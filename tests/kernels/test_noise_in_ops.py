@@ -147,3 +147,13 @@ def test_the_distribution_is_standard_normal(shape, backend):
     for lag in (1, 2, 3, 4, 4096):
         assert abs(np.mean(z[lag:] * z[:-lag])) < 4 / np.sqrt(n), f"correlation at lag {lag}"
         assert abs(np.mean(z[lag:] ** 2 * z[:-lag] ** 2) - 1) < 4 * np.sqrt(8 / n), f"of squares at lag {lag}"
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_another_default_device_changes_nothing(seed, backend):
+    mu = torch.zeros(4, 3, device=backend.device)
+    each = torch.vmap(lambda m: reparameterize(m, m, seed=seed), randomness="different")
+    with torch.device("meta"):
+        for z in (reparameterize(mu, mu, seed=seed), each(mu.view(2, 2, 3))):
+            assert z.device == mu.device
+            assert z.isfinite().all()
