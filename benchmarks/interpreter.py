@@ -1,4 +1,5 @@
-"""Triton's interpreter in half its time, and with a check for overflow: its own is made and not used.
+"""Triton's interpreter in half its time, with a check for overflow, whose own is made and not used, and without zeros
+in place of what a GPU leaves undefined.
 
 For a process that is ours alone: the tests, and those that count traffic. A user's own is left as it is.
 """
@@ -36,6 +37,8 @@ def patch_once():
     interpreter._patch_lang = _PatchOnce(interpreter)
     interpreter._get_np_dtype = _numpy_dtypes(interpreter)
     semantic.TritonSemantic.binary_op_sanitize_overflow_impl = _refuse_overflow
+    builder = interpreter.InterpreterBuilder
+    builder.create_masked_load = _undefined_where_masked(builder.create_masked_load, interpreter)
 
 
 class _PatchOnce:
@@ -69,6 +72,24 @@ def _numpy_dtypes(interpreter):
     written = interpreter._get_np_dtype
     known = functools.cache(lambda name: written(interpreter.tl.dtype(name)))
     return lambda dtype: written(dtype) if dtype.scalar.is_ptr() else known(dtype.scalar.name)
+
+
+def _undefined_where_masked(load, interpreter):
+    """Loads that give NaN, or the largest integer, in lanes that are masked where `other` does not say what they are.
+
+    On a GPU those hold any number, and Triton's interpreter gives 0: what relies on that shows nowhere else.
+    """
+
+    def masked_load(builder, pointers, mask, other, *options):
+        # Of a single lane Triton's frontend drops an `other` that is 0, here alone: it asks whether that is true.
+        if other is None and mask.data.size > 1 and not mask.data.all():
+            dtype = pointers.get_element_ty()
+            kind = interpreter._get_np_dtype(dtype)  # of bfloat16 its bits, which are NaN where all are set
+            poison = np.iinfo(kind).max if np.issubdtype(kind, np.integer) else np.nan
+            other = interpreter.TensorHandle(np.full_like(pointers.data, poison, dtype=kind), dtype)
+        return load(builder, pointers, mask, other, *options)
+
+    return masked_load
 
 
 def _refuse_overflow(_, lhs, rhs, operation):

@@ -28,6 +28,15 @@ def test_one_slow_round_does_not_show():
     assert timing.statistics([1.0] * 9 + [100.0])[:4] == (1.0, 1.0, 1.0, 1.0)
 
 
+def test_a_ratio_is_the_median_over_the_rounds_that_have_both_times():
+    """A contender that waits for the device has no time of the device in any round, or loses it in the midst."""
+    times = [{"time": 2.0, "device": 3.0}, {"time": 8.0}, {"time": 30.0, "device": 9.0}]
+    base = [{"time": 1.0, "device": 1.0}, {"time": 2.0, "device": 2.0}, {"time": 3.0}]
+    assert timing.ratio(times, base) == 4.0
+    assert timing.ratio(times, base, "device") == 3.0
+    assert timing.ratio(times[1:], base[1:], "device") is None
+
+
 def test_contenders_take_turns_at_going_first():
     seen = []
     samplers = {name: lambda name=name: seen.append(name) or name for name in "abc"}
@@ -54,6 +63,19 @@ def test_the_collector_rests_while_times_are_taken():
     with timing.no_collection():
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_collections_within_leave_out_what_was_there_before():
+    gc.unfreeze()  # what conftest has frozen
+    try:
+        with timing.short_collections():
+            assert gc.get_freeze_count()
+            with timing.short_collections():
+                pass
+            assert gc.get_freeze_count()  # of whoever froze it
+        assert not gc.get_freeze_count()
+    finally:
+        gc.freeze()
 
 
 class PlayedGPU:
@@ -133,6 +155,7 @@ def test_a_contender_that_waits_for_the_device_has_one_time_only(play):
     timer = DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40)
     assert set(timer()) == {"time"}
     assert timer.synchronizes
+    assert max(gpu.slept) <= timer.LONGEST_SLEEP
     assert set(timer()) == {"time"}
 
 
@@ -183,6 +206,12 @@ def test_the_cache_is_emptied_of_what_is_prepared(play, monkeypatch):
     timer._batch(3)
     first, second, third = log[:3]
     assert log[3:] == ["empty", ("run", first), ("run", second), ("run", third)]
+
+
+def test_what_empties_the_cache_is_twice_as_large(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, **options: zeros(*size, **options))
+    assert Rotation(4, 1000)._other.nbytes == 2000
 
 
 def test_a_collector_that_was_off_stays_off():

@@ -1,4 +1,4 @@
-"""What is changed in Triton's interpreter: it refuses an int32 that wraps."""
+"""What is changed in Triton's interpreter: it refuses an int32 that wraps, and gives no 0 for what is not loaded."""
 
 import pytest
 import torch
@@ -48,6 +48,24 @@ def test_wider_ones_have_room():
     out = torch.zeros(1, dtype=torch.int64)
     calculate[(1,)](out, 2**40, 2**20, "mul")
     assert out.item() == 2**60
+
+
+@triton.jit
+def copy(out, x, count, OTHER: tl.constexpr):
+    lane = tl.arange(0, 4)
+    tl.store(out + lane, tl.load(x + lane, mask=lane < count, other=OTHER))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64], ids=str)
+def test_what_is_masked_is_any_number_unless_it_is_given(dtype):
+    x, out = torch.ones(4, dtype=dtype), torch.full((4,), 5, dtype=dtype)
+    copy[(1,)](out, x, 3, 0)
+    assert out.tolist() == [1, 1, 1, 0]
+    copy[(1,)](out, x, 4, None)
+    assert out.tolist() == [1, 1, 1, 1]
+    copy[(1,)](out, x, 3, None)
+    assert out[:3].tolist() == [1, 1, 1]
+    assert out[3].isnan() or out[3] == 2**63 - 1
 
 
 def test_launches_are_not_recorded_in_it():
