@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,15 @@ def test_what_is_counted_of_a_whole_call(session):
     assert eager.floor_bytes == ours.floor_bytes == 3 * 4 * 32
     assert ours.bandwidth == pytest.approx(ours.floor_bytes / (ours.time / 1e3))
     assert ours.share == pytest.approx(ours.bandwidth / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [("compile", CASE), ("eager graph", CASE), ("eager", cases.CASES["step_mlp/128x784/float32"])]
+)
+def test_the_ops_of_what_hides_them_are_not_counted(name, case):
+    entrant = SimpleNamespace(contender=CONTENDERS[name], call=lambda: torch.ones(3) * 2)
+    counted = measure._count(case, entrant, CPU)
+    assert (counted["moved_bytes"], counted["passes"], counted["note"]) == (None, None, "")
 
 
 def test_rows_of_a_step(session):

@@ -214,6 +214,23 @@ def test_bad_arguments_take_the_long_way_to_their_error(call, device):
         call(logits, tensor(device, 5, 7, seed=4), target)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b, target: gaussian_kl(a, b.to("meta")),
+        lambda a, b, target: sample_kl(a, b.to("meta")),
+        lambda a, b, target: reconstruction_loss(a, target.to("meta")),
+        lambda a, b, target: reconstruction_loss((a, b.to("meta")), target, "gaussian"),
+        lambda a, b, target: reconstruction_loss(a, target[:, 0].long().to("meta"), "categorical"),
+        lambda a, b, target: elbo_loss(a, target, target[:, 0].to("meta")),
+    ],
+)
+def test_tensors_of_two_devices_take_the_long_way_to_their_error(call, device):
+    logits, target = likelihood(device, "bernoulli")
+    with pytest.raises(ValueError, match="they must be on one device"):
+        call(logits, tensor(device, 5, 7, seed=4), target)
+
+
 def test_a_second_derivative_raises(device):
     logits, target = likelihood(device, "bernoulli")
     for loss in (gaussian_kl(logits, logits), reconstruction_loss(logits, target)):
