@@ -97,11 +97,7 @@ def train(
 
     batch_size = min(batch_size, len(images.train))
     torch.manual_seed(seed)
-    try:
-        model = VAE(images.train.shape[1:], latent_dim, hidden_dims, likelihood=likelihood, beta=beta)
-    except (RuntimeError, TypeError, ValueError) as error:  # sizes were checked: PyTorch has no memory for so many
-        message = f"latent_dim is {latent_dim}, hidden_dim {hidden_dims}: expected a model that fits in memory"
-        raise typer.BadParameter(message, param_hint="'--latent-dim' / '--hidden-dim'") from error
+    model = _model(images.train.shape[1:], latent_dim, hidden_dims, likelihood=likelihood, beta=beta)
     try:
         history = fit(
             model,
@@ -118,8 +114,11 @@ def train(
         raise typer.Exit(INTERRUPTED) from None
     final = history[-1]["test_negative_elbo"]
     if not math.isfinite(final):
-        console.print(f"training diverged: the negative ELBO is {final}, and nothing was written", soft_wrap=True)
-        console.print(f"learning_rate is {learning_rate}, beta {beta}: try a smaller --learning-rate", soft_wrap=True)
+        console.print(
+            f"training diverged: the negative ELBO is {final}, and nothing was written\n"
+            f"learning_rate is {learning_rate}, beta {beta}: try a smaller --learning-rate",
+            soft_wrap=True,
+        )
         raise typer.Exit(1)
     try:
         _write(model, history, images, folder, seed)
@@ -151,6 +150,14 @@ def doctor() -> None:
 app.command()(bench)
 app.command()(audit)
 app.command()(profile)
+
+
+def _model(shape: torch.Size, latent_dim: int, hidden_dims: list[int], **options) -> VAE:
+    try:
+        return VAE(shape, latent_dim, hidden_dims, **options)
+    except (RuntimeError, TypeError, ValueError) as error:  # sizes were checked: PyTorch has no memory for so many
+        message = f"latent_dim is {latent_dim}, hidden_dim {hidden_dims}: expected a model that fits in memory"
+        raise typer.BadParameter(message, param_hint="'--latent-dim' / '--hidden-dim'") from error
 
 
 def _write(model: VAE, history: list[dict[str, float]], images: Split, folder: Path, seed: int) -> None:
