@@ -108,7 +108,7 @@ class Results:
     def __init__(self, folder: Path, device: str):
         self.folder, self.device = writable_folder(folder, "the folder"), device
         self.rows = self._written()
-        self.own: dict[str, list[Row]] = {}  # of this run, by case
+        self.own: list[Row] = []  # of this run
 
     def _written(self) -> list[Row]:
         rows = load(self.folder / self.JSON) if (self.folder / self.JSON).exists() else []
@@ -126,10 +126,8 @@ class Results:
             have = {row.case for row in written if row.status == OK}
             rows = [row for row in rows if row.case not in have]
         # With the digits that are written: a report of these rows and one of the file are the same.
-        self.own.update({row.case: [] for row in rows})
-        for row in rows:
-            self.own[row.case].append(Row(**_short(row)))
-        self.rows = [row for row in written if row.case not in self.own] + [r for own in self.own.values() for r in own]
+        self.own = _replaced(self.own, [Row(**_short(row)) for row in rows])
+        self.rows = _replaced(written, self.own)
         with atomic_path(self.folder / self.JSON) as for_json, atomic_path(self.folder / self.CSV) as for_csv:
             lines = ",\n".join(json.dumps(asdict(row)) for row in self.rows)
             for_json.write_text(f'{{"format": "{FORMAT}", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
@@ -153,6 +151,12 @@ def load(path: Path) -> list[Row]:
         return [Row(**row) for row in content["rows"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold results of this release: expected what a benchmark wrote") from error
+
+
+def _replaced(rows: list[Row], new: list[Row]) -> list[Row]:
+    """The new rows, behind those of other cases."""
+    measured = {row.case for row in new}
+    return [row for row in rows if row.case not in measured] + new
 
 
 def _short(row: Row) -> dict:
