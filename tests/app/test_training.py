@@ -69,6 +69,13 @@ def test_train_losses_weigh_each_sample_equally(images):
     assert history[0]["train_kl"] == pytest.approx(kl, rel=1e-5)
 
 
+def test_a_batch_of_more_than_there_is_is_all_of_it(images):
+    """Also of more than 64 bits count, which PyTorch does not take."""
+    few, kept = images.train[:70], ("train_negative_elbo", "test_negative_elbo")
+    (all_of_it,), (more,) = (fast(model(), few, test_data=few, batch_size=size) for size in (70, 10**30))
+    assert [more[key] for key in kept] == [all_of_it[key] for key in kept]
+
+
 def test_the_negative_elbo_does_not_depend_on_beta(images):
     row = fast(model(beta=0.1), images.train[:64])[0]
     assert row["train_negative_elbo"] == pytest.approx(row["train_reconstruction"] + row["train_kl"])

@@ -15,7 +15,7 @@ class TensorLoader:
 
     def __init__(self, data: Tensor, batch_size: int, generator: torch.Generator | None = None):
         self.data = data
-        self.batch_size = batch_size
+        self.batch_size = min(batch_size, len(data))  # `split` takes no int beyond 64 bits
         self.generator = generator
 
     def __len__(self) -> int:
