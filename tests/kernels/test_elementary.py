@@ -1,5 +1,7 @@
 """The elementary device functions alone, against mpmath over their whole range."""
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import triton.language as tl
 
 from vae_fast.eager.elementary import expm1_minus_x as eager_expm1_minus_x
 from vae_fast.eager.elementary import log_ratio as eager_log_ratio
-from vae_fast.eager.elementary import sum_of_logs
+from vae_fast.eager.elementary import sum_of_logs, sum_of_squares
 from vae_fast.kernels import elementary
 
 BLOCK = 4096
@@ -164,6 +166,22 @@ def test_the_sum_of_logarithms(dtype, bounds, size):
     logs = np.log(x.double().numpy())
     allowed = 1e-6 if dtype == torch.float32 else 1e-14
     assert abs(sum_of_logs(x.clone()).item() - logs.sum()) <= allowed * np.abs(logs).sum()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 2**17, 100_003], ids=str)  # around one row, many, a prime
+@pytest.mark.parametrize("value", [None, 1 / 3], ids=["random", "equal"])  # equal ones round to one side
+def test_the_sum_of_squares(value, size):
+    x = torch.rand(size, generator=torch.Generator().manual_seed(0)) if value is None else torch.full((size,), value)
+    expected = x.double().square().sum().item()
+    assert abs(sum_of_squares(x).item() - expected) <= 1e-6 * expected
+
+
+@pytest.mark.parametrize("size", [3, 512, 600])
+@pytest.mark.parametrize("special", [math.nan, math.inf, 1e30])
+def test_a_sum_of_squares_is_not_finite_where_one_is_not(special, size):
+    x = torch.ones(size)
+    x[-1] = special
+    assert sum_of_squares(x).item() == pytest.approx(math.nan if math.isnan(special) else math.inf, nan_ok=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -7,7 +7,7 @@ from itertools import repeat
 
 import torch
 
-BLOCK = 262144  # elements for each thread
+BLOCK = 131072  # elements for each thread
 
 
 def blocks(tensors, times=1):

@@ -5,6 +5,7 @@ import functools
 import torch
 
 from vae_fast.eager import targets
+from vae_fast.eager.elementary import number
 
 
 class Gradients:
@@ -38,7 +39,7 @@ def _write(out, derivative, scale, weight):
         if made is not out:
             out.copy_(made)
     elif not isinstance(scale, float) or scale != 1:
-        torch.mul(derivative, scale, out=out)
+        torch.mul(derivative, number(scale, derivative.dtype) if isinstance(scale, float) else scale, out=out)
     elif derivative is not out:
         out.copy_(derivative)
 

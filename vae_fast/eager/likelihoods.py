@@ -25,6 +25,7 @@ class Formulas(NamedTuple):
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
     its autograd costs less than a Function's host time.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
+    factor is of all derivatives, which are returned without it: it joins the upstream gradient's pass over them.
     """
 
     terms: Callable
@@ -33,6 +34,7 @@ class Formulas(NamedTuple):
     native: Callable | None = None
     most: int = 0
     both: Callable | None = None
+    factor: float = 1.0
 
 
 def _bernoulli_terms(params, target, out=None):
@@ -63,12 +65,12 @@ def _mse_terms(params, target, out=None):
 
 
 def _mse_derivatives(params, target, outs):
-    return (torch.sub(params[0], target, out=outs[0]).mul_(2),)
+    return (torch.sub(params[0], target, out=outs[0]),)
 
 
 def _mse_total(params, target, outs, sums):
     error = torch.sub(params[0], target, out=outs[0])
-    return sums.of(torch.square(error)), (error.mul_(2),)
+    return sums.of_squares(error), (error,)
 
 
 def _gaussian_terms(params, target, out=None):
@@ -280,7 +282,7 @@ def _discretized_logistic_derivatives(params, target, outs):
 
 
 bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**16)
-mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18)
+mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18, factor=2.0)
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)

@@ -7,6 +7,7 @@ import torch
 
 from vae_fast.eager import likelihoods, reductions, targets
 from vae_fast.eager.blocks import blocks
+from vae_fast.eager.elementary import cast
 from vae_fast.eager.gradients import Gradients
 
 
@@ -19,7 +20,7 @@ def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN)
     for *inputs, weight, _, outs in _blocks(params, target, grads.dense, dtype, extras):
         total, derivatives = total_of_block(formulas, *inputs, weight, _buffers(outs, dtype), any(wanted))
         sums.append(total)
-        grads.add(outs, derivatives, 1 / max(count, 1), weight)
+        grads.add(outs, derivatives, formulas.factor / max(count, 1), weight)
     return reductions.finish(sums, reduction, target.shape), grads.finish()
 
 
@@ -56,7 +57,8 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=ta
         grads.add(grads.dense, kept, upstream, None)
         return grads.finish()
     for *inputs, weight, g, outs in _blocks(params, target, grads.dense, dtype, extras, upstream):
-        grads.add(outs, formulas.derivatives(*inputs, _buffers(outs, dtype)), g, weight)
+        scale = g if formulas.factor == 1 else g * formulas.factor
+        grads.add(outs, formulas.derivatives(*inputs, _buffers(outs, dtype)), scale, weight)
     return grads.finish()
 
 
@@ -124,8 +126,8 @@ def _blocks(params, target, grads, dtype, extras, upstream=None):
     target, scale = _sampled(params, target, seed, scale)
     whole = (p if p.shape == target.shape else p.expand(target.shape) for p in params)
     for x, w, g, *tensors in blocks((target, weight, upstream, *whole, *grads)):
-        values, outs = [t.to(dtype) for t in tensors[: len(params)]], tensors[len(params) :]
-        yield values, targets.read(x, scale, dtype), w, None if g is None else g.to(dtype), outs
+        values, outs = [cast(t, dtype) for t in tensors[: len(params)]], tensors[len(params) :]
+        yield values, targets.read(x, scale, dtype), w, None if g is None else cast(g, dtype), outs
 
 
 def _sampled(params, target, seed, scale):

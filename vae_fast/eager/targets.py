@@ -5,14 +5,14 @@ import math
 import torch
 
 from vae_fast.eager import noise
-from vae_fast.eager.elementary import sum_of_logs
+from vae_fast.eager.elementary import cast, sum_of_logs, sum_of_squares
 
 PLAIN = (None, None, 1.0)  # weight, seed, scale: no weight, nothing sampled, the target as it is
 
 
 def read(target, scale, dtype):
     """The target times `scale` in `dtype`."""
-    target = target.to(dtype)
+    target = cast(target, dtype)
     return target if scale == 1 else target * scale
 
 
@@ -63,6 +63,11 @@ class Sums:
 
     def of(self, values):
         return (values if self._weight is None else self._times(values, self._weight)).sum()
+
+    def of_squares(self, values):
+        """The sum of the squares of the values."""
+        plain = self._weight is None and values.is_cpu and values.dtype is torch.float32 and values.is_contiguous()
+        return sum_of_squares(values) if plain else self.of(torch.square(values))
 
     def of_logs(self, values):
         """The sum of the logarithms of new, dense memory that holds numbers in [1/2, 2]."""

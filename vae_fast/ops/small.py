@@ -4,7 +4,6 @@ Each function returns None unless it is certain that the arguments are good, pla
 compiled: the caller then tries `launched`, and takes the long way, which names what is wrong with the arguments.
 """
 
-import functools
 import itertools
 import math
 
@@ -14,6 +13,7 @@ from vae_fast import checks, classes
 from vae_fast.eager import likelihoods, reductions
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.blocks import BLOCK
+from vae_fast.eager.elementary import number
 from vae_fast.ops import autograd, backend, categorical, reconstruction
 from vae_fast.ops.library import PLAIN, is_plain, listening
 
@@ -77,7 +77,7 @@ def elbo(output, target, kl, beta, row):
     nll = reconstruct(output, target, row, "sum")
     if nll is None or not fits(kl, target):
         return None
-    return _average(nll, kl, beta, _reciprocal(target.shape[0]))
+    return _average(nll, kl, beta, number(1 / target.shape[0], torch.float32))
 
 
 def _average(nll, kl, beta, share):
@@ -87,13 +87,6 @@ def _average(nll, kl, beta, share):
         return torch.add(nll, kl, alpha=beta) * share, nll * share, kl * share
     nll = nll * share
     return torch.add(nll, kl, alpha=beta), nll, kl.clone()
-
-
-@functools.lru_cache(maxsize=64)
-def _reciprocal(count):
-    """1 / count as a tensor: PyTorch takes a microsecond to wrap a number."""
-    with torch.inference_mode(False):  # a tensor made in it could not be used outside
-        return torch.tensor(1 / count, device="cpu", dtype=torch.float32)
 
 
 def is_weight(beta):
@@ -139,5 +132,6 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
         grads = autograd.take(ctx)
         if not grads:
             return reconstruction.Ordinary.backward(ctx, grad_loss)
-        eager.scale_(grads, reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction))
+        upstream = reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction)
+        eager.scale_(grads, upstream * getattr(likelihoods, ctx.spec.likelihood).factor)
         return None, None, None, None, *autograd.place(grads, ctx.needs_input_grad[4:])
