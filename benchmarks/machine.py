@@ -22,7 +22,7 @@ def describe(device: torch.device) -> dict[str, str | float | None]:
         "device": _device_name(device),
         "kind": device.type,
         "driver": _driver(device),
-        "cuda": torch.version.cuda or "none",
+        "cuda": torch.version.cuda or (f"HIP {torch.version.hip}" if torch.version.hip else "none"),
         **versions("triton"),
         "commit": commit(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -59,23 +59,30 @@ def _version(package):
 
 
 def _device_name(device):
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if device.type == "cuda":  # PyTorch finds no name where a card's table of names is not installed
+        return torch.cuda.get_device_name(device) or torch.cuda.get_device_properties(device).gcnArchName
     return f"{_processor()}, {all_threads()} cores"
 
 
 def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
+    lines = _text("/proc/cpuinfo").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _text(path):
+    """Of a file of Linux's, "" where there is none."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
 
 
 def _driver(device):
     if device.type != "cuda":
         return "none"
+    if torch.version.hip:
+        return _text("/sys/module/amdgpu/version").strip() or f"Linux {platform.release()}"  # or the kernel's own
     return _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
 
 

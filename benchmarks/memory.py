@@ -11,6 +11,7 @@ from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Rotation,
 
 COPY_BYTES = 2**30  # a GPU's; far beyond any cache
 COPY_BYTES_CPU = 2**28
+INFINITY_CACHE = 2**28  # the largest, of the MI300 series
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -26,8 +27,8 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Of a GPU's L2."""
-    return torch.cuda.get_device_properties(device).L2_cache_size
+    """Of a GPU's L2, and at AMD of the Infinity Cache behind it, which PyTorch does not know."""
+    return torch.cuda.get_device_properties(device).L2_cache_size + (INFINITY_CACHE if torch.version.hip else 0)
 
 
 def peak_memory(call: Callable, device: torch.device) -> int:

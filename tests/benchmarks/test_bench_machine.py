@@ -1,11 +1,12 @@
 """What a run says of its machine, and the folder named after it."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vae_fast.benchmarks import machine
+from vae_fast.benchmarks import machine, memory
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
 
@@ -19,6 +20,21 @@ def test_the_machine_is_described(monkeypatch):
     monkeypatch.delenv("VAE_FAST_COMMIT")
     monkeypatch.setattr(machine, "HERE", "/")
     assert machine.describe(torch.device("cpu"))["commit"] == "unknown"
+
+
+def test_an_amd_card(monkeypatch):
+    """It calls itself "cuda" too, has no nvidia-smi, and a cache that PyTorch does not tell of."""
+    card = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", L2_cache_size=4 * 2**20)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "6.4.1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(machine, "_text", {"/sys/module/amdgpu/version": "6.12.12\n"}.get)
+    said = machine.describe(torch.device("cuda"))
+    assert (said["device"], said["cuda"], said["driver"]) == ("gfx942:sramecc+:xnack-", "HIP 6.4.1", "6.12.12")
+    monkeypatch.setattr(machine, "_text", lambda path: "")
+    assert machine.describe(torch.device("cuda"))["driver"].startswith("Linux ")
+    assert memory.cache_bytes(torch.device("cuda")) >= 256 * 10**6
 
 
 @pytest.mark.parametrize(
