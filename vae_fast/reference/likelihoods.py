@@ -4,8 +4,6 @@ Each function takes its parameters and then the target, all of one shape; it ret
 for each parameter.
 """
 
-import math
-
 import numpy as np
 
 from . import special
@@ -110,10 +108,9 @@ def student_t(mean, log_scale, target, df=5.0):
     a, s, x = alike(mean=mean, log_scale=log_scale, target=target)
     inverse = np.exp(-s)
     q = ((a - x) * inverse) ** 2
-    if df > 1e6:  # where the two logarithms cancel, their difference is log(2 / df) / 2 + 1 / (4 df)
-        constant = 0.5 * np.log(2 * np.pi) + 1 / (4 * df)
-    else:
-        constant = 0.5 * np.log(df * np.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
+    # The two logarithms of gamma would cancel, and so all that is large in them is left out.
+    rest = special.stirling_remainder(df / 2) - special.stirling_remainder((df + 1) / 2)
+    constant = special.HALF_LOG_2PI - df / 2 * special.log1p_minus_x(1 / df, np.log1p(1 / df)) + rest
     nll = constant + s + (df + 1) / 2 * np.log1p(q / df)
     share = (df + 1) / (df + q)
     return nll, (share * (a - x) * inverse**2, 1.0 - share * q)
