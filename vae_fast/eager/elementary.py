@@ -11,7 +11,7 @@ ROW = 512  # numbers whose squares float32 adds up one after the other, as many 
 FACTORS = 32  # numbers in [1/2, 2] with one logarithm: their product is far from underflow and overflow
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def number(value, dtype):
     """A number as a tensor: PyTorch takes two microseconds to wrap one, and one to convert a tensor's dtype."""
     # What is first computed in inference_mode, or imported in a FakeTensorMode, is of use outside.

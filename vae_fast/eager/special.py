@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from vae_fast.eager.elementary import number
+
 HALF_LOG_2PI = math.log(2 * math.pi) / 2
 REMAINDER_1 = 1 - HALF_LOG_2PI  # R(1)
 
@@ -32,7 +34,7 @@ def lgamma_1p(x):
     y = x + 1
     if x.dtype == torch.float64:
         return torch.lgamma(y)
-    made = stirling_remainder(1 / y).sub_(REMAINDER_1).sub_(x).addcmul_(y - 0.5, y.log())
+    made = _horner(1 / y, (0.5 - REMAINDER_1, *SINGLE)).addcmul_(x + 0.5, y.log_().sub_(1))
     return made.mul_(x.sign())  # a comparison, and its conversion, take four times as long
 
 
@@ -75,7 +77,11 @@ def log_sinhc(square):
 def _horner(x, coefficients):
     """The polynomial with these coefficients, the constant first, in a new tensor: a pass for each degree."""
     *rest, highest = coefficients
-    p = torch.add(x.new_full((), rest.pop()), x, alpha=highest)
+    p = torch.add(_like(x, rest.pop()), x, alpha=highest)
     for c in reversed(rest):
-        torch.addcmul(x.new_full((), c), p, x, out=p)
+        torch.addcmul(_like(x, c), p, x, out=p)
     return p
+
+
+def _like(x, value):
+    return number(value, x.dtype) if x.is_cpu else x.new_full((), value)
