@@ -282,13 +282,13 @@ def _discretized_logistic_derivatives(params, target, outs):
 
 
 bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**16)
-mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**18, factor=2.0)
+mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**19, factor=2.0)
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, native=torch._C._nn.l1_loss, most=2**18)
+l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, native=torch._C._nn.l1_loss, most=2**19)
 log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
-huber = Formulas(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**18)
+huber = Formulas(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**19)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)

@@ -4,6 +4,8 @@ import functools
 
 import torch
 
+from vae_fast.eager.elementary import number
+
 LEAST_MEAN = 2**-3
 
 
@@ -55,7 +57,7 @@ def finish(partials, reduction, shape):
         return partials[0] if len(partials) == 1 else torch.cat(partials)
     total = functools.reduce(torch.add, partials)
     count = divisor(reduction, shape)
-    return total if count == 1 else total / count
+    return total if count == 1 else total / number(count, total.dtype)
 
 
 def finish_kl(partials, reduction, mu):

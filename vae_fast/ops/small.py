@@ -121,7 +121,7 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):
         formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
-        ctx.spec = spec
+        ctx.spec, ctx.share = spec, formulas.factor / reductions.divisor(spec.reduction, target.shape)
         ctx.save_for_backward(target, None, None, *params)
         total, made = eager.total_of_block(formulas, params, target, None, nowhere, True)
         ctx.grads = list(itertools.compress(made, ctx.needs_input_grad[4:]))
@@ -132,6 +132,5 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
         grads = autograd.take(ctx)
         if not grads:
             return reconstruction.Ordinary.backward(ctx, grad_loss)
-        upstream = reductions.spread(grad_loss, ctx.saved_tensors[0], ctx.spec.reduction)
-        eager.scale_(grads, upstream * getattr(likelihoods, ctx.spec.likelihood).factor)
+        eager.scale_(grads, grad_loss if ctx.share == 1 else grad_loss * number(ctx.share, torch.float32))
         return None, None, None, None, *autograd.place(grads, ctx.needs_input_grad[4:])
