@@ -1,7 +1,9 @@
-"""How `fit` ends before its time: Ctrl-C stays what it is, and so does an exit of the user's own."""
+"""How training ends before its time: Ctrl-C and a user's own exit stay what they are, and SIGTERM is as Ctrl-C."""
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,3 +62,15 @@ def test_an_exit_of_ones_own_stays_one():
     vae.encoder.register_forward_pre_hook(leave)
     with pytest.raises(SystemExit, match="^3$"):
         fast(vae, DATA)
+
+
+def test_the_end_that_a_batch_system_sets_is_as_ctrl_c(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from vae_fast.app import cli, main\n"
+        "cli.fit = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.argv = ['vae-fast', 'train', '--output', {str(tmp_path)!r}]\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (130, "interrupted: nothing was written\n")
