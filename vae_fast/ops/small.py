@@ -33,7 +33,7 @@ def reconstruct(output, target, row, reduction):
     if formulas.native is not None and _suits(params[0], target, formulas.most * threads):
         total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
         count = reductions.divisor(reduction, target.shape)
-        return total if count == 1 else total / count
+        return total if count == 1 else total / number(count, torch.float32)
     if row.constants:
         return None
     for param in params:
