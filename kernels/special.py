@@ -25,7 +25,7 @@ def lgamma_1p(x):
 def log_and_rest(x, u):
     """(log x, log x - u) for an x as in `log_of_normal` that is 1 + u, with no cancellation; NaN where u is.
 
-    x has the digits where it is near 0, and u where it is near 1.
+    x has the digits where it is near 0, and u where it is near 1. u may be no product: see `likelihoods`.
     """
     if x.dtype == tl.float64:
         far = tl.abs(u) > 0.4
