@@ -10,6 +10,7 @@ if not HAS_TRITON:  # macOS, Windows: what remains is the eager backend against 
     collect_ignore = [
         "test_approximations.py",
         "test_compiled.py",
+        "test_compiled_values.py",
         "test_count_likelihoods.py",
         "test_elementary.py",
         "test_int64.py",
