@@ -25,7 +25,7 @@ class Formulas(NamedTuple):
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
     its autograd costs less than a Function's host time.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
-    factor is of all derivatives, which are returned without it: it joins the upstream gradient's pass over them.
+    factor, beside no `both`, is left out of the derivatives: it joins the upstream gradient's pass over them.
     """
 
     terms: Callable
