@@ -240,6 +240,16 @@ class Machine:
         other = lanes ^ other if "bfly" in each.modifiers else lanes // 32 * 32 + other % 32
         self._put_in(each, target, lanes, self._each(source, "b32", other))
 
+    def _redux(self, each):
+        """The largest number of each warp."""
+        target, source, _ = each.operands
+        if "max" not in each.modifiers:
+            raise NotImplementedError(each.text)
+        warps = self._whole_warps(each)
+        numbers = self._each(source, each.types[-1], warps)
+        largest = np.maximum if "NaN" in each.modifiers else np.fmax
+        self._put_in(each, target, warps, np.broadcast_to(largest.reduce(numbers, 1)[:, None], warps.shape))
+
 
 def _turned(each, rows):
     rows = rows.view(np.uint16).reshape(-1, 8, 8)

@@ -1,10 +1,12 @@
 """What the instructions of PTX compute that take numbers and give one, as `ptx` runs them."""
 
+import functools
+
 import numpy as np
 
 TYPES = {"pred": np.dtype(bool), "f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8")}
 TYPES |= {f"{kind}{8 * n}": np.dtype(f"{'i' if kind == 's' else 'u'}{n}") for kind in "bus" for n in (1, 2, 4, 8)}
-TYPES |= {"bf16": TYPES["b16"], "bf16x2": TYPES["b32"], "f16x2": TYPES["b32"]}
+TYPES |= {"bf16": TYPES["b16"], "bf16x2": TYPES["b32"], "f16x2": TYPES["b32"], "f32x2": TYPES["b64"]}
 FLOATS = ("f16", "bf16", "f32", "f64")
 TINY = np.finfo(np.float32).smallest_normal
 
@@ -29,8 +31,15 @@ def result(each, get):
         return np.where(get(operands[2], "pred"), get(operands[0], kind), get(operands[1], kind))
     if op in LOGIC:
         return LOGIC[op](*(get(o, kind) for o in operands))
+    if kind == "f32x2":
+        halves = [np.ascontiguousarray(get(o, kind)).view("f4").reshape(-1, 2).T for o in operands]
+        pairs = [_real(each, "f32", [_values(x, "f32", each) for x in half]) for half in zip(*halves, strict=True)]
+        return np.stack(pairs, -1).view(TYPES[kind])[..., 0]
     if kind in FLOATS:
-        return _real(each, kind, [_values(get(o, kind), kind, each) for o in operands])
+        kinds = [kind] * len(operands)
+        if each.types[1:]:  # on sm_100 what is added is wider than the rest
+            kinds[-1] = kind = each.types[0]
+        return _real(each, kind, [_values(get(o, k), k, each) for o, k in zip(operands, kinds, strict=True)])
     if op in ("mul", "mad"):
         return _product(each, kind, operands, get)
     if op in INTEGERS:
@@ -74,7 +83,8 @@ def _real(each, kind, a):
     elif kind == "f64" and "approx" in each.modifiers and "ftz" in each.modifiers:  # high halves alone
         return _high(REALS[each.op](_high(a[0])))
     else:
-        exact = REALS[each.op + ".NaN" * ("NaN" in each.modifiers)](*a)
+        function = REALS[each.op + ".NaN" * ("NaN" in each.modifiers)]
+        exact = functools.reduce(function, a) if a[1:] else function(*a)  # of three numbers on sm_100
     return _rounded(_flushed(each, kind, exact), kind)
 
 

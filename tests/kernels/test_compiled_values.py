@@ -29,9 +29,9 @@ SEED = 2**40 + 3
 HALVES = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def _emulated():
-    with emulated("sm_90"):
+@pytest.fixture(autouse=True, params=["sm_90", "sm_100"])  # where two float32 are added and multiplied at once
+def _emulated(request):
+    with emulated(request.param):
         yield
 
 
