@@ -17,7 +17,7 @@ A loop that may have no round can be left out by the same rule, where it has nar
 tell the loop of a tail, or of the slow path of sin, from one that does the kernel's work. `Path.skipped` counts them.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -99,7 +99,7 @@ def split_into_blocks(instructions):
     end = len(instructions)
     starts = {0, end}
     for number, i in enumerate(instructions):
-        if i.targets or not i.falls_through:
+        if i.targets:
             starts.update((*(t for t in i.targets if t != EXIT), number + 1))
     starts = sorted(starts)
     block_at = {start: block for block, start in enumerate(starts)} | {EXIT: len(starts) - 1}
@@ -152,17 +152,20 @@ def _trace_back(best, exit_block):
 
 
 def _unroll_once(blocks):
-    """Successors without cycles, and loop bodies by header: the end of a body goes on to where the loop exits."""
+    """Successors without cycles, and loop bodies by header: the ends of a body go on to where the loop exits."""
     edges = {number: block.successors for number, block in enumerate(blocks)}
-    _, back_edges = _search(edges)
-    loops = [(tail, header, _loop_body(blocks, tail, header)) for tail, header in back_edges]
-    for tail, header, _ in loops:
+    reached, back_edges = _search(edges)
+    ends = defaultdict(list)  # by header: a loop has several where a round may end early
+    for tail, header in back_edges:
         edges[tail].remove(header)
-    loops.sort(key=lambda loop: -len(loop[2]))  # outer loops first: inner ones may exit by them
-    for tail, _, body in loops:
+        ends[header].append(tail)
+    into = {number: [p for p in reached if number in blocks[p].successors] for number in reached}
+    bodies = {header: _loop_body(into, tails, header) for header, tails in ends.items()}
+    for header, body in sorted(bodies.items(), key=lambda loop: -len(loop[1])):  # outer first: inner ones exit by them
         exits = {successor for number in body for successor in edges[number] if successor not in body}
-        edges[tail] += sorted(exits.difference(edges[tail]))
-    return edges, {header: body for _, header, body in reversed(loops)}
+        for tail in ends[header]:
+            edges[tail] += sorted(exits)
+    return edges, bodies
 
 
 def _works(blocks, body):
@@ -171,14 +174,14 @@ def _works(blocks, body):
     return any(i.pipe != "control" for i in code) and not any(i.opcode.startswith(SLEEP) for i in code)
 
 
-def _loop_body(blocks, tail, header):
-    """The header, and the blocks that reach the loop's end without passing it."""
-    body, ahead = {header}, [tail]
+def _loop_body(into, tails, header):
+    """The header, and the blocks that reach an end of the loop without passing it."""
+    body, ahead = {header}, list(tails)
     while ahead:
         number = ahead.pop()
         if number not in body:
             body.add(number)
-            ahead += [p for p, block in enumerate(blocks) if number in block.successors]
+            ahead += into[number]
     return body
 
 

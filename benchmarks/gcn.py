@@ -12,8 +12,8 @@ PIPES = [
     ("matrix", re.compile(r"v_s?mfmac?_")),  # at rates of their own
     ("special", re.compile(r"v_(exp|log|rcp|rcp_iflag|rsq|sqrt|sin|cos)_")),  # a quarter of the rate
     ("multiply", re.compile(r"v_(mul|mad|dot).*_[iu](24|32|64|8)|v_mul_(lo|hi)_")),
-    ("integer", re.compile(r"v_(cmp|cmpx|max|min|med3|cndmask|pk_max|pk_min)")),
-    ("float", re.compile(r"v_(cvt|ldexp|frexp|fract|floor|ceil|trunc|rndne)|v_.*_(f16|bf16|f32|f64)(_|$)")),
+    ("integer", re.compile(r"v_(cmp|max|min|med3|cndmask|pk_max|pk_min)")),
+    ("float", re.compile(r"v_cvt|v_.*_(f16|bf16|f32|f64)(_|$)")),
     ("integer", re.compile(r"v_")),
 ]
 ACCESS = re.compile(r"(?:global|buffer|flat)_(load|store|atomic)")
@@ -83,7 +83,7 @@ def _flag_set(opcode, operands, flags):
     written = _registers(target)
     for flag in flags:
         if written.intersection(_registers(flag)):
-            constant = {"-1": True, "0": False}.get(value) if opcode == "s_mov_b64" and target == flag else None
+            constant = {"-1": True, "0": False}.get(value) if opcode == "s_mov_b64" else None
             return flag, constant
     return None
 
@@ -110,4 +110,4 @@ def _flag_asked(lines, number):
 
 
 def _width(opcode):
-    return next((WIDTHS[part] for part in opcode.split("_")[2:] if part in WIDTHS), 32)
+    return next((WIDTHS[part] for part in opcode.split("_") if part in WIDTHS), 32)

@@ -5,6 +5,8 @@ import pytest
 from vae_fast.benchmarks import gcn, sass
 from vae_fast.benchmarks.controlflow import main_path
 
+WIDE, NARROW = "LDG.E.128 R4, desc[UR6][R2.64]", "LDG.E.U16 R4, desc[UR6][R2.64]"
+
 
 def nvidia(*lines):
     return sass.parse("\n".join(f"        /*{16 * n:04x}*/      {line} ;    /* 0x0 */" for n, line in enumerate(lines)))
@@ -18,58 +20,15 @@ def opcodes(instructions):
     return [i.opcode for i in main_path(instructions).instructions]
 
 
-def test_reads_guards_operands_and_padding():
-    code = nvidia(
-        "@!P5 LDG.E.U16 R4, desc[UR6][R2.64]", "MUFU.EX2 R1, R1", "UIADD3 UR4, UR4, 0x1, URZ", "EXIT", "BRA 0x40"
-    )
-    assert [(i.opcode, i.pipe, i.access, i.bits) for i in code] == [
-        ("LDG.E.U16", "memory", "load", 16),
-        ("MUFU.EX2", "special", "", 0),
-        ("UIADD3", "uniform", "", 0),
-        ("EXIT", "control", "", 0),
-    ]
-    assert code[0].text == "@!P5 LDG.E.U16 R4, desc[UR6][R2.64]"
-
-
-@pytest.mark.parametrize(
-    ("opcode", "bits"),
-    [
-        ("LDG.E.128.CONSTANT", 128),
-        ("LDG.E.LTC128B.64", 64),
-        ("LDG.E.ENL2.256", 256),
-        ("LDG.E", 32),
-        ("LDG.E.S8", 8),
-        ("LDG.E.S16", 16),
-        ("LDGSTS.E.BYPASS.128", 128),
-    ],
-)
-def test_widths(opcode, bits):
-    assert nvidia(f"{opcode} R4, desc[UR6][R2.64]", "EXIT")[0].bits == bits
-
-
-@pytest.mark.parametrize(
-    ("opcode", "bits"),
-    [
-        ("global_load_dwordx4", 128),
-        ("buffer_load_ushort", 16),
-        ("global_load_short_d16", 16),
-        ("global_load_dword", 32),
-        ("buffer_store_byte", 8),
-        ("global_load_dwordx2", 64),
-        ("global_load_dwordx3", 96),
-    ],
-)
-def test_widths_on_amd(opcode, bits):
-    assert amd(f"{opcode} v1, v2, s[0:1]\ns_endpgm")[0].bits == bits
-
-
 def test_full_tiles_win_over_the_tail_and_over_an_early_exit():
     wide, narrow = "LDG.E.128 R4, desc[UR6][R2.64]", "@P1 LDG.E.U16 R4, desc[UR6][R2.64]"
     code = nvidia("@P2 EXIT", "@P0 BRA 0x50", wide, "FADD R1, R1, R1", "EXIT", *[narrow] * 8, "FMUL R1, R1, R1", "EXIT")
     assert opcodes(code) == ["EXIT", "BRA", "LDG.E.128", "FADD", "EXIT"]
 
 
-@pytest.mark.parametrize("branch", ["BRA P0, 0x30", "BRA.U UP0, 0x30", "BRA !P0, 0x30", "@!UP0 BRA 0x30"])
+@pytest.mark.parametrize(
+    "branch", ["BRA P0, 0x30", "BRA.U UP0, 0x30", "BRA !P0, 0x30", "@!UP0 BRA 0x30", "@P0 JMP 0x30"]
+)
 def test_conditions_of_a_branch(branch):
     wide = "LDG.E.128 R4, desc[UR6][R2.64]"
     main = opcodes(nvidia(branch, wide, "EXIT", "NANOSLEEP 0x1", "EXIT"))
@@ -102,21 +61,48 @@ def test_a_call_that_does_not_return_is_a_jump():
 
 def test_a_call_weighs_more_than_other_instructions():
     """The subroutine of a long division is longer than the fast path, which the code has in line."""
-    fast = ["FADD R1, R1, R1"] * 3
-    code = nvidia("@P0 BRA 0x30", "CALL.REL.NOINC 0x70", "BRA 0x60", *fast, "EXIT", "FMUL R1, R1, R1", "RET R2")
-    assert opcodes(code) == ["BRA", "FADD", "FADD", "FADD", "EXIT"]
+    slow = "CALL.REL.NOINC 0x90", "@P1 BRA 0x30", "BRA 0x80"  # in two blocks: the call is not in the last
+    code = nvidia("@P0 BRA 0x40", *slow, *["FADD R1, R1, R1"] * 4, "EXIT", "FMUL R1, R1, R1", "RET R2")
+    assert opcodes(code) == ["BRA", *["FADD"] * 4, "EXIT"]
     assert [i.call for i in code].count(True) == 1
 
 
-def test_the_main_path_loads_and_stores():
-    """The loop of narrow loads could be skipped as a tail."""
-    store = "STG.E.128 desc[UR6][R2.64], R4"
-    code = nvidia("@P0 BRA 0x30", "LDG.E.U16 R4, desc[UR6][R2.64]", "@P1 BRA 0x10", store, "EXIT")
-    assert opcodes(code) == ["BRA", "LDG.E.U16", "BRA", "STG.E.128", "EXIT"]
+@pytest.mark.parametrize(("longer", "wanted"), [(2, "FADD"), (4, "FMUL")])
+def test_the_shorter_of_two_ways_that_move_as_much(longer, wanted):
+    """Whichever is looked at first."""
+    fall_through = ["FMUL R1, R1, R1"] * 2
+    code = nvidia("@P0 BRA 0x40", *fall_through, f"BRA {16 * (4 + longer):#x}", *["FADD R1, R1, R1"] * longer, "EXIT")
+    assert wanted in opcodes(code)
+    assert len({"FADD", "FMUL"}.intersection(opcodes(code))) == 1
+
+
+STORE = "STG.E.128 desc[UR6][R2.64], R4"
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [(NARROW, STORE), ("STG.E.U16 desc[UR6][R2.64], R4", WIDE)],
+    ids=["narrow loads", "narrow stores"],
+)
+def test_the_main_path_loads_and_stores(narrow, wide):
+    """The loop of narrow accesses could be skipped as a tail."""
+    first, last = (each.partition(" ")[0] for each in (narrow, wide))
+    assert opcodes(nvidia("@P0 BRA 0x30", narrow, "@P1 BRA 0x10", wide, "EXIT")) == ["BRA", first, "BRA", last, "EXIT"]
+
+
+def test_atomics_may_be_left_out_with_a_tail():
+    code = nvidia(WIDE, "@P0 BRA 0x30", "RED.E.ADD [R2.64], R4", "EXIT")
+    assert opcodes(code) == ["LDG.E.128", "BRA", "EXIT"]
 
 
 def test_loops_that_are_left_out_are_counted():
     code = nvidia("@P0 BRA 0x30", "FADD R1, R1, R1", "@P1 BRA 0x10", "LDG.E.128 R4, desc[UR6][R2.64]", "EXIT")
+    path = main_path(code)
+    assert (path.loops, path.skipped) == (0, 1)
+
+
+def test_a_loop_works_though_its_shorter_rounds_do_not():
+    code = nvidia("@P0 BRA 0x50", "BAR.SYNC 0x0", "@P1 BRA 0x10", "FADD R1, R1, R1", "@P2 BRA 0x10", WIDE, "EXIT")
     path = main_path(code)
     assert (path.loops, path.skipped) == (0, 1)
 
@@ -143,14 +129,60 @@ def test_nested_loops():
     assert main_path(code).loops == 2
 
 
+def test_a_round_that_ends_early_is_one_of_the_same_loop():
+    code = nvidia("@P0 BRA 0x30", WIDE, "BRA 0x0", "@P1 BRA 0x0", "EXIT")
+    path = main_path(code)
+    assert [i.opcode for i in path.instructions] == ["BRA", "LDG.E.128", "BRA", "EXIT"]
+    assert (path.loops, path.skipped) == (1, 0)
+
+
+def test_code_that_no_branch_reaches_is_of_no_loop():
+    """On AMD that of a wave without lanes: here it would lead from the loop back to what stands before it."""
+    code = amd("""\
+.LBB0_1:
+v_add_f32_e32 v0, v0, v0
+.LBB0_2:
+global_load_dwordx4 v[0:3], v7, s[0:1]
+s_cbranch_execz .LBB0_3
+s_branch .LBB0_4
+.LBB0_3:
+s_cbranch_scc0 .LBB0_1
+.LBB0_4:
+s_cbranch_scc1 .LBB0_2
+s_endpgm""")
+    path = main_path(code)
+    assert [i.opcode for i in path.instructions] == [
+        "v_add_f32_e32", "global_load_dwordx4", "s_cbranch_execz", "s_branch", "s_cbranch_scc1", "s_endpgm"
+    ]  # fmt: skip
+    assert path.loops == 1
+
+
 def test_a_loop_with_two_entries_is_passed_once():
     code = nvidia("@P0 BRA 0x20", "LDG.E.128 R4, desc[UR6][R2.64]", "FMUL R1, R1, R1", "@P1 BRA 0x10", "EXIT")
     assert opcodes(code) == ["BRA", "LDG.E.128", "FMUL", "BRA", "EXIT"]
 
 
+def test_a_loop_with_two_entries_from_elsewhere_is_refused():
+    with pytest.raises(ValueError, match="a loop with two entries, whose main path is not defined"):
+        main_path(nvidia("@P0 BRA 0x30", "MOV R1, R1", "BRA 0x30", "@P1 BRA 0x20", "EXIT"))
+
+
 def test_code_without_an_end_is_refused():
     with pytest.raises(ValueError, match="no path"):
         main_path(nvidia("MOV R1, R1", "BRA 0x0", "EXIT"))
+
+
+def test_loops_that_wait_are_not_left_out_on_amd():
+    code = amd("""\
+s_cbranch_scc0 .LBB0_2
+.LBB0_1:
+s_sleep 1
+v_mov_b32_e32 v0, v0
+s_cbranch_scc1 .LBB0_1
+.LBB0_2:
+s_endpgm""")
+    path = main_path(code)
+    assert (path.loops, path.skipped) == (0, 0)
 
 
 FLOW = """\
@@ -175,9 +207,22 @@ def test_two_sides_of_one_choice_are_not_both_passed():
     assert "v_add_u32_e32" not in main
 
 
-@pytest.mark.parametrize("notes", ["s_mov_b32 s10, s5", "s_mov_b64 s[10:11], 0\ns_mov_b32 s10, s5"])
+@pytest.mark.parametrize(
+    "notes",
+    ["s_mov_b32 s10, s5", "s_mov_b64 s[10:11], 0\ns_mov_b32 s10, s5", "s_cmov_b64 s[10:11], 0"],
+    ids=["half", "half of a constant", "perhaps"],
+)
 def test_a_flag_that_was_overwritten_says_nothing(notes):
     assert opcodes(amd(FLOW.format(note=notes))).count("global_load_dwordx4") == 2
+
+
+def test_one_of_two_sides_of_a_choice_is_passed():
+    """Though it is shorter around both; and what asks for the flag may stand before other instructions."""
+    flow = FLOW.replace("global_load_dwordx4 v[0:3], v7, s[0:1]", "v_mul_f32_e32 v0, v0, v0")
+    flow = flow.replace("global_load_dwordx4 v[0:3], v8, s[0:1]", "v_mul_f32_e32 v0, v0, v0\nv_mul_f32_e32 v0, v0, v0")
+    flow = flow.replace("s_cbranch_vccnz", "s_nop 0\ns_cbranch_vccnz")
+    main = opcodes(amd(flow.format(note="s_mov_b64 s[10:11], 0")))
+    assert main.count("v_mul_f32_e32") == 1
 
 
 def test_two_sides_of_one_choice_asked_the_other_way():
@@ -204,30 +249,10 @@ def test_a_loop_that_runs_while_lanes_are_left_ends():
     assert opcodes(code) == ["global_load_dwordx4", "s_cbranch_execnz", "s_endpgm"]
 
 
-WIDE, NARROW = "LDG.E.128 R4, desc[UR6][R2.64]", "LDG.E.U16 R4, desc[UR6][R2.64]"
-
-
-@pytest.mark.parametrize(
-    ("code", "access"),
-    [
-        (nvidia("LD.E.64 R4, [R2.64]", "EXIT"), "load"),
-        (nvidia("ST.E.64 [R2.64], R4", "EXIT"), "store"),
-        (amd("flat_load_dwordx2 v[0:1], v[2:3]\ns_endpgm"), "load"),
-        (amd("flat_store_dwordx2 v[0:1], v[2:3]\ns_endpgm"), "store"),
-    ],
-)
-def test_generic_accesses(code, access):
-    assert (code[0].access, code[0].bits) == (access, 64)
-
-
-@pytest.mark.parametrize("opcode", ["exp", "log", "rcp", "rsq", "sqrt", "sin", "cos"])
-def test_special_functions_on_amd(opcode):
-    assert amd(f"v_{opcode}_f32_e32 v0, v1\ns_endpgm")[0].pipe == "special"
-
-
-def test_a_quarter_of_the_bytes_is_bulk():
-    code = nvidia(WIDE, "@P0 BRA 0x120", *[NARROW] * 16, "EXIT")
-    assert opcodes(code) == ["LDG.E.128", "BRA", "EXIT"]
+@pytest.mark.parametrize(("narrow", "passed"), [(24, 0), (25, 25)], ids=["a quarter", "less"])
+def test_a_quarter_of_the_bytes_is_bulk(narrow, passed):
+    code = nvidia(WIDE, f"@P0 BRA {16 * (2 + narrow):#x}", *[NARROW] * narrow, "EXIT")
+    assert opcodes(code) == ["LDG.E.128", "BRA", *["LDG.E.U16"] * passed, "EXIT"]
 
 
 def test_wide_accesses_weigh_more_than_their_bytes():
