@@ -283,25 +283,3 @@ def test_without_triton(monkeypatch):
     result = run()
     assert result.exit_code == 2
     assert "triton is not installed: pip install triton" in result.output
-
-
-@compiled
-@pytest.mark.parametrize(
-    ("call", "kernel", "wanted"),
-    [
-        ("reconstruction_loss, bernoulli, batchmean, float32, rows: backward", "_scale", upstreams.ISSUED_SCALE),
-        (
-            "reconstruction_loss, bernoulli, none, float32, rows: backward",
-            "_reconstruct",
-            likelihoods.ISSUED["bernoulli"].gradient,
-        ),
-        (
-            "reparameterize, eps, float32, rows: forward",
-            "_forward",
-            latent_forward.ISSUED["tensors"] + latent_forward.ISSUED["sample"],
-        ),
-    ],
-)
-def test_limits_of_what_a_launch_asks_for(table, call, kernel, wanted):
-    (launch,) = {each.launch for each in table.recorded() if each.call == call and each.launch.name == kernel}
-    assert table.issued_limit(launch, table._operands(launch)) == wanted
