@@ -80,14 +80,15 @@ def _undefined_where_masked(load, interpreter):
     On a GPU those hold any number, and Triton's interpreter gives 0: what relies on that shows nowhere else.
     """
 
-    def masked_load(builder, pointers, mask, other, *options):
+    def masked_load(builder, pointers, mask, other, *options, **named):  # by name from a descriptor
         # Of a single lane Triton's frontend drops an `other` that is 0, here alone: it asks whether that is true.
-        if other is None and mask.data.size > 1 and not mask.data.all():
+        lanes = mask.data if isinstance(mask, interpreter.TensorHandle) else mask  # block pointers make plain arrays
+        if other is None and lanes.size > 1 and not lanes.all():
             dtype = pointers.get_element_ty()
             kind = interpreter._get_np_dtype(dtype)  # of bfloat16 its bits, which are NaN where all are set
             poison = np.iinfo(kind).max if np.issubdtype(kind, np.integer) else np.nan
             other = interpreter.TensorHandle(np.full_like(pointers.data, poison, dtype=kind), dtype)
-        return load(builder, pointers, mask, other, *options)
+        return load(builder, pointers, mask, other, *options, **named)
 
     return masked_load
 

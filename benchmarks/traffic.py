@@ -143,7 +143,6 @@ class _Counter:
             if repeats:
                 self.traffic.overwrites[self.kernel, arg] += repeats
         self.stores.clear()
-        self.views = []
 
     def _record(self, kind, pointers, mask):
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)

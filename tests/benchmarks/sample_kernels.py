@@ -212,6 +212,18 @@ def copy_of_a_whole_tile(x, y, n, BLOCK: tl.constexpr):
     target.store([row, 0], source.load([row, 0]))
 
 
+@triton.jit
+def copies_by_descriptors(source, target):
+    target.store([8, 0], source.load([0, 0]))
+
+
+@triton.jit
+def copies_by_block_pointers(x, y, n, BLOCK: tl.constexpr):
+    source = tl.make_block_ptr(x, (n,), (1,), (0,), (BLOCK,), (0,))
+    target = tl.make_block_ptr(y, (n,), (1,), (0,), (BLOCK,), (0,))
+    tl.store(target, tl.load(source, boundary_check=(0,)), boundary_check=(0,))
+
+
 autotuned = triton.autotune([triton.Config({}, num_warps=4), triton.Config({}, num_warps=8)], key=[])(full_tiles)
 tuned_in_one_way = triton.autotune([triton.Config({}, num_warps=4)], key=[])(full_tiles)
 

@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from tests.benchmarks import sample_kernels as kernels
 from vae_fast.benchmarks import traffic as counting
 from vae_fast.benchmarks.traffic import OutOfBounds, count_traffic
@@ -15,7 +17,7 @@ from vae_fast.benchmarks.traffic import OutOfBounds, count_traffic
 pytestmark = pytest.mark.interpreter_only
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.bool])
 def test_counts_the_lanes_that_the_mask_lets_through(dtype):
     x, y = torch.zeros(1000, dtype=dtype), torch.empty(1000)
     with count_traffic() as traffic:
@@ -80,11 +82,29 @@ def test_halves_of_one_tensor_are_told_apart():
     assert not traffic.gaps
 
 
-def test_lanes_between_the_elements_of_a_view_are_gaps():
-    left = torch.ones(8, 20)[:, :10]
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda halves: halves,
+        lambda halves: halves.expand(3, 8, 10),  # once more the same elements
+        lambda halves: halves.as_strided((8, 1, 10), (20, 5, 1)),  # a stride that is never taken
+    ],
+    ids=["halves", "expanded", "of size 1"],
+)
+def test_lanes_between_the_elements_of_a_view_are_gaps(view):
+    left = view(torch.ones(8, 20)[:, :10])
     with count_traffic() as traffic:
         kernels.row_sums[(7,)](left, torch.empty(8), 16, 20, COLUMNS=16)
     assert traffic.gaps == {("row_sums", "x", "load"): 7 * 6}
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_windows_that_overlap_have_no_gaps(step):
+    windows = torch.ones(9).unfold(0, 3, step)
+    with count_traffic() as traffic:
+        kernels.row_sums[(1,)](windows, torch.empty(1), 9, 9, COLUMNS=16)
+    assert traffic.moved(arg="x") == 36
+    assert not traffic.gaps
 
 
 def test_expanded_and_permuted_views():
@@ -124,10 +144,42 @@ def test_catches_a_load_in_a_device_function():
         kernels.loads_before_the_start[(1,)](torch.ones(101)[1:], torch.empty(64), BLOCK=64)
 
 
-def test_an_access_that_is_half_inside():
-    halves = torch.zeros(33, dtype=torch.float16)
+@pytest.mark.parametrize(("size", "block"), [(31, 16), (1, 1)])
+def test_an_access_that_is_half_inside(size, block):
+    halves = torch.zeros(33, dtype=torch.float16)[:size]
     with pytest.raises(OutOfBounds, match="1 unmasked lanes .* is 0 bytes past the end of x"), count_traffic():
-        kernels.casts_pointers[(1,)](halves[:31], torch.empty(32, dtype=torch.float16), BLOCK=16)
+        kernels.casts_pointers[(1,)](halves, torch.empty(32, dtype=torch.float16), BLOCK=block)
+
+
+def test_a_tensor_without_elements_has_none_to_load():
+    """Its address may be 0."""
+    x, y = torch.empty(0), torch.empty(0)
+    with pytest.raises(OutOfBounds, match="1 unmasked lanes of a load fall .*: there is none$"), count_traffic():
+        kernels.full_tiles[(1,)](x, y, FUNCTION=kernels.square_plus_exp, BLOCK=1)
+
+
+@pytest.mark.filterwarnings("ignore:tl.make_block_ptr is deprecated")
+def test_block_pointers():
+    x, y = torch.ones(100), torch.zeros(100)
+    with count_traffic() as traffic:
+        kernels.copies_by_block_pointers[(1,)](x, y, 100, BLOCK=128)
+    assert traffic.bytes == {
+        ("copies_by_block_pointers", "x", "load"): 400,
+        ("copies_by_block_pointers", "y", "store"): 400,
+    }
+    assert torch.equal(x, y)
+
+
+def test_tensors_of_descriptors():
+    x, y = torch.ones(16, 4), torch.zeros(16, 4)
+    source, target = (TensorDescriptor(t, [16, 4], [4, 1], [8, 4]) for t in (x, y))
+    with count_traffic() as traffic:
+        kernels.copies_by_descriptors[(1,)](source, target)
+    assert traffic.bytes == {
+        ("copies_by_descriptors", "source", "load"): 128,
+        ("copies_by_descriptors", "target", "store"): 128,
+    }
+    assert torch.equal(y[8:], x[:8])
 
 
 def test_bounds_can_be_left_unchecked():
@@ -139,8 +191,9 @@ def test_bounds_can_be_left_unchecked():
 
 def test_catches_an_address_stored_twice():
     with count_traffic() as traffic:
-        kernels.programs_overlap[(3,)](torch.ones(100), torch.empty(100), 100, BLOCK=32)
-    assert traffic.overwrites == {("programs_overlap", "y"): 2}
+        for _ in range(2):
+            kernels.programs_overlap[(3,)](torch.ones(100), torch.empty(100), 100, BLOCK=32)
+    assert traffic.overwrites == {("programs_overlap", "y"): 2 * 2}
 
 
 def test_storing_again_in_the_next_launch_is_no_overwrite():
@@ -195,3 +248,10 @@ def test_what_lies_in_a_view():
 
     assert view.span(at(0, 24, 26, 28), 4).tolist() == [True, True, False, False]
     assert view.elements(at(0, 2, 4, 8, 24), 4).tolist() == [True, False, False, True, True]
+    assert view.elements(at(0, 1, 4, 27, 28), 1).tolist() == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]  # of another size: its span
