@@ -1,6 +1,7 @@
 """The training step as one CUDA graph, and the compiled model: what they compute, and bad arguments."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,6 +149,12 @@ class TestBadArguments:
         with pytest.raises(RuntimeError, match="example is on cpu: capture_step needs a CUDA device"):
             capture_step(model, adam(model, capturable=True), batch(0))
 
+    def test_a_model_on_another_device(self, monkeypatch):
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+        model = small("meta")
+        with pytest.raises(ValueError, match="example is on cpu, the model's .* on meta: they must be on one device"):
+            capture_step(model, adam(model, capturable=True), batch(0))
+
     @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.LBFGS])
     def test_an_optimizer_that_cannot_be_captured(self, optimizer):
         model = small()
@@ -170,6 +177,8 @@ class TestBadArguments:
         optimizer = adam(model, capturable=True)
         with pytest.raises(TypeError, match=r"model is Linear: expected a module with a method loss\(x\)"):
             capture_step(nn.Linear(2, 2), optimizer, batch(0))
+        with pytest.raises(TypeError, match="model is SimpleNamespace: expected a module"):
+            capture_step(SimpleNamespace(loss=model.loss), optimizer, batch(0))  # whose parameters are not known
         with pytest.raises(TypeError, match=r"optimizer is str: expected a torch.optim.Optimizer"):
             capture_step(model, "adam", batch(0))
         with pytest.raises(TypeError, match="example is list: expected a tensor"):

@@ -110,6 +110,45 @@ def test_the_warm_up_waits_for_what_came_before_and_the_capture_for_the_warm_up(
     assert torch.equal(example, batch(0))  # the batches are copied to another tensor
 
 
+@pytest.mark.usefixtures("played_cuda")
+def test_the_gradients_of_the_warm_up_are_let_go_before_the_capture():
+    """Else they would stay beside the graph's own."""
+    weight, found = torch.ones(3, requires_grad=True), []
+
+    def step(x):
+        found.append(weight.grad is None)
+        (weight * x).sum().backward()
+
+    graphs.CapturedStep(step, torch.optim.SGD([weight], lr=0.0), torch.ones(3))
+    assert found == [True, False, False, True]
+
+
+@pytest.mark.usefixtures("played_cuda")
+def test_what_a_step_takes_and_gives_is_of_no_other_graph():
+    model, example = small(), batch(0).requires_grad_()
+    step = capture_step(model, adam(model), example)
+    assert example.grad is None
+    assert not any(loss.requires_grad for loss in step(batch(1)))
+
+
+@pytest.mark.usefixtures("played_cuda")
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (batch(0, size=5), ValueError, r"x is float32 \[5, 8, 8\], the captured example was float32 \[32, 8, 8\]"),
+        (batch(0).double(), ValueError, r"x is float64 \[32, 8, 8\], the captured"),
+        ([1.0], TypeError, "x is list: expected a tensor"),
+    ],
+    ids=["shape", "dtype", "list"],
+)
+def test_batches_that_the_graph_cannot_take(x, error, message):
+    """A copy would stretch the one and convert the other."""
+    model = small()
+    step = capture_step(model, adam(model), batch(0))
+    with pytest.raises(error, match=message):
+        step(x)
+
+
 class TestPlayedGraph:
     @pytest.fixture(autouse=True)
     def _graph(self, played_cuda, monkeypatch):
