@@ -1,21 +1,26 @@
 """The sweep that justifies the sizes in kernels/tiling.py."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("triton")
 
 import torch
 
+from vae_fast.benchmarks import audit as tool
 from vae_fast.benchmarks import sweep
+from vae_fast.benchmarks.audit import Resources
 from vae_fast.benchmarks.audit_table import tile_size
 from vae_fast.benchmarks.launches import record_launches
-from vae_fast.kernels import tiling
+from vae_fast.kernels import launching, tiling
 
 
 def test_our_choice_is_among_those_swept_and_none_has_too_many_warps():
     assert sweep.OURS in sweep.CHOICES
     assert {choice.elements for choice in sweep.CHOICES} == {4, 8, 16, 32}
-    assert all(choice.tile // (32 * choice.elements) <= sweep.MOST_WARPS for choice in sweep.CHOICES)
+    assert max(choice.tile // (32 * choice.elements) for choice in sweep.CHOICES) == sweep.MOST_WARPS
     assert {w.op for w in sweep.chosen_workloads()} == set(sweep.OPS)
     assert {w.op for w in sweep.chosen_workloads("sample_kl")} == {"sample_kl"}
 
@@ -30,6 +35,7 @@ def test_a_choice_is_used_by_the_launchers_and_given_back():
     with sweep.Choice(8, 1024).used():
         assert tiling.tiles(joint).columns == 1024
         assert tiling.tiles(joint).warps(joint) == 4
+        assert launching._plans_anew  # a launch that was played would have the tiles of the choice before
     assert tiling.tiles(joint) == before
 
 
@@ -41,7 +47,7 @@ def test_a_choice_is_used_by_the_launchers_and_given_back():
         (33, 128, 0, 48),  # given out by eights: 40
         (255, 256, 0, 8),
         (16, 32, 0, 32),  # no more than 32 programs
-        (32, 128, 100 * 1024, 8),  # two by their shared memory
+        (32, 128, 37 * 1024, 20),  # five by their shared memory, of which each has 1 KB more than it asks for
     ],
 )
 def test_warps_that_fit(registers, threads, shared, warps):
@@ -60,6 +66,50 @@ def test_the_table_from_machine_code(monkeypatch, capsys):
     assert float(few.split()[-6]) > float(ours.split()[-6])  # fewer elements a thread, more instructions for each
 
 
+@pytest.mark.compiled_only
+def test_the_figures_of_the_large_kernels(monkeypatch):
+    """Those of the first launch of each, in the order of the calls: the gradients alone are one of the same kernel."""
+    told = []
+
+    def audit(launch, target, elements):
+        told.append((target, elements == tile_size(launch), launch.arguments.get("partials") is not None))
+        return SimpleNamespace(
+            issued=12.34, special=0.5, integer=3.0, threads=128, shared=63 * 1024,
+            resources=Resources(registers=80, spilled=4, local=8), loads=Counter({128: 2, 16: 5}),
+        )  # fmt: skip
+
+    monkeypatch.setattr(tool, "audit", audit)
+    monkeypatch.setattr(sweep, "CHOICES", [sweep.OURS])
+    chosen = {w.options: w for w in sweep.chosen_workloads() if w.dtype == "float32"}
+    figures = (
+        "12.3",
+        "0.50",
+        "80",
+        "4",
+        "12",
+        "12",
+    )  # three programs of 4 warps, and 2 x 16 bytes of each of their lanes
+    for options, kernels in (("sample", ("forward", "backward")), ("mse, batchmean", ("reconstruct",))):
+        found = list(sweep.compiled(chosen[options], "sm_80"))
+        assert found == [(sweep.OURS, (kernel, *figures)) for kernel in kernels]
+    assert {each[:2] for each in told} == {("sm_80", True)}
+    assert told[-1][-1]  # of the loss itself
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "target", "wanted"),
+    [(False, None, "sm_90"), (False, "sm_100", "sm_100"), (True, None, "by time"), (True, "sm_80", "sm_80")],
+)
+def test_by_time_only_on_a_gpu_and_without_a_target(on_gpu, target, wanted, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(sweep, "timed", lambda workload: [(sweep.OURS, ("by time",))])
+    monkeypatch.setattr(sweep, "compiled", lambda workload, target: [(sweep.OURS, (target,))])
+    sweep.sweep("sample_kl", target)
+    header, *lines, _ = capsys.readouterr().out.splitlines()
+    assert all(line.endswith(wanted) for line in lines)
+    assert header.endswith("p80 ms" if wanted == "by time" else "KB loading")
+
+
 @pytest.fixture
 def play(monkeypatch):
     """Times on the CPU, with a timer in place of the GPU's that notes the tile of each launch in place of making it."""
@@ -75,8 +125,9 @@ def play(monkeypatch):
                 state = self.work.prepare(0)
                 before = len(launches)
                 self.work.run(state)
-                (tile,) = [tile_size(launch) for launch in launches[before:]]
-                tiles.append(tile)
+                (launch,) = launches[before:]
+                assert launch.arguments["size"] == sweep.GPU_SHAPE
+                tiles.append(tile_size(launch))
                 return sample(len(tiles))
 
         monkeypatch.setattr(sweep, "DeviceTimer", PlayedTimer)
