@@ -102,7 +102,7 @@ def _flag_asked(lines, number):
     if wanted is None:
         return None
     for opcode, operands in reversed(lines[max(0, number - 8) : number]):
-        if operands.startswith("vcc,") or opcode.startswith("s_cbranch"):
+        if operands.startswith("vcc") or opcode.startswith("s_cbranch"):
             flag = CONDITION.match(operands)
             made = {"s_and_b64": wanted, "s_andn2_b64": not wanted}.get(opcode)
             return None if flag is None or made is None else (flag.group(1), made)

@@ -26,9 +26,7 @@ def test_full_tiles_win_over_the_tail_and_over_an_early_exit():
     assert opcodes(code) == ["EXIT", "BRA", "LDG.E.128", "FADD", "EXIT"]
 
 
-@pytest.mark.parametrize(
-    "branch", ["BRA P0, 0x30", "BRA.U UP0, 0x30", "BRA !P0, 0x30", "@!UP0 BRA 0x30", "@P0 JMP 0x30"]
-)
+@pytest.mark.parametrize("branch", ["BRA P0, 0x30", "BRA.U UP0, 0x30", "BRA !P0, 0x30", "@!UP0 BRA 0x30"])
 def test_conditions_of_a_branch(branch):
     wide = "LDG.E.128 R4, desc[UR6][R2.64]"
     main = opcodes(nvidia(branch, wide, "EXIT", "NANOSLEEP 0x1", "EXIT"))
@@ -214,6 +212,12 @@ def test_two_sides_of_one_choice_are_not_both_passed():
 )
 def test_a_flag_that_was_overwritten_says_nothing(notes):
     assert opcodes(amd(FLOW.format(note=notes))).count("global_load_dwordx4") == 2
+
+
+@pytest.mark.parametrize("between", ["s_mov_b32 vcc_lo, s5", "s_cbranch_scc0 .LBB0_4"], ids=["half", "a branch"])
+def test_what_vcc_was_made_from_may_not_be_known(between):
+    flow = FLOW.replace("s_cbranch_vccnz", f"{between}\ns_cbranch_vccnz")
+    assert opcodes(amd(flow.format(note="s_mov_b64 s[10:11], 0"))).count("global_load_dwordx4") == 2
 
 
 def test_one_of_two_sides_of_a_choice_is_passed():

@@ -116,6 +116,11 @@ def test_ends(end):
     assert opcodes(nvidia(f"@P0 {end}", WIDE, "EXIT")) == [first, "LDG.E.128", "EXIT"]
 
 
+@pytest.mark.parametrize("jump", ["BRA", "JMP"])
+def test_jumps(jump):
+    assert opcodes(nvidia(f"{jump} 0x20", "EXIT", WIDE, "EXIT")) == [jump, "LDG.E.128", "EXIT"]
+
+
 @pytest.mark.parametrize("end", ["s_endpgm", "s_setpc_b64 s[30:31]"])
 def test_ends_on_amd(end):
     assert opcodes(amd(f"{end}\nglobal_load_dword v0, v1, s[0:1]\ns_endpgm")) == [end.split()[0]]
