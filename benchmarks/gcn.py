@@ -10,7 +10,7 @@ PIPES = [
     ("uniform", re.compile(r"s_")),  # once for the whole wave
     ("memory", re.compile(r"(global|buffer|flat|scratch|ds)_")),
     ("matrix", re.compile(r"v_s?mfmac?_")),  # at rates of their own
-    ("special", re.compile(r"v_(exp|log|rcp|rcp_iflag|rsq|sqrt|sin|cos)_")),  # a quarter of the rate
+    ("special", re.compile(r"v_(exp|log|rcp|rsq|sqrt|sin|cos)_")),  # a quarter of the rate
     ("multiply", re.compile(r"v_(mul|mad|dot).*_[iu](24|32|64|8)|v_mul_(lo|hi)_")),
     ("integer", re.compile(r"v_(cmp|max|min|med3|cndmask|pk_max|pk_min)")),
     ("float", re.compile(r"v_cvt|v_.*_(f16|bf16|f32|f64)(_|$)")),

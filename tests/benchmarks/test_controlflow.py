@@ -127,10 +127,11 @@ def test_nested_loops():
     assert main_path(code).loops == 2
 
 
-def test_a_round_that_ends_early_is_one_of_the_same_loop():
-    code = nvidia("@P0 BRA 0x30", WIDE, "BRA 0x0", "@P1 BRA 0x0", "EXIT")
-    path = main_path(code)
-    assert [i.opcode for i in path.instructions] == ["BRA", "LDG.E.128", "BRA", "EXIT"]
+@pytest.mark.parametrize(("early", "whole"), [(WIDE, "FADD R1, R1, R1"), ("FADD R1, R1, R1", WIDE)])
+def test_a_round_that_ends_early_is_one_of_the_same_loop(early, whole):
+    """Whichever the main path takes, it goes on to where the loop exits: at its top."""
+    path = main_path(nvidia("@P2 BRA 0x60", "@P0 BRA 0x40", early, "BRA 0x0", whole, "BRA 0x0", "EXIT"))
+    assert [i.opcode for i in path.instructions] == ["BRA", "BRA", "LDG.E.128", "BRA", "EXIT"]
     assert (path.loops, path.skipped) == (1, 0)
 
 

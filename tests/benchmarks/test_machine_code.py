@@ -91,6 +91,11 @@ def test_accesses(code, access):
     ("opcode", "pipe"),
     [
         *((f"v_{name}_f32_e32", "special") for name in ("exp", "log", "rcp", "rcp_iflag", "rsq", "sqrt", "sin", "cos")),
+        *((f"s_{name}", "control") for name in ("waitcnt", "nop", "barrier", "sleep", "setprio", "sethalt", "trap")),
+        ("s_add_u32", "uniform"),
+        ("ds_read_b32", "memory"),
+        ("v_mfma_f32_32x32x8_f16", "matrix"),
+        ("v_smfmac_f32_16x16x32_f16", "matrix"),
         ("v_mul_lo_u32", "multiply"),
         ("v_mul_lo_u16_e32", "multiply"),  # of a width that the other products lack
         ("v_mul_u32_u24_e32", "multiply"),
