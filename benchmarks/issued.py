@@ -65,13 +65,13 @@ def _latent(kernel, arguments, drawn, eps, kl, prior, more):
 
 def _reconstruct(arguments):
     number = likelihoods.ISSUED.get(arguments["LIKELIHOOD"].__name__, likelihoods.Issued(0, 0, 0, 0))
-    summed, each = arguments["partials"] is not None, arguments["loss"] is not None
+    summed = arguments["partials"] is not None
     more = _sum(targets.ISSUED, _target(arguments)) + _sum(shared.ISSUED, _shared(arguments))
     if summed and arguments["weight"] is not None:
         more += max(number.each - number.sum, 0)  # a logarithm for each element
     if all(grad is None for grad in arguments["grads"]):
         return more + (number.sum if summed else number.each)
-    return more + (number.both if summed or each else number.gradient)
+    return more + (number.both if summed else number.gradient)
 
 
 def _target(arguments):

@@ -65,6 +65,20 @@ LATENT = {  # call: (what it asks for, the KL, how often its scale counts, what 
     ),
     "sample_kl, sample, only z used, float32, rows: backward": (backward(*SAMPLE), None, 1, 0),
     "sample_kl, sample, only kl used, float32, rows: backward": (backward(CLOSED), CLOSED, 1, ROWS),
+    # of z alone the prior is no part; of the kl alone the noise is one for monte_carlo only, and so are the samples
+    "sample_kl, batchmean, fixed prior, clamp, only z used, bfloat16 beside mu, float16, 20 columns: backward": (
+        backward(*SAMPLE, "clamp"), None, 1, 6 * LAYOUT["half"],
+    ),
+    "sample_kl, sum, learned prior, clamp, monte_carlo, only kl used, float32 beside mu, bfloat16, "
+    "chunks of channels_last: backward": (
+        backward(*SAMPLE, MONTE_CARLO, "prior", "gradient of the prior", "clamp"), MONTE_CARLO, 2,
+        ROWS + 2 * LAYOUT["half"] + LAYOUT["mixed"] + LAYOUT["dimension"],
+    ),
+    "sample_kl, sum, prior of one row, logstd, 5 samples, eps, only kl used, float32 beside mu, float16, "
+    "chunks of images: backward": (
+        backward(CLOSED, "prior", "gradient of the prior", scale="logstd"), CLOSED, 2,
+        ROWS + 3 * LAYOUT["half"] + LAYOUT["mixed"],
+    ),
 }  # fmt: skip
 
 RECONSTRUCTION = {  # what follows "reconstruction_loss, ", and is one launch of the kernel
@@ -82,15 +96,33 @@ RECONSTRUCTION = {  # what follows "reconstruction_loss, ", and is one launch of
         BERNOULLI.both + TARGET["weight"] + BERNOULLI.each - BERNOULLI.sum
     ),
     "gaussian, batchmean, weight an element, float32, rows: forward": GAUSSIAN.both + TARGET["weight"],
-    "mse, none, weight a sample, float32, rows: forward": MSE.each + TARGET["weight"] + ROWS,
+    "bernoulli, none, weight a sample, float32, rows: forward": BERNOULLI.each + TARGET["weight"] + ROWS,
     "mse, batchmean, mask, float32, rows: forward": (
         MSE.both + max(MSE.each - MSE.sum, 0) + TARGET["weight"] + TARGET["integers"] + LAYOUT["mixed"]
     ),
     "mse, batchmean, weight a feature, float32, rows: forward": (
         MSE.both + TARGET["weight"] + TARGET["weight of rows"] + ROWS
     ),
+    "continuous_bernoulli, sample, uint8 target, 0 of 1 gradients, mask, bfloat16, long rows: forward": (
+        likelihoods.ISSUED["continuous_bernoulli"].sum
+        + TARGET["scale"]
+        + TARGET["weight"]
+        + 2 * TARGET["integers"]
+        + ROWS
+        + LAYOUT["half"]
+        + LAYOUT["mixed"]
+    ),
     "gaussian, batchmean, one number, float32, rows: forward": GAUSSIAN.both + SHARED["one number"],
     "gaussian, batchmean, a number a feature, float32, rows: forward": GAUSSIAN.both + SHARED["columns"],
+    "gaussian, none, a number a feature, bfloat16, rows: backward": (
+        GAUSSIAN.gradient + SHARED["columns"] + 4 * LAYOUT["half"] + LAYOUT["mixed"]
+    ),
+    "negative_binomial, batchmean, a number a feature, float32 beside the first, bfloat16, rows: forward": (
+        likelihoods.ISSUED["negative_binomial"].both
+        + SHARED["columns of one row"]
+        + 3 * LAYOUT["half"]
+        + LAYOUT["mixed"]
+    ),
     "gaussian, batchmean, a number a channel, float32, chunks of images: forward": (
         GAUSSIAN.both + SHARED["dimensions"] + LAYOUT["dimension"]
     ),
@@ -105,6 +137,9 @@ CLASSES = {  # likewise: per logit, and the row's own over those of its logits t
     "none, float32, rows: forward": categorical.ISSUED.each + OF_A_ROW / 8,
     "batchmean, float32, long rows: forward": categorical.ISSUED.both + OF_A_ROW / 32,  # a thread has no more at once
     "batchmean, float32, chunks of images: forward": categorical.ISSUED.both + OF_A_ROW / 4,  # 16 bytes: no fewer
+    "batchmean, bfloat16, chunks of images: forward": (
+        categorical.ISSUED.both + OF_A_ROW / 8 + 2 * LAYOUT["half"]  # of halves twice as many
+    ),
     "batchmean, float32, 20 columns: forward": (
         categorical.ISSUED_PACKED.both + categorical.ISSUED_PACKED_ROW / 32  # of lanes: a power of two
     ),
