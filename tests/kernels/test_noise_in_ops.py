@@ -1,12 +1,15 @@
 """The noise as the ops draw it: a pure function of the seed and of the element's position in z's memory."""
 
+import functools
+import operator
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
 from tests.support.tolerance import assert_noise_close
-from vae_fast import reparameterize, sample_kl
+from vae_fast import reparameterize, sample_kl, seeds
 from vae_fast.kernels import tiling
 from vae_fast.reference import noise as reference
 
@@ -128,6 +131,26 @@ def test_torch_manual_seed_and_a_generator_decide_the_drawn_seed(backend):
     assert not torch.equal(first, second)
     generators = [torch.Generator(backend.device).manual_seed(4) for _ in range(2)]
     assert torch.equal(z(generator=generators[0]), z(generator=generators[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_what_is_drawn_where_nothing_is_given(dtype, backend):
+    """A seed for the kernels; elsewhere eps itself, by PyTorch, and not in 16 bits: Philox would take longer."""
+    mu = torch.zeros(5, 7, dtype=dtype, device=backend.device)
+    torch.manual_seed(2)
+    z = reparameterize(mu, mu)
+    torch.manual_seed(2)
+    if backend.name == "triton":
+        wanted = eps_of(mu, seeds.drawn(None, mu))
+    else:
+        wanted = torch.empty_like(mu, dtype=torch.promote_types(dtype, torch.float32)).normal_().to(dtype)
+    assert torch.equal(z, wanted)
+
+
+def test_a_drawn_seed_has_63_bits():
+    """Of 32 bits, two would be equal within a hundred thousand calls."""
+    drawn = [seeds.drawn(None, torch.empty(1)).item() for _ in range(64)]
+    assert functools.reduce(operator.or_, drawn) == 2**63 - 1
 
 
 @pytest.mark.parametrize("shape", [(64, 4096), (262147,)], ids=["quads", "lanes"])
