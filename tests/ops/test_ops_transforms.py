@@ -78,10 +78,15 @@ def test_vmap_draws_noise_as_its_randomness_says(given, randomness, batched, num
     in_dims = (0, None)
     if batched == "logvar":
         tensors, in_dims = tensors[::-1], (None, 0)
-    options = {"num_samples": num_samples, "generator": torch.Generator(backend.device) if given else None}
+    generator = torch.Generator(backend.device) if given else None
+    options = {"num_samples": num_samples, "generator": generator}
     draw = vmap(lambda m, v: reparameterize(m, v, **options), in_dims, randomness=randomness)
     z = draw(*tensors)
+    assert z.shape == (3, *([num_samples] if num_samples else ()), 2, 64)
     assert torch.equal(z[0], z[1]) == (randomness == "same")
+    if given:
+        generator.manual_seed(generator.initial_seed())
+        assert torch.equal(draw(*tensors), z)
 
 
 def test_jacobian_of_a_sample(backend):
