@@ -133,17 +133,18 @@ def test_torch_manual_seed_and_a_generator_decide_the_drawn_seed(backend):
     assert torch.equal(z(generator=generators[0]), z(generator=generators[1]))
 
 
+@pytest.mark.parametrize("num_samples", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_what_is_drawn_where_nothing_is_given(dtype, backend):
+def test_what_is_drawn_where_nothing_is_given(dtype, num_samples, backend):
     """A seed for the kernels; elsewhere eps itself, by PyTorch, and not in 16 bits: Philox would take longer."""
     mu = torch.zeros(5, 7, dtype=dtype, device=backend.device)
     torch.manual_seed(2)
-    z = reparameterize(mu, mu)
+    z = reparameterize(mu, mu, num_samples=num_samples)
     torch.manual_seed(2)
     if backend.name == "triton":
-        wanted = eps_of(mu, seeds.drawn(None, mu))
+        wanted = reparameterize(mu, mu, num_samples=num_samples, seed=seeds.drawn(None, mu))
     else:
-        wanted = torch.empty_like(mu, dtype=torch.promote_types(dtype, torch.float32)).normal_().to(dtype)
+        wanted = torch.empty_like(z, dtype=torch.promote_types(dtype, torch.float32)).normal_().to(dtype)
     assert torch.equal(z, wanted)
 
 

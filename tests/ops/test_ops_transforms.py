@@ -84,6 +84,7 @@ def test_vmap_draws_noise_as_its_randomness_says(given, randomness, batched, num
     z = draw(*tensors)
     assert z.shape == (3, *([num_samples] if num_samples else ()), 2, 64)
     assert torch.equal(z[0], z[1]) == (randomness == "same")
+    assert num_samples is None or not torch.equal(z[:, 0], z[:, 1])
     if given:
         generator.manual_seed(generator.initial_seed())
         assert torch.equal(draw(*tensors), z)
