@@ -69,7 +69,7 @@ def test_vmap_over_seeds_is_a_sample_of_each_seed(backend):
     torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("num_samples", [None, 2])
+@pytest.mark.parametrize("num_samples", [None, 5])
 @pytest.mark.parametrize("batched", ["mu", "logvar"])
 @pytest.mark.parametrize("randomness", ["different", "same"])
 @pytest.mark.parametrize("given", [False, True], ids=["default", "generator"])
