@@ -59,6 +59,7 @@ def check(logits, target, reduction, ignore_index=None, upstream=None, weight=No
     if weight is not None:
         full = targets.weighted(np.ones(nll.shape), to_numpy(weight))
         nll, derivative = targets.weighted(nll, full), targets.weighted(derivative, full[..., None])
+    assert loss.dtype == torch.promote_types(logits.dtype, torch.float32)
     below = _below(a)
     expected, terms = (reductions.reduce(value, reduction) for value in (nll, nll))
     if reduction == "none":

@@ -51,6 +51,8 @@ def test_a_weight_of_0_hides_anything(count, backend):
             loss, grad = check(logits, target, reduction, weight=given)
             assert loss.isfinite().all()
             assert not grad[weight == 0].any()
+            _, grad = check(logits, target, reduction, weight=given, ignore_index=target[0, 0].item())
+            assert grad.isfinite().all()
 
 
 def test_a_weight_that_is_nan_shows(backend):

@@ -229,6 +229,13 @@ def test_eager_normals(shape, seed):
     assert_noise_close(made.flatten(), reference.normal(seed, made.numel()))
 
 
+@pytest.mark.parametrize("draw", [eager_noise.normal, eager_noise.uniform])
+def test_eager_noise_is_on_the_device_of_the_sample(draw):
+    seed, like = torch.zeros(1, dtype=torch.int64, device="meta"), torch.empty(2, 3, device="meta")
+    made = draw(seed, like)
+    assert (made.device, made.shape) == (like.device, like.shape)
+
+
 def test_the_reference_is_what_an_independent_philox_gives():
     """Known answers of Random123 (Salmon et al. 2011): counters and keys of zeros, of ones and of the digits of pi."""
     ones = 2**32 - 1

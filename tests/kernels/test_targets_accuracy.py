@@ -8,6 +8,7 @@ from tests.kernels.latents import DTYPES
 from tests.kernels.outputs import INTEGERS, LAYOUTS, LIKELIHOODS, REDUCTIONS, WEIGHTS, Case, sample
 from tests.support.environment import INTERPRETED
 from vae_fast import elbo_loss, reconstruction_loss
+from vae_fast.reference import noise
 
 SHAPES = ["MNIST", "primes", "chunks of images", "channels_last output", "rows split over programs", "full tiles"]
 SEED = 2**40 + 3
@@ -152,6 +153,14 @@ def test_the_sample_is_the_reference_s_bit_for_bit(layout, backend):
         zeros = (logits.detach() * 0).requires_grad_()
         found = drawn(zeros, case.target, seed=SEED, reduction="sum")
         assert np.array_equal(found.cpu().numpy(), sample(case.target, SEED, 1 / 255, logits))
+
+
+def test_the_probability_of_a_sample_is_a_float32_in_any_dtype(backend):
+    """Between one and the next of the noise's numbers it is rounded, so that a seed gives the same bits everywhere."""
+    logits = torch.ones(4, 64, dtype=torch.float64, device=backend.device)
+    u = torch.from_numpy(noise.uniform(SEED, logits.numel())).to(logits).view(4, 64)
+    loss = reconstruction_loss(logits, u * (1 + 2**-40), binarize=True, seed=SEED, reduction="none")
+    assert torch.equal(loss, reconstruction_loss(logits, torch.zeros_like(logits), reduction="none"))
 
 
 def test_black_and_white_are_certain_and_grey_is_fair(backend):
