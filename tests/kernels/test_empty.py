@@ -100,6 +100,17 @@ def test_reconstruction_loss_of_bytes_weighted_and_sampled(shape, reduction, bac
         check_grads([2 * loss], [logits])
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reconstruction_loss_of_two_parameters_weighted(shape, backend):
+    """Which have a constant for each element: it counts by the weights."""
+    params = [leaf(shape, backend) for _ in range(2)]
+    weight = torch.ones(shape[0], device=backend.device)
+    for reduction in REDUCTIONS:
+        target = torch.zeros(shape, device=backend.device)
+        loss = reconstruction_loss(params, target, "gaussian", reduction=reduction, weight=weight)
+        check_loss(loss, shape, reduction, torch.float32)
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_elbo_loss(shape, likelihood, backend):

@@ -90,11 +90,12 @@ def test_weights_of_shapes_with_few_dimensions(layout, backend):
         case.check(case.loss("sample"), "sample")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_what_is_masked_does_not_count_even_if_it_is_not_finite(likelihood, bad, backend):
+def test_what_is_masked_does_not_count_even_if_it_is_not_finite(likelihood, bad, dtype, backend):
     for reduction in REDUCTIONS:
-        case = Case("primes", likelihood, backend, weight="a mask")
+        case = Case("primes", likelihood, backend, dtype, weight="a mask")
         masked = ~case.options["weight"]
         expected = case.loss(reduction)
         grads = torch.autograd.grad(expected.sum(), case.params, retain_graph=True)
