@@ -242,7 +242,7 @@ def _scalars(report, operands, lanes, width, moved):
     for accesses, most in ((report.loads, smallest + shared), (report.stores, smallest)):
         narrow = {bits: count for bits, count in accesses.items() if bits < width}
         few = sum(bits * count for bits, count in narrow.items()) / 8 * report.threads < most
-        if not few and not (0 < whole <= moved and len(narrow) < len(accesses)):
+        if not few and not (whole <= moved and len(narrow) < len(accesses)):
             return 0
         allowed += sum(narrow.values())
     return allowed

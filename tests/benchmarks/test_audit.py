@@ -191,6 +191,7 @@ def test_the_resource_that_bounds_a_kernel():
     assert resource == "special"
     assert load["special"] == pytest.approx(1 / (0.97 * 0.5), rel=0.01)
     assert bound(report, 0, H200)[0] == "special"
+    assert bound(replace(report, main=report.main[:1]), 0, H200)[0] != "memory"  # which bounds no kernel without any
 
 
 def test_floats_bound_a_kernel_of_an_a100_sooner():

@@ -76,6 +76,18 @@ def test_a_launch_that_finishes_several_sums_takes_the_elements_of_all():
     assert table.tile_size(SimpleNamespace(arguments={"TILES": ((2, 4), (1, 8)), "ROWS": 3})) == 16
 
 
+def test_gradients_that_are_scaled_are_read_as_they_lie():
+    ((tensor, strides),) = table._operands(SimpleNamespace(arguments={"grads": (ROWS,), "factors": (1.0, None)}))
+    assert tensor is ROWS
+    assert strides == (0, 1)  # one row: its address counts
+
+
+@pytest.mark.compiled_only
+def test_every_launch_of_a_call_is_audited():
+    call = "reconstruction_loss, mse, batchmean, float32, rows: forward"
+    assert [e.launch.name for e in table.recorded(True) if e.call == call] == ["_reconstruct", "_sum_partials"]
+
+
 @pytest.mark.compiled_only
 def test_the_path_without_masks_is_left_to_the_code():
     """A tile as long as its rows may be full: the compiler is not told the size."""
