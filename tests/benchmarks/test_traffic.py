@@ -248,10 +248,4 @@ def test_what_lies_in_a_view():
 
     assert view.span(at(0, 24, 26, 28), 4).tolist() == [True, True, False, False]
     assert view.elements(at(0, 2, 4, 8, 24), 4).tolist() == [True, False, False, True, True]
-    assert view.elements(at(0, 1, 4, 27, 28), 1).tolist() == [
-        True,
-        True,
-        True,
-        True,
-        False,
-    ]  # of another size: its span
+    assert view.elements(at(0, 1, 4, 27, 28), 1).tolist() == [True] * 4 + [False]  # of another size: its span
