@@ -12,11 +12,11 @@ import contextlib
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from triton.runtime import jit
 
 from tests.kernels.ptx_arithmetic import TYPES, compared, result
 from tests.kernels.ptx_code import parse
+from tests.kernels.ptx_memory import Fault, Memory, elements
 from vae_fast import use_backend
 from vae_fast.benchmarks.audit import compile_launch
 from vae_fast.benchmarks.launches import TARGETS, Launch
@@ -27,47 +27,6 @@ POISON = {0: True, 2: 0x7FFB, 4: 0x7FFBAD01, 8: 0x7FFBAD017FFBAD01}  # odd: no w
 SCALARS = {"i1": "i1", "i8": "i1", "i32": "i4", "i64": "i8", "fp32": "f4", "fp64": "f8"}
 LANES = 8192  # threads at once
 MOST_BLOCKS = 100_000
-
-
-class Fault(Exception):
-    """What compiled code must not do."""
-
-
-class Memory:
-    """Runs of bytes at their addresses, each with those that may be accessed; in `data` they follow one another."""
-
-    def __init__(self, runs, once):
-        self.starts = np.array(sorted(runs))
-        parts, allowed = zip(*(runs[start] for start in self.starts), strict=True)
-        self.sizes = np.array([len(part) for part in parts])
-        self.offsets = np.cumsum(self.sizes) - self.sizes
-        self.data, self.allowed = np.concatenate(parts), np.concatenate(allowed)
-        self.once, self.stored = once, np.zeros(len(self.data), bool)
-
-    def load(self, address, width):
-        return self.data[self._places(address, width)]
-
-    def store(self, address, data):
-        at = self._places(address, data.shape[1])
-        if self.once and (self.stored[at].any() or len(np.unique(address)) < len(address)):
-            raise Fault("a second store to an element")
-        self.data[at] = data
-        self.stored[at] = True
-        if (self.data[at] != data).any():
-            raise Fault("two threads store at one address")
-
-    def _places(self, address, width):
-        """That of each byte in `data`: [threads, width]."""
-        if (address % width).any():
-            raise Fault(f"an access of {width} bytes at an address that is no multiple of it")
-        run = np.searchsorted(self.starts, address, "right") - 1
-        inside = address - self.starts[run]
-        if (run < 0).any() or (inside + width > self.sizes[run]).any():
-            raise Fault("an access outside")
-        at = (self.offsets[run] + inside)[:, None] + np.arange(width)
-        if not self.allowed[at].all():
-            raise Fault("an access between a tensor's elements")
-        return at
 
 
 class Machine:
@@ -268,7 +227,7 @@ def run(launch, target):
             numbers.append(np.array([value], SCALARS[kind]))
     numbers += [np.zeros(1, np.int64)] * 2  # Triton's own scratch memory and that of its profiler: none
     parameters = dict(zip(code.parameters, numbers, strict=True))
-    runs = _elements(tensors)
+    runs = elements(tensors)
     memory = Memory(runs, once=True)
     programs, threads = launch.grid[0], 32 * compiled.metadata.num_warps
     together = max(LANES // threads, 1)
@@ -279,18 +238,6 @@ def run(launch, target):
     for start, offset in zip(memory.starts, memory.offsets, strict=True):
         own, _ = runs[start]
         own[...] = memory.data[offset : offset + len(own)]
-
-
-def _elements(tensors):
-    """address -> (the bytes of a storage, whether each is a tensor's)."""
-    runs = {}
-    for tensor in tensors:
-        storage, size = tensor.untyped_storage(), tensor.element_size()
-        own = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-        _, allowed = runs.setdefault(storage.data_ptr(), (own, np.zeros(len(own), bool)))
-        first, strides = tensor.data_ptr() - storage.data_ptr(), (*(size * stride for stride in tensor.stride()), 1)
-        np.lib.stride_tricks.as_strided(allowed[first:], (*tensor.shape, size), strides)[...] = True
-    return runs
 
 
 def _leaves(values, types):
