@@ -81,14 +81,8 @@ def test_the_figures_of_the_large_kernels(monkeypatch):
     monkeypatch.setattr(tool, "audit", audit)
     monkeypatch.setattr(sweep, "CHOICES", [sweep.OURS])
     chosen = {w.options: w for w in sweep.chosen_workloads() if w.dtype == "float32"}
-    figures = (
-        "12.3",
-        "0.50",
-        "80",
-        "4",
-        "12",
-        "12",
-    )  # three programs of 4 warps, and 2 x 16 bytes of each of their lanes
+    # Last: three programs of 4 warps, and 2 x 16 bytes of each of their lanes.
+    figures = ("12.3", "0.50", "80", "4", "12", "12")
     for options, kernels in (("sample", ("forward", "backward")), ("mse, batchmean", ("reconstruct",))):
         found = list(sweep.compiled(chosen[options], "sm_80"))
         assert found == [(sweep.OURS, (kernel, *figures)) for kernel in kernels]

@@ -84,4 +84,5 @@ def _horner(x, coefficients):
 
 
 def _like(x, value):
+    """A number where addcmul wants it: on the device."""
     return number(value, x.dtype) if x.is_cpu else x.new_full((), value)

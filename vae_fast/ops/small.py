@@ -32,8 +32,7 @@ def reconstruct(output, target, row, reduction):
     formulas, threads = getattr(likelihoods, row.name), torch.get_num_threads()
     if formulas.native is not None and _suits(params[0], target, formulas.most * threads):
         total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
-        count = reductions.divisor(reduction, target.shape)
-        return total if count == 1 else total / number(count, torch.float32)
+        return reductions.finish([total], reduction, target.shape)
     if row.constants:
         return None
     for param in params:
