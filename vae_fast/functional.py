@@ -1,4 +1,7 @@
-"""The public functions: check the arguments, then call the ops."""
+"""The public functions: check the arguments, then call the ops.
+
+First asked are `small`, `small_latents` and `launched`, who may know a shorter way: they return None where they do not.
+"""
 
 from typing import NamedTuple
 
@@ -6,10 +9,6 @@ import torch
 
 from vae_fast import checks, classes, latents, likelihoods, outputs
 from vae_fast.ops import backend, categorical, elbo, launched, reconstruction, small, small_latents
-
-# Those who may know a shorter way than the checks and ops below: each returns None where it does not.
-LATENTS = small_latents, launched
-LOSSES = small, launched
 
 
 class ELBO(NamedTuple):
@@ -78,7 +77,9 @@ def sample_kl(
     (torch.Size([4, 2]), tensor([0., 0., 0., 0.]))
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = _shortest(LATENTS, "sample_kl", mu, logvar, reduction, eps)
+        made = small_latents.sample_kl(mu, logvar, reduction, eps)
+        if made is None:
+            made = launched.sample_kl(mu, logvar, reduction, eps)
         if made is not None:
             return made
     checks.posterior(mu, logvar)
@@ -112,7 +113,9 @@ def sample_kl_packed(
     (torch.Size([4, 3]), torch.Size([4]))
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = _shortest(LATENTS, "sample_kl_packed", moments, dim, reduction, eps)
+        made = small_latents.sample_kl_packed(moments, dim, reduction, eps)
+        if made is None:
+            made = launched.sample_kl_packed(moments, dim, reduction, eps)
         if made is not None:
             return made
     dim = checks.moments(moments, dim)
@@ -149,7 +152,9 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     0.0
     """
     if prior is logvar_clamp is None and latents.are_default(scale):
-        made = _shortest(LATENTS, "gaussian_kl", mu, logvar, reduction)
+        made = small_latents.gaussian_kl(mu, logvar, reduction)
+        if made is None:
+            made = launched.gaussian_kl(mu, logvar, reduction)
         if made is not None:
             return made
     checks.posterior(mu, logvar)
@@ -236,7 +241,9 @@ def reconstruction_loss(
     """
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
-        loss = _shortest(LOSSES, "reconstruct", output, target, row, reduction)
+        loss = small.reconstruct(output, target, row, reduction)
+        if loss is None:
+            loss = launched.reconstruct(output, target, row, reduction)
         if loss is not None:
             return loss
     params = outputs.check(output, target, row)
@@ -290,7 +297,9 @@ def elbo_loss(
     """
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
-        losses = _shortest(LOSSES, "elbo", output, target, kl, beta, row)
+        losses = small.elbo(output, target, kl, beta, row)
+        if losses is None:
+            losses = launched.elbo(output, target, kl, beta, row)
         if losses is not None:
             return ELBO(*losses)
     params = outputs.check(output, target, row)
@@ -307,12 +316,3 @@ def elbo_loss(
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     given = elbo.Given(target, weight, seed, beta_tensor)
     return ELBO(*elbo.negative_elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
-
-
-def _shortest(ways, name, *arguments):
-    """What the first of the `ways` to know this call makes of it, or None."""
-    for way in ways:
-        made = getattr(way, name)(*arguments)
-        if made is not None:
-            return made
-    return None

@@ -55,7 +55,11 @@ def finish(partials, reduction, shape):
     """The reduction of values of `shape` from the sums of blocks of them; no samples sum to 0 and average to NaN."""
     if reduction == "sample":
         return partials[0] if len(partials) == 1 else torch.cat(partials)
-    total = functools.reduce(torch.add, partials)
+    return divide(functools.reduce(torch.add, partials), reduction, shape)
+
+
+def divide(total, reduction, shape):
+    """The reduction of values of `shape` from their sum."""
     count = divisor(reduction, shape)
     return total if count == 1 else total / number(count, total.dtype)
 

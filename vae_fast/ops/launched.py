@@ -13,7 +13,7 @@ from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import backend, categorical, reconstruction
 from vae_fast.ops import elbo as elbos
 from vae_fast.ops import gaussian as gaussians
-from vae_fast.ops.library import is_plain, listening
+from vae_fast.ops.library import is_plain, overheard
 from vae_fast.ops.small import SCALARS, fits, is_weight
 
 
@@ -113,4 +113,4 @@ def _is_one_kind(tensors):
             return False
         if other.shape != first.shape or other.device != first.device:
             return False
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not listening()
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not overheard()

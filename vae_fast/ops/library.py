@@ -22,10 +22,13 @@ batching = functools.partial(torch._C._dispatch_tls_is_dispatch_key_included, to
 
 
 def listening():
-    """Whether a dispatch mode, a transform or the profiler is to see every op."""
-    return (
-        _len_torch_dispatch_stack() or _are_functorch_transforms_active() or batching() or profiler._is_profiler_enabled
-    )
+    """Whether a dispatch mode, a transform or the profiler is to see every op of PyTorch's own."""
+    return _len_torch_dispatch_stack() or _are_functorch_transforms_active() or profiler._is_profiler_enabled
+
+
+def overheard():
+    """Whether any of those is, or gradients come in batches: then what is not PyTorch's own must be an op too."""
+    return listening() or batching()
 
 
 def is_plain(value):
@@ -56,7 +59,7 @@ def _direct(op, implementation):
     tensors = operator.itemgetter(*(i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)))
 
     def call(*args):
-        if torch.compiler.is_compiling() or listening() or any(map(_is_special, tensors(args))):
+        if torch.compiler.is_compiling() or overheard() or any(map(_is_special, tensors(args))):
             return op(*args)
         return implementation(*args)
 

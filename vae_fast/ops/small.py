@@ -8,6 +8,7 @@ import itertools
 import math
 
 import torch
+from torch.compiler import is_compiling
 
 from vae_fast import checks, classes
 from vae_fast.eager import likelihoods, reductions
@@ -15,25 +16,25 @@ from vae_fast.eager import reconstruction as eager
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elementary import number
 from vae_fast.ops import autograd, backend, categorical, reconstruction
-from vae_fast.ops.library import PLAIN, is_plain, listening
+from vae_fast.ops.library import PLAIN, is_plain, listening, overheard
 
 SCALARS = ("batchmean", "sum", "mean")
 
 
 def reconstruct(output, target, row, reduction):
     """The nll; where that is faster, by PyTorch's own op, whose backward pass runs no Python."""
-    if type(target) not in PLAIN or not target.is_cpu or torch.compiler.is_compiling() or reduction not in SCALARS:
+    if type(target) not in PLAIN or not target.is_cpu or is_compiling() or reduction not in SCALARS:
         return None
     if row.domain == "classes":
         return _reconstruct_classes(output, target, row, reduction)
-    params = output if type(output) is tuple else (output,)
-    if len(params) != len(row.parameters) or target.requires_grad:
+    if target.requires_grad:
         return None
     formulas, threads = getattr(likelihoods, row.name), torch.get_num_threads()
-    if formulas.native is not None and _suits(params[0], target, formulas.most * threads):
-        total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
-        return reductions.finish([total], reduction, target.shape)
-    if row.constants:
+    if formulas.native is not None and _suits(output, target, formulas.most * threads):
+        total = formulas.native(output, target, likelihoods.SUM, *row.constants)
+        return reductions.divide(total, reduction, target.shape)
+    params = output if type(output) is tuple else (output,)
+    if row.constants or len(params) != len(row.parameters):
         return None
     for param in params:
         if not takes(param, target, BLOCK * threads):
@@ -46,14 +47,15 @@ def reconstruct(output, target, row, reduction):
 
 def _suits(output, target, most):
     """Whether PyTorch's own op does, for a target of the CPU without a gradient: it minds what else `takes` asks."""
+    shape = target.shape
     return (
         type(output) in PLAIN
         and output.dtype is target.dtype is torch.float32
         and output.is_cpu
         and output.layout is target.layout is torch.strided
-        and output.shape == target.shape
-        and 0 < output.numel() <= most
-        and output.dim() > 0
+        and output.shape == shape
+        and len(shape) > 0
+        and 0 < shape.numel() <= most
         and backend.is_eager_on_cpu()
         and not listening()
     )
@@ -71,7 +73,7 @@ def _reconstruct_classes(logits, target, row, reduction):
 
 def elbo(output, target, kl, beta, row):
     """(total, reconstruction, kl) by `reconstruct`; None for classes, whose gradient must not be scaled afterwards."""
-    if torch.compiler.is_compiling() or row.domain == "classes" or not is_weight(beta) or not _is_of_cpu(kl):
+    if is_compiling() or row.domain == "classes" or not is_weight(beta) or not _is_of_cpu(kl):
         return None
     nll = reconstruct(output, target, row, "sum")
     if nll is None or not fits(kl, target):
@@ -105,7 +107,7 @@ def takes(a, b, most):
         and 0 < a.numel() <= most
         and a.dim() > 0
         and backend.is_eager_on_cpu()
-        and not listening()
+        and not overheard()
     )
 
 
