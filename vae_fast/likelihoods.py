@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from vae_fast import checks
 from vae_fast.classes import Categorical
+from vae_fast.eager.reductions import accumulator
+from vae_fast.ops import library
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,10 @@ class Likelihood:
 
     def with_constants(self, params):
         """The parameters and, behind them, a 0-d tensor for each constant, as the formulas take them."""
-        first = params[0]
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        numbers = (checks.held(value, dtype) for value in self.constants)
-        made = (torch.full((), value, dtype=dtype, device=first.device) for value in numbers)
-        return params if not self.constants else (*params, *made)
+        if not self.constants:
+            return params
+        dtype = accumulator(params[0].dtype)
+        return *params, *(library.constant(checks.held(value, dtype), dtype, params[0]) for value in self.constants)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ FACTORS = 32  # numbers in [1/2, 2] with one logarithm: their product is far fro
 
 
 @functools.lru_cache(maxsize=256)
-def number(value, dtype):
-    """A number as a tensor: PyTorch takes two microseconds to wrap one, and one to convert a tensor's dtype."""
+def number(value, dtype, device="cpu", stream=None):
+    """A number as a tensor: PyTorch takes two microseconds to wrap one, and one to convert a tensor's dtype.
+
+    stream: of a GPU, on which the tensor is filled, and must be read.
+    """
     # What is first computed in inference_mode, or imported in a FakeTensorMode, is of use outside.
     with torch.inference_mode(False), _disable_current_modes():
-        return torch.tensor(value, dtype=dtype, device="cpu")
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def _constant(value):

@@ -8,13 +8,15 @@ import functools
 
 import torch
 
-from vae_fast import checks, classes, scales, seeds
+from vae_fast import checks, classes, scales, seeds, targets
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import backend, categorical, reconstruction
 from vae_fast.ops import elbo as elbos
 from vae_fast.ops import gaussian as gaussians
 from vae_fast.ops.library import is_plain, overheard
 from vae_fast.ops.small import SCALARS, fits, is_weight
+
+TARGETS = (*checks.FLOATS, *checks.INTEGERS)
 
 
 def sample_kl(mu, logvar, reduction, eps):
@@ -41,14 +43,14 @@ def gaussian_kl(mu, logvar, reduction):
 
 
 def reconstruct(output, target, row, reduction):
-    """The nll, a scalar, of a target of floats or classes."""
+    """The nll, a scalar."""
     if row.domain == "classes":
         return _reconstruct_classes(output, target, row, reduction)
     params = output if type(output) is tuple else (output,)
     if reduction not in SCALARS or not _takes_likelihood(params, target, row):
         return None
-    spec = reconstruction.Spec(1.0, row.name, reduction, "triton")
-    return reconstruction.Short.apply(spec, target, None, None, *params)
+    spec = reconstruction.Spec(targets.scale(None, target, row), row.name, reduction, "triton")
+    return reconstruction.Short.apply(spec, target, None, None, *row.with_constants(params))
 
 
 def _reconstruct_classes(logits, target, row, reduction):
@@ -62,14 +64,14 @@ def _reconstruct_classes(logits, target, row, reduction):
 
 
 def elbo(output, target, kl, beta, row):
-    """(total, reconstruction, kl) of a target of floats."""
+    """(total, reconstruction, kl); None for classes."""
     params = output if type(output) is tuple else (output,)
     if not is_weight(beta) or not _takes_likelihood(params, target, row):
         return None
     if not is_plain(kl) or kl.dtype is not torch.float32 or kl.device != target.device or not fits(kl, target):
         return None
-    spec = elbos.Spec(1.0, beta, row.name, "triton")
-    return elbos.Short.apply(spec, target, None, None, None, kl, *params)
+    spec = elbos.Spec(targets.scale(None, target, row), beta, row.name, "triton")
+    return elbos.Short.apply(spec, target, None, None, None, kl, *row.with_constants(params))
 
 
 @functools.lru_cache(maxsize=256)
@@ -88,21 +90,24 @@ def _takes_latents(reduction, *tensors):
 
 
 def _takes_likelihood(params, target, row):
-    if torch.compiler.is_compiling() or row.domain == "classes" or row.constants:
+    if torch.compiler.is_compiling() or row.domain == "classes":
         return False
     if len(params) != len(row.parameters) or not is_plain(target) or target.requires_grad:
         return False
     return (
-        _is_one_kind(params)
+        _is_one_kind(params, learned=True)
         and params[0].dtype in checks.FLOATS
-        and target.dtype in checks.FLOATS
+        and target.dtype in TARGETS
         and target.shape == params[0].shape
         and target.device == params[0].device
     )
 
 
-def _is_one_kind(tensors):
-    """Whether they are [B, ...], for the kernels, of one shape, arithmetic and device, and one needs a gradient."""
+def _is_one_kind(tensors, learned=False):
+    """Whether they are [B, ...], for the kernels, of one shape, arithmetic and device, and one needs a gradient.
+
+    learned: those after the first may be one number, such as a learned scale.
+    """
     first = tensors[0]
     if not is_plain(first) or not backend.launches(first) or not first.numel() or not first.dim():
         return False
@@ -111,6 +116,8 @@ def _is_one_kind(tensors):
             return False
         if accumulator(other.dtype) != accumulator(first.dtype):
             return False
-        if other.shape != first.shape or other.device != first.device:
+        if other.device != first.device:
+            return False
+        if other.shape != first.shape and (not learned or other.dim() or first.numel() == 1):
             return False
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not overheard()

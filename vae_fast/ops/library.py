@@ -14,6 +14,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import profiler
 from torch.utils import _pytree as pytree
 
+from vae_fast.eager.elementary import number
+
 _library = torch.library.Library("vae_fast", "DEF")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
@@ -38,6 +40,18 @@ def is_plain(value):
         and value.layout is torch.strided
         and not (value.is_neg() or value._is_zerotensor() or is_functorch_wrapped_tensor(value))
     )
+
+
+def constant(value, dtype, like):
+    """A number as a 0-d tensor on the device of `like`: the same one in each plain call, where PyTorch would fill it.
+
+    A graph that is captured or traced gets its own: it must not depend on what the cache drops.
+    """
+    plain = type(like) in PLAIN and not (torch.compiler.is_compiling() or _len_torch_dispatch_stack())
+    if not plain or (like.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return like.new_full((), value, dtype=dtype)
+    stream = torch._C._cuda_getCurrentRawStream(like.device.index) if like.is_cuda else None
+    return number(value, dtype, like.device, stream)
 
 
 def _is_special(tensor):

@@ -27,22 +27,20 @@ def reconstruct(output, target, row, reduction):
         return None
     if row.domain == "classes":
         return _reconstruct_classes(output, target, row, reduction)
-    if target.requires_grad:
+    params = output if type(output) is tuple else (output,)
+    if len(params) != len(row.parameters) or target.requires_grad:
         return None
     formulas, threads = getattr(likelihoods, row.name), torch.get_num_threads()
-    if formulas.native is not None and _suits(output, target, formulas.most * threads):
-        total = formulas.native(output, target, likelihoods.SUM, *row.constants)
+    if formulas.native is not None and _suits(params[0], target, formulas.most * threads):
+        total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
         return reductions.divide(total, reduction, target.shape)
-    params = output if type(output) is tuple else (output,)
-    if row.constants or len(params) != len(row.parameters):
-        return None
     for param in params:
         if not takes(param, target, BLOCK * threads):
             return None
     if not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
         return None
     spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
-    return _Reconstruction.apply(spec, target, None, None, *params)
+    return _Reconstruction.apply(spec, target, None, None, *row.with_constants(params))
 
 
 def _suits(output, target, most):
