@@ -189,6 +189,7 @@ def test_modules_are_the_functions(module, arguments, function, backend):
 
 def test_modules_say_what_they_were_made_with():
     assert repr(GaussianKL(reduction="sum")) == "GaussianKL(logvar_clamp=None, reduction='sum')"
+    assert repr(GaussianKL(scale="std")) == "GaussianKL(logvar_clamp=None, reduction='batchmean', scale='std')"
     assert repr(ReconstructionLoss("mse")) == "ReconstructionLoss('mse', reduction='batchmean')"
     assert repr(ELBOLoss(beta=4.0)) == "ELBOLoss('bernoulli', beta=4.0)"
 

@@ -48,6 +48,14 @@ def test_the_default_scale_is_that_of_pixels_for_bytes_alone(backend):
             assert torch.equal(loss, reconstruction_loss(output, target, likelihood, target_scale=factor))
 
 
+def test_bytes_that_are_counts_are_not_scaled(backend):
+    target = torch.tensor([[0, 1, 200]], device=backend.device, dtype=torch.uint8)
+    for likelihood, number in (("poisson", 1), ("negative_binomial", 2), ("zero_inflated_negative_binomial", 3)):
+        ones = tuple(torch.ones(1, 3, device=backend.device) for _ in range(number))
+        losses = [reconstruction_loss(ones, t, likelihood, reduction="none") for t in (target, target.float())]
+        torch.testing.assert_close(*losses)
+
+
 def test_integers_beyond_float32_are_exact_in_float64(backend):
     target = torch.tensor([[2**40 + 1, -(2**52) - 1]], device=backend.device)
     output = torch.zeros(1, 2, device=backend.device, dtype=torch.float64).requires_grad_()
