@@ -182,6 +182,11 @@ def test_targets_that_are_not_plain_take_the_long_way(odd, device):
     loss = reconstruction_loss(logits, made)
     assert "Ordinary" in node(loss)
     assert torch.equal(loss, reconstruction_loss(logits, made.resolve_neg().as_subclass(torch.Tensor)))
+    indices = torch.arange(5, device=device)
+    made = ODD[odd](-indices if odd == "negated" else indices)
+    loss = reconstruction_loss(logits, made, "categorical")
+    assert "Ordinary" in node(loss)
+    assert torch.equal(loss, reconstruction_loss(logits, indices, "categorical"))
 
 
 def test_options_take_the_long_way(device):
@@ -213,7 +218,7 @@ def test_options_take_the_long_way(device):
         lambda a, b, target: gaussian_kl(a, b, reduction="total"),
         lambda a, b, target: gaussian_kl(a, None),
         lambda a, b, target: sample_kl(a.to(torch.int64), b),
-        lambda a, b, target: sample_kl_packed(a, dim=0),
+        lambda a, b, target: sample_kl_packed(a[:4], dim=0),  # an even number of samples
         lambda a, b, target: sample_kl_packed(a, dim=1),  # 7 columns
         lambda a, b, target: reconstruction_loss((a, b), target),
         lambda a, b, target: reconstruction_loss(a, target[:2]),
