@@ -132,6 +132,12 @@ def test_compile_over_grad_is_right_where_the_graph_may_break(backend):
         torch.testing.assert_close(actual, gradient(logits))
 
 
+def test_the_gradient_of_the_kl_alone_does_not_read_the_output(backend):
+    """As without a transform: a zero upstream gradient would make NaN of it."""
+    output, target = torch.full((2, 3), float("nan"), device=backend.device), numbers(2, 3, backend=backend).float()
+    assert not grad(lambda a: elbo_loss(a, target, target[:, 0]).kl)(output).any()
+
+
 @pytest.mark.parametrize("case", MAIN, ids=case_id)
 def test_forward_mode_raises_or_is_right(case, backend):
     """A tangent that is silently lost would be a derivative of zero."""
