@@ -36,8 +36,7 @@ def select(ordinary, transformable, *tensors):
             )
         return transformable
     tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    # In forward mode a Function is applied all the same: it raises, where the op would lose the tangent.
-    if not tracked and torch.autograd.forward_ad._current_level < 0:
+    if not tracked:  # forward mode is seen by the op itself, which has a Function raise
         return None
     return transformable if compiling else ordinary
 
