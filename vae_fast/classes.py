@@ -42,8 +42,8 @@ class Categorical:
 
 
 def fit(target, logits):
-    """Whether `check` is content with two dense tensors."""
-    return target.dtype in DTYPES and logits.dim() > 1 and logits.shape[-1] and target.shape == logits.shape[:-1]
+    """Whether `check` is content with two dense tensors, of which `logits` is not empty."""
+    return target.dtype in DTYPES and logits.dim() > 1 and target.shape == logits.shape[:-1]
 
 
 def check(target, logits):

@@ -73,7 +73,7 @@ def finish_kl(partials, reduction, mu):
 def spread(grad, like, reduction):
     """The upstream gradient of a reduced loss, as it broadcasts to the elements of `like`: 0-d, or [B, ...]."""
     if reduction == "sample":
-        grad = grad.reshape(-1, *(1,) * (like.dim() - 1)) if like.dim() > 1 else grad
+        grad = grad.reshape(-1, *(1,) * (like.dim() - 1))
     elif reduction == "latent":
         grad = grad.expand(like.shape)
     count = divisor(reduction, like.shape)
