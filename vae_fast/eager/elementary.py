@@ -17,8 +17,8 @@ def number(value, dtype, device="cpu", stream=None):
 
     stream: of a GPU, on which the tensor is filled, and must be read.
     """
-    # What is first computed in inference_mode, or imported in a FakeTensorMode, is of use outside.
-    with torch.inference_mode(False), _disable_current_modes():
+    # What is first computed in inference_mode or within torch.func, or imported in a FakeTensorMode, is of use outside.
+    with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
         return torch.full((), value, dtype=dtype, device=device)
 
 
