@@ -1,6 +1,7 @@
 """The comparison: both contenders compute the same loss, and both are timed."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,3 +85,12 @@ def test_the_learning_rate_is_the_users(monkeypatch):
     monkeypatch.setattr(torch.optim, "Adam", lambda weights, lr=1e-3: rates.append(lr) or adam(weights, lr=lr))
     compare.compare(model("mse"), torch.rand(10, 4, 5), batch_size=4, learning_rate=0.25, rounds=1)
     assert rates == [0.25, 0.25]
+
+
+def test_a_step_ends_when_its_own_gpu_is_done(monkeypatch):
+    """Which need not be the current one."""
+    events, device = [], torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", events.append)
+    x = SimpleNamespace(is_cuda=True, device=device)
+    _, loss = compare._time(lambda x, eps: events.append("step") or "loss", x, None)
+    assert (events, loss) == ([device, "step", device], "loss")

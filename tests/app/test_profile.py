@@ -5,6 +5,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -178,6 +179,16 @@ def test_the_profiler_starts_before_the_steps_that_it_records(monkeypatch):
     monkeypatch.setattr(profile, "_train", train)
     profile.profile_training(small(), torch.rand(16, 6, 5), steps=3, batch_size=8)
     assert trained[-2:] == [(profile.WARM_UP, True, False), (3, True, True)]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_steps_end_when_their_own_gpu_is_done(apart, monkeypatch):
+    """Which need not be the current one."""
+    events, device = [], torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", events.append)
+    model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=device)]), loss=MagicMock())
+    profile._train(model, MagicMock(), iter("xy"), 2, apart)
+    assert events == [device] * (4 if apart else 2)
 
 
 def test_the_outermost_op_has_the_time():

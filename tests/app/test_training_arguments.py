@@ -1,7 +1,9 @@
 """What `fit` says of bad arguments, devices and data."""
 
+import contextlib
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +68,26 @@ def test_devices(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="device is 'cuda:2': PyTorch finds 2 CUDA devices here"):
         resolve_device("cuda:2")
+
+
+def test_the_current_gpu_is_after_training_what_it_was(monkeypatch):
+    """Lightning changes it."""
+    events = []
+
+    @contextlib.contextmanager
+    def current(device):
+        events.append(device)
+        yield
+        events.append("back")
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(training, "resolve_device", lambda name: torch.device(name))
+    monkeypatch.setattr(training, "_place", lambda data, device: data)
+    monkeypatch.setattr(training, "_own_random_state", lambda seed, device: contextlib.nullcontext())
+    trainer = SimpleNamespace(fit=lambda module, loader: events.append("trained"))
+    monkeypatch.setattr(training, "_trainer", lambda epochs, device: trainer)
+    fast(model(), DATA, device="cuda:1")
+    assert events == [torch.device("cuda", 1), "trained", "back"]
 
 
 def test_a_device_that_is_not_there(monkeypatch):

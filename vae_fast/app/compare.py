@@ -4,6 +4,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rou
 
 def _time(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, eps: Tensor) -> tuple[float, Tensor]:
     """Milliseconds of one step, until the device has done it, and its loss."""
-    synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
+    synchronize = partial(torch.cuda.synchronize, x.device) if x.is_cuda else lambda: None
     synchronize()
     start = time.perf_counter()
     loss = step(x, eps)

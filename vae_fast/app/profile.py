@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 from unittest.mock import patch
@@ -135,7 +136,8 @@ def _train(
 
     apart: the next batch is fetched when the device is idle, or the copy to it would wait for the step before.
     """
-    synchronize = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
+    device = next(model.parameters()).device
+    synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     synchronize()
     start = time.perf_counter()
     for _ in range(steps):

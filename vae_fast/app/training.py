@@ -71,8 +71,10 @@ def fit(
     loader = module.TensorLoader(_place(data, target), batch_size, shuffle)
     test = None if test_data is None else module.TensorLoader(_place(test_data, target), batch_size)
     training = module.VAETraining(model, test, learning_rate, show or _ignore)
+    # Lightning makes the GPU that it trains on the current one, and leaves it so.
+    current = torch.cuda.device(target) if target.type == "cuda" else nullcontext()
     try:
-        with _own_random_state(seed, target), _quiet(), show or nullcontext(), _interruptible():
+        with current, _own_random_state(seed, target), _quiet(), show or nullcontext(), _interruptible():
             _trainer(epochs, target).fit(training, loader)
     finally:
         model.zero_grad()
