@@ -287,12 +287,3 @@ def test_constants_of_a_likelihood_are_filled_once(backend):
     with torch.inference_mode():
         fresh = likelihoods.lookup(StudentT(df=4.75)).with_constants(params)[2]
     assert not fresh.is_inference()  # or a later call could not save it for backward
-
-
-@pytest.mark.parametrize(("transform", "df"), [("grad", 6.5), ("vmap", 7.5), ("functionalize", 8.5)])
-def test_constants_that_a_transform_was_the_first_to_ask_for_are_of_use_outside(transform, df, backend):
-    """A kernel's launcher asks for their address, and what belongs to a transform has none."""
-    row = likelihoods.lookup(StudentT(df))
-    params = values(4, 6, dtype=torch.float32, device=backend.device), torch.zeros((), device=backend.device)
-    getattr(torch.func, transform)(lambda p: sum(row.with_constants((p, p))).sum())(params[0])
-    assert all(constant.data_ptr() for constant in row.with_constants(params)[2:])
