@@ -1,10 +1,12 @@
 """Counts: bytes that PyTorch's ops move, to the byte, and peak memory."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,6 +132,40 @@ def test_the_profiler_does_not_warn(monkeypatch):
         warnings.simplefilter("error")
         with counting.quiet_profiler(), profiler.profile(activities=[profiler.ProfilerActivity.CPU]):
             torch.zeros(1)
+
+
+def test_the_peak_on_a_gpu_is_that_of_the_call_alone(monkeypatch):
+    """Played: of a device that holds 100 bytes, and has held 1000."""
+    device, now, peak = torch.device("cuda", 1), [100], [1000]
+
+    def of_the_device(answer):
+        return lambda asked: answer() if asked == device else pytest.fail(f"of {asked}")
+
+    def call():
+        peak[0], now[0] = 170, 120
+        return object()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", of_the_device(lambda: now[0]))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", of_the_device(lambda: peak[0]))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", of_the_device(lambda: peak.__setitem__(0, now[0])))
+    assert memory.peak_memory(call, device) == 70
+    assert memory.peak_memory(lambda: None, device) == 0
+
+
+@pytest.mark.parametrize(("kernels", "count"), [(3, 3), (0, None)])
+def test_launches_are_what_ran_on_the_gpu(kernels, count, monkeypatch):
+    """Played: beside ops of the host, and ranges that the device shows too. None where the profiler is forbidden."""
+    gpu, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [SimpleNamespace(device_type=gpu, is_user_annotation=False)] * kernels
+    events += [SimpleNamespace(device_type=gpu, is_user_annotation=True)]
+    events += [SimpleNamespace(device_type=host, is_user_annotation=False)]
+    log = []
+    profiler = SimpleNamespace(events=lambda: events)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("done"))
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: contextlib.nullcontext(profiler))
+    assert counting.count_launches(lambda: log.append("call")) == count
+    assert log == ["done", "call", "done"]
 
 
 def test_free_memory_is_that_of_this_machine():
