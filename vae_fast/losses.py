@@ -139,9 +139,10 @@ class ELBOLoss(nn.Module):
         """
         if self.step is None:
             return
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
             # A compiled backward may recompute the weight from `step`, and must not find the next one there:
-            # github.com/pytorch/pytorch/pull/197039. A program of torch.export would lose the new tensor.
+            # github.com/pytorch/pytorch/pull/197039. A program of torch.export would lose the new tensor. (The flag:
+            # in torch.compile of torch 2.11 is_exporting() is True.)
             self.step = self.step + 1
         else:
             self.step.add_(1)  # in place, where a CUDA graph reads it

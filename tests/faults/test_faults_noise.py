@@ -86,6 +86,7 @@ def test_every_replay_of_a_graph_has_fresh_noise(backend):
         return z, torch.autograd.grad(elbo_loss(z, target, kl).total, mu)[0]
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)
