@@ -4,7 +4,6 @@ Each op takes the backend as an argument, chosen once in forward, so that the ba
 `use_backend` has ended; hence one implementation for every device, which picks the room.
 """
 
-import functools
 import operator
 
 import torch
@@ -19,8 +18,13 @@ from vae_fast.eager.elementary import number
 _library = torch.library.Library("vae_fast", "DEF")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
-# Whether upstream gradients may be batches of them: torch.autograd.grad(is_grads_batched=True). Asked in each backward.
-batching = functools.partial(torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode"))
+_VMAP_MODE = torch._C._parse_dispatch_key("VmapMode")
+
+
+def batching():
+    """Whether upstream gradients may be batches of them: torch.autograd.grad(is_grads_batched=True)."""
+    # In a traced backward pass they are not, and torch 2.11 cannot trace the question.
+    return not torch.compiler.is_compiling() and torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
 def listening():
