@@ -74,7 +74,9 @@ def same_device(name, tensor, other_name, other):
 
 def no_grad(name, tensor):
     if tensor is not None and tensor.requires_grad:
-        raise ValueError(f"{name} requires a gradient: expected one that does not, detach it")
+        raise ValueError(
+            f"{name} requires a gradient, which is not made: expected one that does not, detached if none is needed"
+        )
 
 
 def matches(name, tensor, other_name, other, expands=False):

@@ -239,7 +239,7 @@ def test_eps(call):
         refuses(ValueError, message, call, eps=zeros(*shape))
     message = "eps is on meta, mu is on cpu: they must be on one device"
     refuses(ValueError, message, call, eps=zeros(4, 3, device="meta"))
-    message = "eps requires a gradient: expected one that does not, detach it"
+    message = "eps requires a gradient, which is not made: expected one that does not, detached if none is needed"
     refuses(ValueError, message, call, eps=zeros(4, 3).requires_grad_())
     message = "eps has layout torch.sparse_coo: expected a dense (strided) tensor"
     refuses(TypeError, message, call, eps=zeros(4, 3).to_sparse())

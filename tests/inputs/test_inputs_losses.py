@@ -107,7 +107,7 @@ def test_target(loss):
     refuses(ValueError, message, loss, (output, output), zeros(4), "gaussian")
     message = "target is on meta, output is on cpu: they must be on one device"
     refuses(ValueError, message, loss, output, zeros(4, 6, device="meta"))
-    message = "target requires a gradient: expected one that does not, detach it"
+    message = "target requires a gradient, which is not made: expected one that does not, detached if none is needed"
     refuses(ValueError, message, loss, output, zeros(4, 6).requires_grad_())
     message = "target has layout torch.sparse_coo: expected a dense (strided) tensor"
     refuses(TypeError, message, loss, output, zeros(4, 6).to_sparse())
@@ -163,7 +163,7 @@ def test_beta(call):
         refuses(ValueError, message, call, beta=zeros(*shape))
     message = "beta is on meta, target is on cpu: they must be on one device"
     refuses(ValueError, message, call, beta=zeros(device="meta"))
-    message = "beta requires a gradient: expected one that does not, detach it"
+    message = "beta requires a gradient, which is not made: expected one that does not, detached if none is needed"
     refuses(ValueError, message, call, beta=zeros().requires_grad_())
 
 

@@ -92,7 +92,7 @@ def test_weights_in_nats(name, call):
     for shape in ((1,), (4,)):
         message = f"{name} has shape {list(shape)}: expected a number or a 0-d tensor"
         refuses(ValueError, message, call, zeros(*shape))
-    message = f"{name} requires a gradient: expected one that does not, detach it"
+    message = f"{name} requires a gradient, which is not made: expected one that does not, detached if none is needed"
     refuses(ValueError, message, call, zeros().requires_grad_())
     with pytest.raises(ValueError, match=f"^{name} is on meta, (kl|target) is on cpu: they must be on one device$"):
         call(zeros(device="meta"))

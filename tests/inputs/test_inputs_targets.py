@@ -41,7 +41,7 @@ def test_weight(loss):
         refuses(ValueError, f"weight has shape {list(shape)}, {wanted}", loss, weight=zeros(*shape))
     message = "weight is on meta, target is on cpu: they must be on one device"
     refuses(ValueError, message, loss, weight=zeros(4, device="meta"))
-    message = "weight requires a gradient: expected one that does not, detach it"
+    message = "weight requires a gradient, which is not made: expected one that does not, detached if none is needed"
     refuses(ValueError, message, loss, weight=zeros(4).requires_grad_())
     message = "weight has layout torch.sparse_coo: expected a dense (strided) tensor"
     refuses(TypeError, message, loss, weight=zeros(4, 6).to_sparse())
