@@ -4,8 +4,31 @@ import pytest
 import torch
 
 from tests.ops.cases import values
+from tests.ops.test_ops_dispatch import Calls
 from vae_fast import StudentT, likelihoods
 from vae_fast.ops import library
+
+
+def test_constants_of_a_likelihood_are_filled_once(backend):
+    """On a GPU each would be a launch more in every call."""
+    row = likelihoods.lookup(StudentT(df=4.5))
+    params = [values(4, 6, dtype=torch.float32, device=backend.device, seed=seed) for seed in (1, 2)]
+
+    def constants(dtype=torch.float32):
+        return row.with_constants([p.to(dtype) for p in params])[2:]
+
+    made = constants()
+    assert [constant.item() for constant in made] == pytest.approx(row.constants)
+    assert all(again is constant for again, constant in zip(constants(), made, strict=True))
+    assert [c.dtype for c in constants(torch.bfloat16)] == [torch.float32] * 2
+    assert [c.dtype for c in constants(torch.float64)] == [torch.float64] * 2
+    with Calls() as calls:  # who listens is to see all that a call depends on
+        listened = constants()
+    assert calls.counts["aten.new_full.default"] == 2
+    assert torch.equal(torch.stack(listened), torch.stack(made))
+    with torch.inference_mode():
+        fresh = likelihoods.lookup(StudentT(df=4.75)).with_constants(params)[2]
+    assert not fresh.is_inference()  # or a later call could not save it for backward
 
 
 @pytest.mark.parametrize(("transform", "df"), [("grad", 6.5), ("vmap", 7.5), ("functionalize", 8.5)])

@@ -8,16 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.cases import CASES, MAIN, SEED, case_id, scalar, tupled, values
-from vae_fast import (
-    StudentT,
-    elbo_loss,
-    gaussian_kl,
-    likelihoods,
-    reconstruction_loss,
-    reparameterize,
-    sample_kl,
-    use_backend,
-)
+from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl, use_backend
 from vae_fast.ops import backend as backends
 
 
@@ -265,25 +256,3 @@ def test_zeros_that_have_no_memory(backend):
         losses = [loss(x) for x in (torch.zeros_like(leaf), zeros)]
         torch.testing.assert_close(*losses)
         torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), leaf)[0] for loss in losses))
-
-
-def test_constants_of_a_likelihood_are_filled_once(backend):
-    """On a GPU each would be a launch more in every call."""
-    row = likelihoods.lookup(StudentT(df=4.5))
-    params = [values(4, 6, dtype=torch.float32, device=backend.device, seed=seed) for seed in (1, 2)]
-
-    def constants(dtype=torch.float32):
-        return row.with_constants([p.to(dtype) for p in params])[2:]
-
-    made = constants()
-    assert [constant.item() for constant in made] == pytest.approx(row.constants)
-    assert all(again is constant for again, constant in zip(constants(), made, strict=True))
-    assert [c.dtype for c in constants(torch.bfloat16)] == [torch.float32] * 2
-    assert [c.dtype for c in constants(torch.float64)] == [torch.float64] * 2
-    with Calls() as calls:  # who listens is to see all that a call depends on
-        listened = constants()
-    assert calls.counts["aten.new_full.default"] == 2
-    assert torch.equal(torch.stack(listened), torch.stack(made))
-    with torch.inference_mode():
-        fresh = likelihoods.lookup(StudentT(df=4.75)).with_constants(params)[2]
-    assert not fresh.is_inference()  # or a later call could not save it for backward
