@@ -91,6 +91,6 @@ def test_a_step_ends_when_its_own_gpu_is_done(monkeypatch):
     """Which need not be the current one."""
     events, device = [], torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "synchronize", events.append)
-    x = SimpleNamespace(is_cuda=True, device=device)
+    x = SimpleNamespace(device=device)
     _, loss = compare._time(lambda x, eps: events.append("step") or "loss", x, None)
     assert (events, loss) == ([device, "step", device], "loss")

@@ -4,12 +4,12 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vae_fast.app.training import synchronizer
 from vae_fast.benchmarks.steps import fused_loss, training_step, usual_loss
 from vae_fast.benchmarks.usual import FORMULAS
 from vae_fast.models import VAE
@@ -60,7 +60,7 @@ def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rou
 
 def _time(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, eps: Tensor) -> tuple[float, Tensor]:
     """Milliseconds of one step, until the device has done it, and its loss."""
-    synchronize = partial(torch.cuda.synchronize, x.device) if x.is_cuda else lambda: None
+    synchronize = synchronizer(x.device)
     synchronize()
     start = time.perf_counter()
     loss = step(x, eps)

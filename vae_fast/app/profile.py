@@ -4,7 +4,6 @@ import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 from unittest.mock import patch
@@ -20,7 +19,7 @@ from torch.profiler import ProfilerActivity, record_function
 from vae_fast import checks, seeds
 from vae_fast.app.data import digits, load_images
 from vae_fast.app.options import argument, trainable_device
-from vae_fast.app.training import check_data
+from vae_fast.app.training import check_data, synchronizer
 from vae_fast.benchmarks.counting import quiet_profiler
 from vae_fast.files import atomic_path, writable_folder
 from vae_fast.models import VAE
@@ -136,8 +135,7 @@ def _train(
 
     apart: the next batch is fetched when the device is idle, or the copy to it would wait for the step before.
     """
-    device = next(model.parameters()).device
-    synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    synchronize = synchronizer(next(model.parameters()).device)
     synchronize()
     start = time.perf_counter()
     for _ in range(steps):

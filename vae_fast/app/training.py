@@ -5,8 +5,9 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -126,6 +127,11 @@ def resolve_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here")
     return torch.device("cuda", index)
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """What waits until `device`, which need not be the current GPU, has done all that was asked of it."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def _place(data: Tensor, device: torch.device) -> Tensor:
