@@ -108,6 +108,20 @@ def backward(
     return grads
 
 
+@replayed
+def forward_packed(moments, dim, **options):
+    """`forward` of mu and logvar side by side along `dim`."""
+    return forward(*moments.chunk(2, dim), **options)
+
+
+@replayed
+def backward_packed(grad_z, grad_kl, moments, dim, **options):
+    """`backward` of the same: (the gradient in moments, those in the prior's two tensors)."""
+    grad = torch.empty_like(moments)
+    _, _, *prior = backward(grad_z, grad_kl, *moments.chunk(2, dim), out=grad.chunk(2, dim), **options)
+    return grad, *prior
+
+
 def sampled_like(mu, samples, dtype=None):
     """Room for `samples` tensors like mu, one behind the other in memory; for one like mu where that is None."""
     if samples is None:

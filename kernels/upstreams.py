@@ -34,6 +34,7 @@ def scale_(grads, grad_loss):
 
     Where the upstream gradient is 1 no gradient is touched: the comparison is made on the device, because on the host
     it would cost a synchronisation and break graph capture. Otherwise moves 2N elements for each of `grads`, of N.
+    Returns `grads`.
     """
     sizes = tuple(grad.numel() for grad in grads)
     size = max(sizes)
@@ -45,6 +46,7 @@ def scale_(grads, grad_loss):
             tuple(grads), *arguments(of(grad_loss)), size, sizes, programs,
             TILE=tiling.FLAT_TILE, WIDE=wide, warps=16 if wide else 8,
         )  # fmt: skip
+    return grads
 
 
 def of(grad_loss):

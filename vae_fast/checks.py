@@ -114,9 +114,7 @@ def moments(tensor, dim):
 
 
 def prior(value, shape, like):
-    """The prior's two tensors expanded to the posterior's `shape`, or two Nones."""
-    if value is None:
-        return None, None
+    """A tuple of two tensors that expand to the posterior's `shape`."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         what = f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else type(value).__name__
         raise TypeError(f"prior is {what}: expected a tuple (mu, logvar) of tensors")
@@ -125,7 +123,7 @@ def prior(value, shape, like):
         same_arithmetic(name, tensor, "mu", like)
         same_device(name, tensor, "mu", like)
         _expands(name, tensor, "mu", shape)
-    return tuple(t if t.shape == shape else t.expand(shape) for t in value)
+    return value
 
 
 def _expands(name, tensor, other_name, shape):

@@ -1,6 +1,7 @@
 """The public functions: check the arguments, then call the ops.
 
-First asked are `small`, `small_latents` and `launched`, who may know a shorter way: they return None where they do not.
+First asked are `small` and `small_latents`, who may know a shorter way, and return None where they do not; and then
+`kinds`, whether a call of this kind has been checked.
 """
 
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from vae_fast import checks, classes, latents, likelihoods, outputs
-from vae_fast.ops import backend, categorical, elbo, launched, reconstruction, small, small_latents
+from vae_fast.ops import backend, categorical, elbo, kinds, reconstruction, small, small_latents
 
 
 class ELBO(NamedTuple):
@@ -78,15 +79,10 @@ def sample_kl(
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
         made = small_latents.sample_kl(mu, logvar, reduction, eps)
-        if made is None:
-            made = launched.sample_kl(mu, logvar, reduction, eps)
         if made is not None:
             return made
-    checks.posterior(mu, logvar)
-    checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
-    checks.choice("kl", kl, checks.KLS)
-    options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale, "kl": kl, "num_samples": num_samples}
-    return tuple(latents.compute(mu, logvar, mu, reduction=reduction, noise=(seed, generator, eps), **options))
+    noise = seed, generator, eps
+    return tuple(latents.compute(mu, logvar, None, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
 
 
 def sample_kl_packed(
@@ -114,17 +110,12 @@ def sample_kl_packed(
     """
     if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
         made = small_latents.sample_kl_packed(moments, dim, reduction, eps)
-        if made is None:
-            made = launched.sample_kl_packed(moments, dim, reduction, eps)
         if made is not None:
             return made
-    dim = checks.moments(moments, dim)
-    checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
-    checks.choice("kl", kl, checks.KLS)
-    mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
-    options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale, "kl": kl, "num_samples": num_samples}
+    if dim is None:
+        raise TypeError("dim is NoneType: expected an int")
     noise = seed, generator, eps
-    return tuple(latents.compute(moments, None, mu, dim=dim, reduction=reduction, noise=noise, **options))
+    return tuple(latents.compute(moments, None, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
 
 
 def reparameterize(
@@ -135,9 +126,8 @@ def reparameterize(
     >>> reparameterize(torch.ones(1, 2), torch.zeros(1, 2), eps=torch.tensor([[0.0, 2.0]]))
     tensor([[1., 3.]])
     """
-    checks.posterior(mu, logvar)
-    options = {"logvar_clamp": logvar_clamp, "scale": scale, "num_samples": num_samples}
-    return latents.compute(mu, logvar, mu, noise=(seed, generator, eps), **options)[0]
+    options = None, None, logvar_clamp, scale, "closed_form", num_samples, latents.NO_KL
+    return latents.compute(mu, logvar, *options, (seed, generator, eps))[0]
 
 
 def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
@@ -153,14 +143,9 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     """
     if prior is logvar_clamp is None and latents.are_default(scale):
         made = small_latents.gaussian_kl(mu, logvar, reduction)
-        if made is None:
-            made = launched.gaussian_kl(mu, logvar, reduction)
         if made is not None:
             return made
-    checks.posterior(mu, logvar)
-    checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
-    options = {"prior": prior, "logvar_clamp": logvar_clamp, "scale": scale}
-    return latents.compute(mu, logvar, mu, reduction=reduction, **options)[0]
+    return latents.compute(mu, logvar, None, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
 
 
 def reconstruction_loss(
@@ -242,10 +227,13 @@ def reconstruction_loss(
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
         loss = small.reconstruct(output, target, row, reduction)
-        if loss is None:
-            loss = launched.reconstruct(output, target, row, reduction)
         if loss is not None:
             return loss
+    noise = binarize, seed, generator
+    key = outputs.key(output, target, weight, (), row, reduction, target_scale, noise, validate)
+    kind = kinds.known(key)
+    if kind is not None:
+        return kind(*outputs.known(output, target, weight, row, noise))
     params = outputs.check(output, target, row)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     options = {
@@ -254,9 +242,11 @@ def reconstruction_loss(
     if row.domain == "classes":
         weight = classes.prepare(target, params[0], row, validate, **options)
         spec = categorical.Spec.of(row, reduction, backend.choose(target))
+        kinds.keep(key, params, categorical.Kind, spec, params, target)
         return categorical.reconstruct(*params, target, weight, spec)
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
+    kinds.keep(key, params, reconstruction.Kind, spec, params, target)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
 
 
@@ -298,14 +288,19 @@ def elbo_loss(
     row = likelihoods.lookup(likelihood)
     if binarize is validate is False and target_scale is weight is seed is generator is None:
         losses = small.elbo(output, target, kl, beta, row)
-        if losses is None:
-            losses = launched.elbo(output, target, kl, beta, row)
         if losses is not None:
             return ELBO(*losses)
+    noise = binarize, seed, generator
+    others = kl, beta if isinstance(beta, torch.Tensor) else None
+    key = outputs.key(output, target, weight, others, row, None, target_scale, noise, validate)
+    kind = kinds.known(key)
+    if kind is not None:
+        params, *given = outputs.known(output, target, weight, row, noise)
+        beta_tensor, number = _weight_of_kl(beta, target, params)
+        return ELBO(*kind(params, *given, beta_tensor, kl, number))
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
-    beta_tensor, number = checks.scalar("beta", beta, "target", target)
-    number = checks.held(number, params[0].dtype)
+    beta_tensor, number = _weight_of_kl(beta, target, params)
     options = {
         "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
     }  # fmt: skip
@@ -314,5 +309,14 @@ def elbo_loss(
         spec = categorical.Spec.of(row, "batchmean", backend.choose(target))
         return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
-    given = elbo.Given(target, weight, seed, beta_tensor)
-    return ELBO(*elbo.negative_elbo(params, kl, given, elbo.Spec(scale, number, row.name, chosen)))
+    spec = elbo.Spec(scale, number, row.name, chosen)
+    kinds.keep(key, (*params, kl), elbo.Kind, spec, params, target)
+    return ELBO(*elbo.negative_elbo(params, kl, elbo.Given(target, weight, seed, beta_tensor), spec))
+
+
+def _weight_of_kl(beta, target, params):
+    """(tensor or None, number) of a number or a 0-d tensor."""
+    if small.is_weight(beta):  # nearly always
+        return None, beta
+    beta_tensor, number = checks.scalar("beta", beta, "target", target)
+    return beta_tensor, checks.held(number, params[0].dtype)

@@ -1,37 +1,58 @@
 """What an encoder gives, and what is asked of it: checks the options, then calls the latent op."""
 
 from vae_fast import checks, scales, seeds
-from vae_fast.ops import backend, gaussian
+from vae_fast.ops import backend, gaussian, kinds
+
+NOTHING = (None, None)
+NO_KL = object()  # in place of a reduction
 
 
-def compute(
-    posterior,
-    logvar,
-    mu,
-    *,
-    dim=0,
-    prior=None,
-    logvar_clamp,
-    scale,
-    kl="closed_form",
-    num_samples=None,
-    reduction=None,
-    noise=None,
-):
-    """(z or None, kl or None). posterior: mu, or moments along `dim` where logvar is None.
+def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise):
+    """(z or None, kl or None). posterior: mu, or moments along `dim` where that is given, and logvar is None.
 
-    noise: (seed, generator, eps), or None where nothing is sampled; reduction: None where there is no kl.
+    noise: (seed, generator, eps), or None where nothing is sampled. reduction may be NO_KL. The rest as in
+    `vae_fast.sample_kl`.
     """
-    prior = checks.prior(prior, mu.shape, mu)
+    seed, generator, eps = noise or (None, None, None)
+    key = kinds.key(
+        (posterior, logvar, eps, *(prior if isinstance(prior, (tuple, list)) else ())),
+        dim, prior is None, logvar_clamp, scale, kl, num_samples, type(num_samples), reduction,
+        noise is None, seed is None, generator is None,
+    )  # fmt: skip
+    kind = kinds.known(key)
+    if kind is not None:
+        prior = NOTHING if prior is None else _expanded(prior, kind.shape)
+        seed = None if noise is None or eps is not None else seeds.of(seed, generator, "mu", posterior)
+        return kind(posterior, logvar, *prior, seed, eps)
+    mu, dim = (posterior, 0) if dim is None else _first_half(posterior, dim)
+    if not dim:
+        checks.posterior(mu, logvar)
+    if reduction is NO_KL:
+        reduction = None
+    else:
+        checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
+    checks.choice("kl", kl, checks.KLS)
+    prior = NOTHING if prior is None else _expanded(checks.prior(prior, mu.shape, mu), mu.shape)
     clamp = checks.clamp(logvar_clamp, mu.dtype)
     found = scales.lookup(scale, logvar_clamp)
     if num_samples is not None:
         num_samples = checks.count("num_samples", num_samples)
     chosen = backend.choose(mu)
-    seed, eps = (None, None) if noise is None else seeds.noise(mu, num_samples, *noise, chosen)
+    seed, eps = NOTHING if noise is None else seeds.noise(mu, num_samples, *noise, chosen)
     spec = gaussian.Spec(reduction, *clamp, *found, kl, num_samples, dim, chosen)
+    kinds.keep(key, (posterior, logvar, *prior), gaussian.Kind, spec, mu)
     return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)
 
 
 def are_default(scale, kl="closed_form"):
     return type(scale) is str and scale == "logvar" and type(kl) is str and kl == "closed_form"
+
+
+def _first_half(moments, dim):
+    """(mu, dim counted from the front) of moments along `dim`."""
+    dim = checks.moments(moments, dim)
+    return moments.narrow(dim, 0, moments.shape[dim] // 2), dim
+
+
+def _expanded(prior, shape):
+    return tuple(t if t.shape == shape else t.expand(shape) for t in prior)

@@ -2,8 +2,8 @@
 
 import torch
 
-from vae_fast import checks, classes, targets, validation
-from vae_fast.ops import backend
+from vae_fast import checks, classes, seeds, targets, validation
+from vae_fast.ops import backend, kinds
 
 
 def check(value, target, row):
@@ -12,8 +12,7 @@ def check(value, target, row):
     A parameter after the first keeps its shape where the ops sum its gradient themselves (see `_is_shared`). Otherwise
     it is expanded to the first's shape, and autograd sums the gradient of every element.
     """
-    names = row.parameters
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    names, values = row.parameters, _as_tuple(value)
     if len(values) != len(names):
         wanted = f"the tuple ({', '.join(names)})" if len(names) > 1 else f"one tensor ({names[0]})"
         raise TypeError(f"output is {_describe(value)}: expected {wanted} for likelihood {row.name!r}")
@@ -30,6 +29,42 @@ def check(value, target, row):
         checks.same_shape("target", target, first_name, first)
     checks.same_device("target", target, first_name, first)
     checks.no_grad("target", target)
+    return _expanded(values)
+
+
+def key(value, target, weight, others, row, reduction, target_scale, noise, validate):
+    """What tells a loss's kind from others, or None: see `kinds`. others: more tensors, or None, such as the kl.
+
+    noise: (binarize, seed, generator). The rest as in `vae_fast.reconstruction_loss`.
+    """
+    if validate is not False:
+        return None
+    binarize, seed, generator = noise
+    return kinds.key(
+        (target, *_as_tuple(value), weight, *others),
+        row.name, row.constants if row.domain == "classes" else None,  # others' are tensors to the ops
+        reduction, target_scale, type(target_scale), binarize, type(binarize), seed is None, generator is None,
+    )  # fmt: skip
+
+
+def known(value, target, weight, row, noise):
+    """(params, target, weight, seed) as the ops take them, of a kind that is known to be good."""
+    params, (binarize, seed, generator) = _as_tuple(value), noise
+    if len(params) > 1:
+        params = _expanded(params)
+    if row.domain != "classes":
+        params = row.with_constants(params)
+    if weight is not None:
+        weight = targets.spread(weight, target.shape)
+    return params, target, weight, seeds.of(seed, generator, "target", target) if binarize else None
+
+
+def _as_tuple(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _expanded(values):
+    first = values[0]
     return tuple(t if t.shape == first.shape or _is_shared(t, first) else t.expand(first.shape) for t in values)
 
 

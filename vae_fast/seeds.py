@@ -28,6 +28,15 @@ def given(seed, name, like):
     return seed.reshape(1)
 
 
+def of(seed, generator, name, like):
+    """The seed that is given, or one from the generator, or from torch's default one for the device."""
+    if seed is not None:
+        return given(seed, name, like)
+    if generator is not None:
+        checks.generator(generator, name, like)
+    return drawn(generator, like)
+
+
 def drawn(generator, like):
     """A seed from the generator, or from torch's default one for the device."""
     return torch.randint(2**63 - 1, (1,), generator=generator, device=like.device)
@@ -39,12 +48,10 @@ def noise(mu, num_samples, seed, generator, eps, chosen):
     if eps is not None:
         checks.eps(eps, mu.shape, mu, num_samples)
         return None, eps
-    if seed is not None:
-        return given(seed, "mu", mu), None
+    if seed is not None or chosen == "triton":
+        return of(seed, generator, "mu", mu), None
     if generator is not None:
         checks.generator(generator, "mu", mu)
-    if chosen == "triton":
-        return drawn(generator, mu), None
     # On the eager path Philox costs more than the whole loss at small sizes: eps is drawn, and kept for backward.
     dtype = accumulator(mu.dtype)
     if torch._C._are_functorch_transforms_active() or (generator is None and torch.compiler.is_compiling()):

@@ -25,9 +25,7 @@ def weight(value, target):
     checks.is_dense("weight", value)
     checks.same_device("weight", value, "target", target)
     checks.no_grad("weight", value)
-    shape = target.shape
-    if value.dim() == 1 and len(shape) > 1 and value.shape[0] == shape[0]:
-        value = value.view(-1, *(1 for _ in shape[1:]))
+    shape, value = target.shape, _of_samples(value, target.shape)
     # Two comparisons, for torch.compile, in this order: as in `checks`.
     if value.dim() != len(shape) or any(a != b and a != 1 for a, b in zip(value.shape, shape, strict=True)):
         raise ValueError(
@@ -35,6 +33,18 @@ def weight(value, target):
             f"{len(shape)} dimensions, each 1 or the target's"
         )
     return value.expand(shape)
+
+
+def spread(weight, shape):
+    """A weight of which it is known that it is good, expanded to the target's shape."""
+    return _of_samples(weight, shape).expand(shape)
+
+
+def _of_samples(weight, shape):
+    """One of a number a sample, [B], as [B, 1, ...]."""
+    if weight.dim() == 1 and len(shape) > 1 and weight.shape[0] == shape[0]:
+        return weight.view(-1, *(1 for _ in shape[1:]))
+    return weight
 
 
 def sample(binarize, seed, generator, target, scale, row, backend):
@@ -47,12 +57,10 @@ def sample(binarize, seed, generator, target, scale, row, backend):
         for name, value in (("seed", seed), ("generator", generator)):
             if value is not None:
                 raise ValueError(f"{name} was given without binarize=True: nothing is drawn")
-    if seed is not None:
-        return target, seeds.given(seed, "target", target), scale
+    if seed is not None or backend == "triton":
+        return target, seeds.of(seed, generator, "target", target), scale
     if generator is not None:
         checks.generator(generator, "target", target)
-    if backend == "triton":
-        return target, seeds.drawn(generator, target), scale
     # On the eager path Philox costs more than the loss at small sizes: the sample is drawn, and kept for backward.
     grey = eager.read(target, scale, torch.float32)
     # Left out, not None: beside that argument torch.compile takes no symbolic shape.

@@ -12,9 +12,10 @@ from torch.autograd import Function
 from vae_fast import checks
 from vae_fast.eager.elbo import compose
 from vae_fast.eager.reductions import accumulator
-from vae_fast.ops import autograd
+from vae_fast.ops import autograd, reconstruction
 from vae_fast.ops.autograd import made_in_forward
 from vae_fast.ops.backend import room
+from vae_fast.ops.kinds import Replay, Replays, present
 from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import fake_loss, scale_
 
@@ -86,7 +87,7 @@ def _run(ctx, call, spec, target, weight, logits):
     scalar = spec.reduction not in ("none", "sample")
     (wanted,) = made_in_forward([logits], [scalar])
     loss, *ctx.grads = call(logits, target, weight, *spec[:2], wanted, spec.backend)
-    ctx.spec = spec
+    ctx.spec, ctx.kind = spec, None
     ctx.save_for_backward(target, weight, logits)
     return loss
 
@@ -100,10 +101,10 @@ class Ordinary(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grads = autograd.take(ctx)
+        grads, kind = autograd.take(ctx), ctx.kind
         if not grads:
-            return _recompute(ctx, grad_loss, _backward_direct)
-        scale_(grads, grad_loss, ctx.spec.backend)
+            return _recompute(ctx, grad_loss, _backward_direct if kind is None else kind.backward)
+        (scale_ if kind is None else kind.scale)(grads, grad_loss, ctx.spec.backend)
         return None, None, None, *grads
 
 
@@ -113,6 +114,43 @@ class Short(autograd.Short, Ordinary):
     @staticmethod
     def forward(ctx, *inputs):
         return _run(ctx, _forward_impl, *inputs)
+
+
+class _Played(autograd.Short, Ordinary):
+    """`Ordinary` of a `Kind`, and of tensors that are known to be plain."""
+
+    @staticmethod
+    def forward(ctx, kind, target, weight, logits):
+        loss, grad = kind.forward(logits, target, weight)
+        ctx.spec, ctx.kind, ctx.grads = kind.spec, kind, present(grad)
+        ctx.save_for_backward(target, weight, logits)
+        return loss
+
+
+class Kind(reconstruction.Kind):
+    """As that of the other reconstructions, whose kernel scales this one's gradient."""
+
+    def __init__(self, spec, params, target):
+        super().__init__(spec, params, target)
+        launchers = room("triton", "categorical", target)
+        self._forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
+
+    def __call__(self, params, target, weight, _seed):
+        """The loss."""
+        return _Played.apply(self, target, weight, *params)
+
+    def forward(self, logits, target, weight):
+        """(the loss, the gradient where it is made with it, or None)."""
+        made = self._forward.play(present(logits, target, weight))
+        return self._forward.call(logits, target, *self.spec[:2], *self._wanted, weight) if made is None else made
+
+    def backward(self, grad_loss, logits, target, weight, *spec):
+        """As the raw op."""
+        calls = self._backward.of(grad_loss)
+        if calls is None:
+            return _backward_direct(grad_loss, logits, target, weight, *spec)
+        grad = calls.play(present(grad_loss, logits, target, weight))
+        return [calls.call(grad_loss, logits, target, *self.spec[:2], weight) if grad is None else grad]
 
 
 class _Transformable(Function):

@@ -10,6 +10,7 @@ from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.autograd import made_in_forward, place
 from vae_fast.ops.backend import room
+from vae_fast.ops.kinds import Replay, Replays, present
 from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import TARGET, fake_grads
 
@@ -119,41 +120,94 @@ def _gradients(kl_grad, grads):
     return None, None, None, None, None, kl_grad, *grads
 
 
-def _run(ctx, call, spec, target, weight, seed, beta_tensor, kl, *params):
-    wanted = made_in_forward(params, ctx.needs_input_grad[6:])
-    given = (target, weight, seed, beta_tensor)
-    total, reconstruction, kl_mean, *ctx.grads = call(params, *_arguments(kl, given, spec), wanted, spec.backend)
-    ctx.spec = spec
-    ctx.save_for_backward(*given, kl, *params)
-    ctx.set_materialize_grads(False)
-    return total, reconstruction, kl_mean
-
-
 class Ordinary(Function):
     """For plain calls: keeps the gradients that forward made, as the reconstruction does."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        return _run(ctx, _forward_direct, *inputs)
+    def forward(ctx, spec, target, weight, seed, beta_tensor, kl, *params):
+        wanted = made_in_forward(params, ctx.needs_input_grad[6:])
+        given = Given(target, weight, seed, beta_tensor)
+        total, reconstruction, kl_mean, *ctx.grads = _forward_direct(
+            params, *_arguments(kl, given, spec), wanted, spec.backend
+        )
+        ctx.spec, ctx.kind = spec, None
+        ctx.save_for_backward(*given, kl, *params)
+        ctx.set_materialize_grads(False)
+        return total, reconstruction, kl_mean
 
     @staticmethod
     def backward(ctx, *upstream):
-        grads = autograd.take(ctx)
+        grads, kind = autograd.take(ctx), ctx.kind
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
         if not grads:
-            return _recompute(ctx, *upstream, _backward_direct)
+            return _recompute(ctx, *upstream, _backward_direct if kind is None else kind.backward)
         _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
-        kl_grad = _scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
+        scale = _scale if kind is None else kind.scale
+        kl_grad = scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
         return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
 
 
-class Short(autograd.Short, Ordinary):
-    """`Ordinary` of tensors that are known to be plain."""
+class _Played(autograd.Short, Ordinary):
+    """`Ordinary` of a `Kind` and a beta, and of tensors that are known to be plain."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        return _run(ctx, _forward_impl, *inputs)
+    def forward(ctx, kind_and_beta, target, weight, seed, beta_tensor, kl, *params):
+        kind, beta = kind_and_beta
+        scale, _, *rest = kind.spec
+        total, reconstruction, kl_mean, grads = kind.forward(target, weight, seed, beta_tensor, beta, kl, params)
+        ctx.spec, ctx.kind, ctx.grads = Spec(scale, beta, *rest), kind, present(*grads)
+        ctx.save_for_backward(target, weight, seed, beta_tensor, kl, *params)
+        ctx.set_materialize_grads(False)
+        return total, reconstruction, kl_mean
+
+
+class Kind:
+    """Calls of the kernels of one kind, whose spec has any beta: see that of `reconstruction`."""
+
+    def __init__(self, spec, params, target):
+        launchers = room("triton", "elbo", target)
+        self.spec, self._wanted = spec, made_in_forward(params, [p.requires_grad for p in params])
+        self._forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
+        self._scale = Replays(launchers.scale_)
+
+    def __call__(self, params, target, weight, seed, beta_tensor, kl, beta):
+        """(total, reconstruction, kl)."""
+        return _Played.apply((self, beta), target, weight, seed, beta_tensor, kl, *params)
+
+    def forward(self, target, weight, seed, beta_tensor, beta, kl, params):
+        """(total, reconstruction, kl, the gradients of the parameters that are made with them)."""
+        made = self._forward.play(present(*params, target, kl, beta_tensor, weight, seed), beta)
+        if made is None:
+            scale, _, likelihood, _ = self.spec
+            extras = weight, seed, scale
+            made = self._forward.call(params, target, kl, beta_tensor, beta, likelihood, self._wanted, extras)
+        return made
+
+    def backward(
+        self, total, reconstruction, grad_kl, params, target, weight, seed, scale, kl, beta_tensor, beta, *rest
+    ):
+        """As the raw op."""
+        upstream = total, reconstruction, grad_kl
+        calls = self._backward.of(*upstream)
+        if calls is None:
+            return _backward_direct(*upstream, params, target, weight, seed, scale, kl, beta_tensor, beta, *rest)
+        made = calls.play(present(*upstream, *params, target, kl, beta_tensor, weight, seed), beta)
+        if made is None:
+            likelihood, wanted, _ = rest
+            extras = weight, seed, scale
+            made = calls.call(*upstream, params, target, kl, beta_tensor, beta, likelihood, wanted, extras)
+        kl_grad, grads = made
+        return [kl_grad, *present(*grads)]
+
+    def scale(self, grads, total, reconstruction, grad_kl, kl, beta_tensor, beta, backend):
+        """As the raw op."""
+        upstream = total, reconstruction, grad_kl
+        calls = self._scale.of(*upstream)
+        if calls is None:
+            return _scale(grads, *upstream, kl, beta_tensor, beta, backend)
+        kl_grad = calls.play(present(*grads, *upstream, kl, beta_tensor), beta)
+        return calls.call(grads, *upstream, kl, beta_tensor, beta) if kl_grad is None else kl_grad
 
 
 class _Transformable(Function):

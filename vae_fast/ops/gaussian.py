@@ -12,6 +12,7 @@ from vae_fast.eager.reductions import accumulator, latent_like
 from vae_fast.ops import autograd
 from vae_fast.ops.autograd import place
 from vae_fast.ops.backend import room
+from vae_fast.ops.kinds import Replay, Replays, present
 from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import fake_loss
 
@@ -97,8 +98,7 @@ def _backward_impl(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, ep
         grad_z, grad_kl, mu, logvar, prior=(prior_mu, prior_logvar), seed=seed, eps=eps, prior_grad=prior_grad,
         out=out, **_options(spec), **options,
     )  # fmt: skip
-    posterior = grads[:2] if packed is None else [packed]
-    return [g for g in (*posterior, *grads[2:]) if g is not None]
+    return present(*(grads[:2] if packed is None else [packed]), *grads[2:])
 
 
 def _backward_fake(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
@@ -152,33 +152,71 @@ def _differentiate(ctx, grads, saved, call):
     return *posterior, *prior, None, None, None
 
 
-def _run(ctx, call, *inputs):
-    *tensors, ctx.spec = inputs
-    made = call(*tensors, *ctx.spec, _keeps(ctx.spec))
-    outputs = sum(_asked(*tensors[4:], ctx.spec.reduction))
-    ctx.save_for_backward(*tensors, *made[outputs:])
-    ctx.set_materialize_grads(False)
-    return tuple(made[:outputs])
-
-
 class Ordinary(Function):
     """For plain calls: `ctx` in forward costs 10 microseconds less than `setup_context`."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        return _run(ctx, _forward_direct, *inputs)
+        *tensors, spec = inputs
+        made = _forward_direct(*tensors, *spec, _keeps(spec))
+        outputs = sum(_asked(*tensors[4:], spec.reduction))
+        ctx.spec, ctx.raw_backward = spec, _backward_direct
+        ctx.save_for_backward(*tensors, *made[outputs:])
+        ctx.set_materialize_grads(False)
+        return tuple(made[:outputs])
 
     @staticmethod
     def backward(ctx, *grads):
-        return _differentiate(ctx, grads, ctx.saved_tensors, _backward_direct)
+        return _differentiate(ctx, grads, ctx.saved_tensors, ctx.raw_backward)
 
 
-class Short(autograd.Short, Ordinary):
-    """`Ordinary` of tensors that are known to be plain."""
+class _Played(autograd.Short, Ordinary):
+    """`Ordinary` of a `Kind`, and of tensors that are known to be plain."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        return _run(ctx, _forward_impl, *inputs)
+        *tensors, kind = inputs
+        ctx.spec, ctx.raw_backward = kind.spec, kind.backward
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(present(*kind.forward(*tensors)))
+
+
+class Kind:
+    """Calls of the kernels of one kind: see that of `reconstruction`."""
+
+    def __init__(self, spec, mu):
+        launchers, packed = room("triton", "gaussian", mu), "_packed" if spec.dim else ""
+        self.spec, self.shape, self._options = spec, mu.shape, _options(spec)
+        self._forward = Replay(getattr(launchers, f"forward{packed}"))
+        self._backward = Replays(getattr(launchers, f"backward{packed}"))
+
+    def __call__(self, *tensors):
+        """The tensors asked for, as `latent`."""
+        return _Played.apply(*tensors, self)
+
+    def forward(self, mu, logvar, prior_mu, prior_logvar, seed, eps):
+        """(z or None, kl or None)."""
+        made = self._forward.play(present(mu, logvar, prior_mu, prior_logvar, seed, eps))
+        if made is None:
+            options = {"prior": (prior_mu, prior_logvar), "seed": seed, "eps": eps, **self._options}
+            made = self._forward.call(*self._posterior(mu, logvar), **options)
+        return made
+
+    def backward(self, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *rest):
+        """As the raw op."""
+        calls, tensors = self._backward.of(grad_z, grad_kl), (mu, logvar, prior_mu, prior_logvar, seed, eps)
+        if calls is None:
+            return _backward_direct(grad_z, grad_kl, *tensors, *rest)
+        made = calls.play(present(grad_z, grad_kl, *tensors))
+        if made is None:
+            options = {"prior": (prior_mu, prior_logvar), "seed": seed, "eps": eps, **self._options}
+            made = calls.call(grad_z, grad_kl, *self._posterior(mu, logvar), prior_grad=rest[-2], **options)
+        return present(*made)
+
+    def _posterior(self, mu, logvar):
+        """As the launchers take it: mu and logvar, or moments and a dim."""
+        return mu, self.spec.dim if logvar is None else logvar
 
 
 class _Transformable(Function):

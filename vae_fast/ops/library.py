@@ -7,10 +7,11 @@ Each op takes the backend as an argument, chosen once in forward, so that the ba
 import operator
 
 import torch
-from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
+from torch._C import _are_functorch_transforms_active, _dispatch_tls_is_dispatch_key_included, _len_torch_dispatch_stack
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import profiler
+from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
 from vae_fast.eager.elementary import number
@@ -24,7 +25,7 @@ _VMAP_MODE = torch._C._parse_dispatch_key("VmapMode")
 def batching():
     """Whether upstream gradients may be batches of them: torch.autograd.grad(is_grads_batched=True)."""
     # In a traced backward pass they are not, and torch 2.11 cannot trace the question.
-    return not torch.compiler.is_compiling() and torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
+    return not is_compiling() and _dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
 def listening():
@@ -33,8 +34,17 @@ def listening():
 
 
 def overheard():
-    """Whether any of those is, or gradients come in batches: then what is not PyTorch's own must be an op too."""
-    return listening() or batching()
+    """Whether any of those is, a compiler, or a batch of gradients: then what is not PyTorch's own must be an op too.
+
+    In one function, as it is asked in each call: every other would take half a microsecond.
+    """
+    return (
+        is_compiling()
+        or _len_torch_dispatch_stack()
+        or _are_functorch_transforms_active()
+        or profiler._is_profiler_enabled
+        or _dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
+    )
 
 
 def is_plain(value):
@@ -51,7 +61,7 @@ def constant(value, dtype, like):
 
     A graph that is captured or traced gets its own: it must not depend on what the cache drops.
     """
-    plain = type(like) in PLAIN and not (torch.compiler.is_compiling() or _len_torch_dispatch_stack())
+    plain = type(like) in PLAIN and not (is_compiling() or _len_torch_dispatch_stack())
     if not plain or (like.is_cuda and torch.cuda.is_current_stream_capturing()):
         return like.new_full((), value, dtype=dtype)
     stream = torch._C._cuda_getCurrentRawStream(like.device.index) if like.is_cuda else None
@@ -77,7 +87,7 @@ def _direct(op, implementation):
     tensors = operator.itemgetter(*(i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)))
 
     def call(*args):
-        if torch.compiler.is_compiling() or overheard() or any(map(_is_special, tensors(args))):
+        if overheard() or any(map(_is_special, tensors(args))):
             return op(*args)
         return implementation(*args)
 

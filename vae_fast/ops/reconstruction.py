@@ -11,6 +11,7 @@ from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.autograd import made_in_forward, place
 from vae_fast.ops.backend import room
+from vae_fast.ops.kinds import Replay, Replays, present
 from vae_fast.ops.library import define, differentiate
 
 
@@ -98,16 +99,6 @@ def _recompute(ctx, grad_loss, call):
     return None, None, None, None, *place(autograd.once(backward, grad_loss, *tensors), wanted)
 
 
-def _run(ctx, call, spec, target, weight, seed, *params):
-    scalar = spec.reduction not in ("none", "sample")
-    wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
-    keep = not scalar and spec.backend == "eager"
-    loss, *made = call(params, target, weight, seed, *spec[:3], wanted, spec.backend, keep)
-    ctx.spec, ctx.grads = spec, made if scalar else None
-    ctx.save_for_backward(target, weight, seed, *params, *(made if keep else ()))
-    return loss
-
-
 class Ordinary(Function):
     """For plain calls: keeps the gradient that forward made for one backward, in a plain attribute and nowhere else.
 
@@ -115,24 +106,75 @@ class Ordinary(Function):
     """
 
     @staticmethod
-    def forward(ctx, *inputs):
-        return _run(ctx, _forward_direct, *inputs)
+    def forward(ctx, spec, target, weight, seed, *params):
+        scalar = spec.reduction not in ("none", "sample")
+        wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
+        keep = not scalar and spec.backend == "eager"
+        loss, *made = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend, keep)
+        ctx.spec, ctx.kind, ctx.grads = spec, None, made if scalar else None
+        ctx.save_for_backward(target, weight, seed, *params, *(made if keep else ()))
+        return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grads = autograd.take(ctx)
+        grads, kind = autograd.take(ctx), ctx.kind
         if not grads:
-            return _recompute(ctx, grad_loss, _backward_direct)
-        scale_(grads, grad_loss, ctx.spec.backend)
+            return _recompute(ctx, grad_loss, _backward_direct if kind is None else kind.backward)
+        (scale_ if kind is None else kind.scale)(grads, grad_loss, ctx.spec.backend)
         return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])
 
 
-class Short(autograd.Short, Ordinary):
-    """`Ordinary` of tensors that are known to be plain."""
+class _Played(autograd.Short, Ordinary):
+    """`Ordinary` of a `Kind`, and of tensors that are known to be plain."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        return _run(ctx, _forward_impl, *inputs)
+    def forward(ctx, kind, target, weight, seed, *params):
+        loss, grads = kind.forward(params, target, weight, seed)
+        ctx.spec, ctx.kind, ctx.grads = kind.spec, kind, [g for g in grads if g is not None]
+        ctx.save_for_backward(target, weight, seed, *params)
+        return loss
+
+
+class Kind:
+    """Calls of the kernels of one kind. Of the raw ops it has what a plain call needs, played where nothing listens."""
+
+    def __init__(self, spec, params, target):
+        launchers = room("triton", "reconstruction", target)
+        scalar = spec.reduction not in ("none", "sample")
+        self.spec, self._wanted = spec, made_in_forward(params, [scalar and p.requires_grad for p in params])
+        self._forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
+        self._scale = Replays(launchers.scale_)
+
+    def __call__(self, params, target, weight, seed):
+        """The loss."""
+        return _Played.apply(self, target, weight, seed, *params)
+
+    def forward(self, params, target, weight, seed):
+        """(the loss, the gradients that are made with it)."""
+        made = self._forward.play(present(*params, target, weight, seed))
+        if made is None:
+            scale, likelihood, reduction, _ = self.spec
+            made = self._forward.call(params, target, likelihood, reduction, self._wanted, (weight, seed, scale))
+        return made
+
+    def backward(self, grad_loss, params, target, weight, seed, *spec):
+        """As the raw op."""
+        calls = self._backward.of(grad_loss)
+        if calls is None:
+            return _backward_direct(grad_loss, params, target, weight, seed, *spec)
+        grads = calls.play(present(grad_loss, *params, target, weight, seed))
+        if grads is None:
+            scale, likelihood, reduction, wanted, *_ = spec
+            grads = calls.call(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale))
+        return [g for g in grads if g is not None]
+
+    def scale(self, grads, grad_loss, backend):
+        """As the raw op."""
+        calls = self._scale.of(grad_loss)
+        if calls is None:
+            scale_(grads, grad_loss, backend)
+        elif calls.play([*grads, grad_loss]) is None:
+            calls.call(grads, grad_loss)
 
 
 class _Transformable(Function):

@@ -1,7 +1,7 @@
 """Small float32 calls on the CPU, which cost the host's time: the shortest way to what the other ops compute.
 
 Each function returns None unless it is certain that the arguments are good, plain and small, and that nothing is being
-compiled: the caller then tries `launched`, and takes the long way, which names what is wrong with the arguments.
+compiled: the caller then takes the long way, which names what is wrong with the arguments.
 """
 
 import itertools
@@ -120,7 +120,7 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):
         formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
-        ctx.spec, ctx.share = spec, formulas.factor / reductions.divisor(spec.reduction, target.shape)
+        ctx.spec, ctx.kind, ctx.share = spec, None, formulas.factor / reductions.divisor(spec.reduction, target.shape)
         ctx.save_for_backward(target, None, None, *params)
         total, made = eager.total_of_block(formulas, params, target, None, nowhere, True)
         ctx.grads = list(itertools.compress(made, ctx.needs_input_grad[4:]))

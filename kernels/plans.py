@@ -1,0 +1,172 @@
+"""What a launcher does for one kind of arguments, written down: a function of their tensors, in a few lines of Python.
+
+Views, tiles and workspaces are as they were, and so are the compiled kernels, which Triton finds by a look at each
+argument: what is left is to allocate, to put the addresses in, and to launch.
+"""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from vae_fast.kernels import tiling
+
+ALIGNMENT = 16  # bytes: Triton compiles another kernel where an address is no multiple of it
+
+
+class Launch(NamedTuple):
+    """One that has been made."""
+
+    kernel: object
+    compiled: object  # None in the interpreter
+    programs: int
+    arguments: tuple
+    warps: int
+    constants: dict
+
+
+class Varying(float):
+    """A number that is another in another call."""
+
+
+class Tape(TorchDispatchMode):
+    """Notes what a launcher allocates; who launches for it adds to `launches`."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.inputs, self.allocated, self.launches = inputs, [], []
+        self._is_deaf = self._computes = False
+
+    @contextlib.contextmanager
+    def deaf(self):
+        """During a launch: the interpreter's own operators are none of the launcher's."""
+        self._is_deaf = True
+        yield
+        self._is_deaf = False
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """No, or the first call would import all of torch._dynamo, to be left alone by it: seconds, in a launcher."""
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if self._is_deaf:
+            return result
+        made = [t for t in tree_iter(result) if isinstance(t, torch.Tensor) and not t.is_meta]
+        if "empty" in func.__name__:
+            self.allocated += made
+        elif not func.is_view:
+            self._computes = True
+        return result
+
+    def plan(self, result, is_watched):
+        """The launcher as a function (a list of tensors, the varying number) -> its result.
+
+        It returns None, and does nothing, where an address is not aligned or is_watched(). None instead of it where
+        an operator does something beside the kernels, nothing is launched, or a tensor is from elsewhere.
+        """
+        if self._computes or not self.launches:
+            return None
+        try:
+            return _Writer(self).function(self.launches, result, is_watched)
+        except LookupError:
+            return None
+
+
+class _Writer:
+    """Writes the function: tensor k is t{k}, its address p{k}, first of the inputs and then of what is allocated."""
+
+    def __init__(self, tape):
+        self.bases, self.inputs = [*tape.inputs, *tape.allocated], len(tape.inputs)
+        self.constants = {"torch": torch, "tiling": tiling}
+
+    def function(self, launches, result, is_watched):
+        inputs, device = range(self.inputs), self.constant(self.bases[0].device)
+        lines = [
+            f"{''.join(f't{k}, ' for k in inputs)} = tensors",
+            *(f"p{k} = t{k}.data_ptr()" for k in inputs),
+            f"if ({' | '.join(f'p{k}' for k in inputs)}) % {ALIGNMENT} or {self.constant(is_watched)}(): return None",
+        ]
+        for k, base in enumerate(self.bases[self.inputs :], start=self.inputs):
+            layout = f"{self.constant(base.shape)}, {self.constant(base.stride())}, dtype={self.constant(base.dtype)}"
+            lines += [
+                f"t{k} = torch.empty_strided({layout}, device={device})",
+                f"p{k} = t{k}.data_ptr()",
+            ]
+        lines += self.launching(launches)
+        lines += [f"return {self.expression(result, self.tensor)}"]
+        text = "\n    ".join(("def play(tensors, number=None):", *lines))
+        exec(text, self.constants)  # of our own text alone
+        return self.constants["play"]
+
+    def launching(self, launches):
+        """Its lines that launch."""
+        if launches[0].compiled is None:
+            lines = [self.interpreted(each) for each in launches]
+        else:
+            index = self.bases[0].device.index
+            stream = f"{self.constant(triton.runtime.driver.active.get_current_stream)}({index})"
+            lines = [f"stream = {stream}", *(self.compiled(each) for each in launches)]
+            if torch.cuda.device_count() == 1:  # it is the current one
+                return lines
+        return ["with tiling.on_device(t0):", *(f"    {line}" for line in lines)]
+
+    def compiled(self, each):
+        """A line that launches without what Triton asks of each argument to find the compiled kernel, and hooks."""
+        kernel = each.compiled
+        rest = (each.constants[name] for name in each.kernel.arg_names[len(each.arguments) :])
+        arguments = [*(self.expression(value, self.address) for value in each.arguments), *map(self.constant, rest)]
+        first = f"{self.constant(kernel.function)}, {self.constant(kernel.packed_metadata)}, None, None, None"
+        return f"{self.constant(kernel.run)}({each.programs}, 1, 1, stream, {first}, {', '.join(arguments)})"
+
+    def interpreted(self, each):
+        """The same for the interpreter, which wants tensors."""
+        run = functools.partial(each.kernel[(each.programs,)], **each.constants, num_warps=each.warps)
+        return f"{self.constant(run)}({', '.join(self.expression(value, self.tensor) for value in each.arguments)})"
+
+    def expression(self, value, leaf):
+        if isinstance(value, torch.Tensor):
+            return leaf(value)
+        if isinstance(value, Varying):
+            return "number"
+        if not any(isinstance(part, (torch.Tensor, Varying)) for part in tree_iter(value)):
+            return self.constant(value)
+        items = "".join(f"{self.expression(item, leaf)}, " for item in value)
+        return f"{self.constant(type(value))}({items})" if hasattr(value, "_fields") else f"({items})"
+
+    def constant(self, value):
+        name = f"c{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def address(self, tensor):
+        base, offset = self.place(tensor)
+        return f"p{base} + {offset}" if offset else f"p{base}"
+
+    def tensor(self, tensor):
+        number, offset = self.place(tensor)
+        layout, base = (tensor.shape, tensor.stride(), tensor.dtype), self.bases[number]
+        if not offset and layout == (base.shape, base.stride(), base.dtype):
+            return f"t{number}"
+        return f"{self.constant(functools.partial(_part, offset, *layout))}(t{number})"
+
+    def place(self, tensor):
+        """(the number of the tensor in which it lies, bytes from the beginning of that)."""
+        for number, base in enumerate(self.bases):
+            if base.data_ptr() == tensor.data_ptr():
+                return number, 0
+        storage = tensor.untyped_storage().data_ptr()
+        found = [k for k, base in enumerate(self.bases) if base.untyped_storage().data_ptr() == storage]
+        if len(found) != 1:  # of two inputs, either may lie elsewhere the next time
+            raise LookupError("neither in one tensor given to the launcher nor in one allocated by it")
+        return found[0], tensor.data_ptr() - self.bases[found[0]].data_ptr()
+
+
+def _part(offset, shape, strides, dtype, base):
+    base = base.view(dtype)
+    return base.as_strided(shape, strides, base.storage_offset() + offset // base.element_size())

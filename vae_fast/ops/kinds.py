@@ -1,0 +1,98 @@
+"""Kinds of calls of the kernels: what a long way has found out of one call holds for all of its kind.
+
+A launch waits for its host, who would check the same shapes and options in each step of a training. The second call of
+a kind goes past the checks, and past the search for how its launches are played.
+"""
+
+import collections
+import contextlib
+
+import torch
+
+from vae_fast.ops import backend
+from vae_fast.ops.library import PLAIN, is_plain, overheard
+
+MOST = 4096  # kinds: dynamic shapes must not fill the memory
+
+_kinds = {}
+
+
+def key(tensors, *asked):
+    """What tells a call's kind from others; None for one that is not the kernels', or not plain, or has no gradient.
+
+    tensors: all that may be given, each may be None but the first. asked: all else that checks and specs depend on.
+    """
+    if overheard() or type(tensors[0]) not in PLAIN or not backend.launches(tensors[0]) or not torch.is_grad_enabled():
+        return None
+    for tensor in tensors:
+        if tensor is None:
+            asked += (None,)
+        elif is_plain(tensor):
+            asked += tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+        else:
+            return None
+    return asked
+
+
+def known(key):
+    """The kind that is kept under a key, or None."""
+    try:
+        return None if key is None else _kinds.get(key)
+    except TypeError:  # an option that has no hash
+        return None
+
+
+def keep(key, tensors, kind, *arguments):
+    """Keep kind(*arguments) for calls to come, if the key is one, and an op of these tensors is differentiated."""
+    if key is None or not tensors[0].numel() or not any(t is not None and t.requires_grad for t in tensors):
+        return
+    if len(_kinds) >= MOST:
+        _kinds.clear()
+    made = kind(*arguments)
+    with contextlib.suppress(TypeError):  # as above
+        _kinds[key] = made
+
+
+class Replay:
+    """The calls of a launcher that are known to be of one kind: their plan is looked up once."""
+
+    __slots__ = ("_launcher", "_plan")
+
+    def __init__(self, launcher):
+        self._launcher, self._plan = launcher, None
+
+    def play(self, tensors, number=None):
+        """What the launcher gives; None, and nothing done, where it must be called.
+
+        tensors: a list of those among its arguments, in their order. number: its `beta`.
+        """
+        return None if self._plan is None else self._plan(tensors, number)
+
+    def call(self, *arguments, **options):
+        """The launcher's own call, after which the next one may be played."""
+        made = self._launcher(*arguments, **options)
+        self._plan = self._launcher.plan_of(*arguments, **options)
+        return made
+
+
+class Replays(collections.defaultdict):
+    """A `Replay` of one launcher for each layout of upstream gradients, whose shapes and dtypes are known."""
+
+    def __init__(self, launcher):
+        super().__init__(lambda: Replay(launcher))
+
+    def of(self, *gradients):
+        """That of these gradients, or Nones; None where they are not plain, or something listens."""
+        if overheard():
+            return None
+        layouts = []
+        for gradient in gradients:
+            if gradient is not None and not is_plain(gradient):
+                return None
+            layouts.append(None if gradient is None else gradient.stride())
+        return self[tuple(layouts)]
+
+
+def present(*tensors):
+    """Those that are not None, for `Replay.play`."""
+    return [t for t in tensors if t is not None]
