@@ -230,8 +230,7 @@ def reconstruction_loss(
         if loss is not None:
             return loss
     noise = binarize, seed, generator
-    key = outputs.key(output, target, weight, (), row, reduction, target_scale, noise, validate)
-    kind = kinds.known(key)
+    key, kind = outputs.find(output, target, weight, (), row, reduction, target_scale, noise, validate)
     if kind is not None:
         return kind(*outputs.known(output, target, weight, row, noise))
     params = outputs.check(output, target, row)
@@ -292,8 +291,7 @@ def elbo_loss(
             return ELBO(*losses)
     noise = binarize, seed, generator
     others = kl, beta if isinstance(beta, torch.Tensor) else None
-    key = outputs.key(output, target, weight, others, row, None, target_scale, noise, validate)
-    kind = kinds.known(key)
+    key, kind = outputs.find(output, target, weight, others, row, None, target_scale, noise, validate)
     if kind is not None:
         params, *given = outputs.known(output, target, weight, row, noise)
         beta_tensor, number = _weight_of_kl(beta, target, params)

@@ -14,12 +14,11 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
     `vae_fast.sample_kl`.
     """
     seed, generator, eps = noise or (None, None, None)
-    key = kinds.key(
+    key, kind = kinds.find(
         (posterior, logvar, eps, *(prior if isinstance(prior, (tuple, list)) else ())),
         dim, prior is None, logvar_clamp, scale, kl, num_samples, type(num_samples), reduction,
         noise is None, seed is None, generator is None,
     )  # fmt: skip
-    kind = kinds.known(key)
     if kind is not None:
         prior = NOTHING if prior is None else _expanded(prior, kind.shape)
         seed = None if noise is None or eps is not None else seeds.of(seed, generator, "mu", posterior)

@@ -32,15 +32,15 @@ def check(value, target, row):
     return _expanded(values)
 
 
-def key(value, target, weight, others, row, reduction, target_scale, noise, validate):
-    """What tells a loss's kind from others, or None: see `kinds`. others: more tensors, or None, such as the kl.
+def find(value, target, weight, others, row, reduction, target_scale, noise, validate):
+    """(key, kind or None) of a loss, as `kinds.find`. others: more tensors, or None, such as the kl.
 
     noise: (binarize, seed, generator). The rest as in `vae_fast.reconstruction_loss`.
     """
     if validate is not False:
-        return None
+        return None, None
     binarize, seed, generator = noise
-    return kinds.key(
+    return kinds.find(
         (target, *_as_tuple(value), weight, *others),
         row.name, row.constants if row.domain == "classes" else None,  # others' are tensors to the ops
         reduction, target_scale, type(target_scale), binarize, type(binarize), seed is None, generator is None,
@@ -52,7 +52,7 @@ def known(value, target, weight, row, noise):
     params, (binarize, seed, generator) = _as_tuple(value), noise
     if len(params) > 1:
         params = _expanded(params)
-    if row.domain != "classes":
+    if row.constants and row.domain != "classes":
         params = row.with_constants(params)
     if weight is not None:
         weight = targets.spread(weight, target.shape)

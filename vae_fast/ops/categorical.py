@@ -15,7 +15,7 @@ from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd, reconstruction
 from vae_fast.ops.autograd import made_in_forward
 from vae_fast.ops.backend import room
-from vae_fast.ops.kinds import Replay, Replays, present
+from vae_fast.ops.kinds import present
 from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import fake_loss, scale_
 
@@ -104,7 +104,7 @@ class Ordinary(Function):
         grads, kind = autograd.take(ctx), ctx.kind
         if not grads:
             return _recompute(ctx, grad_loss, _backward_direct if kind is None else kind.backward)
-        (scale_ if kind is None else kind.scale)(grads, grad_loss, ctx.spec.backend)
+        scale_(grads, grad_loss, ctx.spec.backend)
         return None, None, None, *grads
 
 
@@ -121,28 +121,30 @@ class _Played(autograd.Short, Ordinary):
 
     @staticmethod
     def forward(ctx, kind, target, weight, logits):
-        loss, grad = kind.forward(logits, target, weight)
+        made = kind.forward.play(present(logits, target, weight))
+        if made is None:
+            made = kind.forward.call(logits, target, *kind.spec[:2], *kind.wanted, weight)
+        loss, grad = made
         ctx.spec, ctx.kind, ctx.grads = kind.spec, kind, present(grad)
         ctx.save_for_backward(target, weight, logits)
         return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        if not reconstruction.played_scale(ctx, grad_loss):
+            return Ordinary.backward(ctx, grad_loss)
+        grads, ctx.grads = ctx.grads, None
+        return None, None, None, *grads
 
 
 class Kind(reconstruction.Kind):
     """As that of the other reconstructions, whose kernel scales this one's gradient."""
 
-    def __init__(self, spec, params, target):
-        super().__init__(spec, params, target)
-        launchers = room("triton", "categorical", target)
-        self._forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
+    launchers = "categorical"
 
     def __call__(self, params, target, weight, _seed):
         """The loss."""
         return _Played.apply(self, target, weight, *params)
-
-    def forward(self, logits, target, weight):
-        """(the loss, the gradient where it is made with it, or None)."""
-        made = self._forward.play(present(logits, target, weight))
-        return self._forward.call(logits, target, *self.spec[:2], *self._wanted, weight) if made is None else made
 
     def backward(self, grad_loss, logits, target, weight, *spec):
         """As the raw op."""

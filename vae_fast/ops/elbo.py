@@ -143,8 +143,7 @@ class Ordinary(Function):
         if not grads:
             return _recompute(ctx, *upstream, _backward_direct if kind is None else kind.backward)
         _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
-        scale = _scale if kind is None else kind.scale
-        kl_grad = scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
+        kl_grad = _scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
         return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
 
 
@@ -154,12 +153,28 @@ class _Played(autograd.Short, Ordinary):
     @staticmethod
     def forward(ctx, kind_and_beta, target, weight, seed, beta_tensor, kl, *params):
         kind, beta = kind_and_beta
-        scale, _, *rest = kind.spec
-        total, reconstruction, kl_mean, grads = kind.forward(target, weight, seed, beta_tensor, beta, kl, params)
-        ctx.spec, ctx.kind, ctx.grads = Spec(scale, beta, *rest), kind, present(*grads)
+        scale, _, likelihood, backend = kind.spec
+        made = kind.forward.play(present(*params, target, kl, beta_tensor, weight, seed), beta)
+        if made is None:
+            extras = weight, seed, scale
+            made = kind.forward.call(params, target, kl, beta_tensor, beta, likelihood, kind.wanted, extras)
+        total, reconstruction, kl_mean, grads = made
+        ctx.spec, ctx.kind, ctx.grads = Spec(scale, beta, likelihood, backend), kind, present(*grads)
         ctx.save_for_backward(target, weight, seed, beta_tensor, kl, *params)
         ctx.set_materialize_grads(False)
         return total, reconstruction, kl_mean
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        calls = None if not ctx.grads or torch.is_grad_enabled() else ctx.kind.scale.of(*upstream)
+        if calls is None or (upstream[0] is None and upstream[1] is None):
+            return Ordinary.backward(ctx, *upstream)
+        grads, ctx.grads = ctx.grads, None
+        _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
+        kl_grad = calls.play(present(*grads, *upstream, kl, beta_tensor), ctx.spec.beta)
+        if kl_grad is None:
+            kl_grad = calls.call(grads, *upstream, kl, beta_tensor, ctx.spec.beta)
+        return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
 
 
 class Kind:
@@ -167,22 +182,13 @@ class Kind:
 
     def __init__(self, spec, params, target):
         launchers = room("triton", "elbo", target)
-        self.spec, self._wanted = spec, made_in_forward(params, [p.requires_grad for p in params])
-        self._forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
-        self._scale = Replays(launchers.scale_)
+        self.spec, self.wanted = spec, made_in_forward(params, [p.requires_grad for p in params])
+        self.forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
+        self.scale = Replays(launchers.scale_)
 
     def __call__(self, params, target, weight, seed, beta_tensor, kl, beta):
         """(total, reconstruction, kl)."""
         return _Played.apply((self, beta), target, weight, seed, beta_tensor, kl, *params)
-
-    def forward(self, target, weight, seed, beta_tensor, beta, kl, params):
-        """(total, reconstruction, kl, the gradients of the parameters that are made with them)."""
-        made = self._forward.play(present(*params, target, kl, beta_tensor, weight, seed), beta)
-        if made is None:
-            scale, _, likelihood, _ = self.spec
-            extras = weight, seed, scale
-            made = self._forward.call(params, target, kl, beta_tensor, beta, likelihood, self._wanted, extras)
-        return made
 
     def backward(
         self, total, reconstruction, grad_kl, params, target, weight, seed, scale, kl, beta_tensor, beta, *rest
@@ -199,15 +205,6 @@ class Kind:
             made = calls.call(*upstream, params, target, kl, beta_tensor, beta, likelihood, wanted, extras)
         kl_grad, grads = made
         return [kl_grad, *present(*grads)]
-
-    def scale(self, grads, total, reconstruction, grad_kl, kl, beta_tensor, beta, backend):
-        """As the raw op."""
-        upstream = total, reconstruction, grad_kl
-        calls = self._scale.of(*upstream)
-        if calls is None:
-            return _scale(grads, *upstream, kl, beta_tensor, beta, backend)
-        kl_grad = calls.play(present(*grads, *upstream, kl, beta_tensor), beta)
-        return calls.call(grads, *upstream, kl, beta_tensor, beta) if kl_grad is None else kl_grad
 
 
 class _Transformable(Function):

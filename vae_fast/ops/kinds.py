@@ -5,7 +5,6 @@ a kind goes past the checks, and past the search for how its launches are played
 """
 
 import collections
-import contextlib
 
 import torch
 
@@ -17,40 +16,33 @@ MOST = 4096  # kinds: dynamic shapes must not fill the memory
 _kinds = {}
 
 
-def key(tensors, *asked):
-    """What tells a call's kind from others; None for one that is not the kernels', or not plain, or has no gradient.
+def find(tensors, *asked):
+    """(a call's key, the kind that is kept under it or None).
 
     tensors: all that may be given, each may be None but the first. asked: all else that checks and specs depend on.
+    The key is None where a call is not the kernels', or not plain, or not differentiated.
     """
     if overheard() or type(tensors[0]) not in PLAIN or not backend.launches(tensors[0]) or not torch.is_grad_enabled():
-        return None
+        return None, None
     for tensor in tensors:
         if tensor is None:
             asked += (None,)
         elif is_plain(tensor):
             asked += tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
         else:
-            return None
-    return asked
-
-
-def known(key):
-    """The kind that is kept under a key, or None."""
+            return None, None
     try:
-        return None if key is None else _kinds.get(key)
+        return asked, _kinds.get(asked)
     except TypeError:  # an option that has no hash
-        return None
+        return None, None
 
 
 def keep(key, tensors, kind, *arguments):
-    """Keep kind(*arguments) for calls to come, if the key is one, and an op of these tensors is differentiated."""
-    if key is None or not tensors[0].numel() or not any(t is not None and t.requires_grad for t in tensors):
-        return
-    if len(_kinds) >= MOST:
-        _kinds.clear()
-    made = kind(*arguments)
-    with contextlib.suppress(TypeError):  # as above
-        _kinds[key] = made
+    """Keep kind(*arguments) for calls to come, if there is a key, and one of the op's tensors needs a gradient."""
+    if key is not None and tensors[0].numel() and any(t is not None and t.requires_grad for t in tensors):
+        if len(_kinds) >= MOST:
+            _kinds.clear()
+        _kinds[key] = kind(*arguments)
 
 
 class Replay:

@@ -120,7 +120,7 @@ class Ordinary(Function):
         grads, kind = autograd.take(ctx), ctx.kind
         if not grads:
             return _recompute(ctx, grad_loss, _backward_direct if kind is None else kind.backward)
-        (scale_ if kind is None else kind.scale)(grads, grad_loss, ctx.spec.backend)
+        scale_(grads, grad_loss, ctx.spec.backend)
         return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])
 
 
@@ -129,33 +129,49 @@ class _Played(autograd.Short, Ordinary):
 
     @staticmethod
     def forward(ctx, kind, target, weight, seed, *params):
-        loss, grads = kind.forward(params, target, weight, seed)
-        ctx.spec, ctx.kind, ctx.grads = kind.spec, kind, [g for g in grads if g is not None]
+        made = kind.forward.play(present(*params, target, weight, seed))
+        if made is None:
+            scale, likelihood, reduction, _ = kind.spec
+            made = kind.forward.call(params, target, likelihood, reduction, kind.wanted, (weight, seed, scale))
+        loss, grads = made
+        ctx.spec, ctx.kind, ctx.grads = kind.spec, kind, present(*grads)
         ctx.save_for_backward(target, weight, seed, *params)
         return loss
 
+    @staticmethod
+    def backward(ctx, grad_loss):
+        if not played_scale(ctx, grad_loss):
+            return Ordinary.backward(ctx, grad_loss)
+        grads, ctx.grads = ctx.grads, None
+        return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])
+
+
+def played_scale(ctx, grad_loss):
+    """Whether the gradients that a played forward made have been scaled by the launch of a `Kind`."""
+    if not ctx.grads or torch.is_grad_enabled():
+        return False
+    calls = ctx.kind.scale.of(grad_loss)
+    if calls is None:
+        return False
+    if calls.play([*ctx.grads, grad_loss]) is None:
+        calls.call(ctx.grads, grad_loss)
+    return True
+
 
 class Kind:
-    """Calls of the kernels of one kind. Of the raw ops it has what a plain call needs, played where nothing listens."""
+    """Calls of the kernels of one kind: their spec, the gradients that forward makes, and their launches."""
+
+    launchers = "reconstruction"
 
     def __init__(self, spec, params, target):
-        launchers = room("triton", "reconstruction", target)
-        scalar = spec.reduction not in ("none", "sample")
-        self.spec, self._wanted = spec, made_in_forward(params, [scalar and p.requires_grad for p in params])
-        self._forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
-        self._scale = Replays(launchers.scale_)
+        launchers, scalar = room("triton", self.launchers, target), spec.reduction not in ("none", "sample")
+        self.spec, self.wanted = spec, made_in_forward(params, [scalar and p.requires_grad for p in params])
+        self.forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
+        self.scale = Replays(room("triton", "reconstruction", target).scale_)
 
     def __call__(self, params, target, weight, seed):
         """The loss."""
         return _Played.apply(self, target, weight, seed, *params)
-
-    def forward(self, params, target, weight, seed):
-        """(the loss, the gradients that are made with it)."""
-        made = self._forward.play(present(*params, target, weight, seed))
-        if made is None:
-            scale, likelihood, reduction, _ = self.spec
-            made = self._forward.call(params, target, likelihood, reduction, self._wanted, (weight, seed, scale))
-        return made
 
     def backward(self, grad_loss, params, target, weight, seed, *spec):
         """As the raw op."""
@@ -166,15 +182,7 @@ class Kind:
         if grads is None:
             scale, likelihood, reduction, wanted, *_ = spec
             grads = calls.call(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale))
-        return [g for g in grads if g is not None]
-
-    def scale(self, grads, grad_loss, backend):
-        """As the raw op."""
-        calls = self._scale.of(grad_loss)
-        if calls is None:
-            scale_(grads, grad_loss, backend)
-        elif calls.play([*grads, grad_loss]) is None:
-            calls.call(grads, grad_loss)
+        return present(*grads)
 
 
 class _Transformable(Function):
