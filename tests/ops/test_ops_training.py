@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.ops.cases import MAIN, case_id, scalar, values
+from tests.ops.cases import MAIN, case_id, scalar, tupled, values
 from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
 
 STANDARD = torch.distributions.Normal(0.0, 1.0)
@@ -50,6 +50,36 @@ def test_saved_tensor_hooks(case, hooks, backend):
         loss = scalar(case.call(*leaves))
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     torch.testing.assert_close((first, torch.autograd.grad(loss, leaves)), (wanted, wanted))
+
+
+def test_a_hook_may_have_saved_another_layout(backend):
+    """As save_on_cpu(pin_memory=True) does: the order of the noise, and what is played, depend on strides."""
+    leaf = values(7, 5, device=backend.device, dtype=torch.float32).requires_grad_()
+    target = values(5, 7, device=backend.device, dtype=torch.float32)
+    weight = torch.arange(5.0, device=backend.device)
+    prior = torch.full((7,), 0.5, device=backend.device)
+    for call in (
+        lambda a: sample_kl(a, a, prior=(prior, prior), seed=1),
+        lambda a: sample_kl(a, a, seed=2, num_samples=2, kl="monte_carlo"),
+        lambda a: sample_kl_packed(a[:, :6], seed=3),
+        lambda a: sample_kl_packed(a[:, :6], eps=values(3, 5, device=backend.device, dtype=torch.float32).t()),
+        lambda a: reconstruction_loss(a, target, weight=weight),
+        lambda a: reconstruction_loss(a, target, weight=weight, reduction="sample"),
+        lambda a: tuple(elbo_loss(a, target, a[:, 0], weight=weight, binarize=True, seed=2)),
+        lambda a: reconstruction_loss(a, target[:, 0].long(), "categorical"),
+        lambda a: reconstruction_loss(a, target[:, 0].long(), "categorical", weight=weight, reduction="none"),
+    ):
+        for _ in range(4):  # the last of them are played
+            outputs = tupled(call(leaf.t()))
+            wanted = gradient(outputs, leaf), gradient(outputs, leaf)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.contiguous().clone()):
+            outputs = tupled(call(leaf.t()))
+        found = gradient(outputs, leaf), gradient(outputs, leaf)
+        torch.testing.assert_close(found, wanted)
+
+
+def gradient(outputs, leaf):
+    return torch.autograd.grad(outputs, leaf, [torch.full_like(o, 1.5) for o in outputs], retain_graph=True)[0]
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")

@@ -68,6 +68,17 @@ def place(grads, wanted):
     return [next(made) if want else None for want in wanted]
 
 
+def laid_out(tensor, strides):
+    """A saved tensor in the memory format of forward, by which noise is numbered: a hook may have saved a dense copy.
+
+    strides: those it had, or None where no hook can have changed them.
+    """
+    if strides is None or tensor.stride() == strides:
+        return tensor
+    like = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="meta")
+    return torch.empty_like(like, device=tensor.device).copy_(tensor)
+
+
 def once(backward, *tensors):
     """backward(*tensors), whose own gradient raises: `once_differentiable` would lose it silently under torch.func.
 

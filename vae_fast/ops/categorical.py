@@ -148,7 +148,7 @@ class Kind(reconstruction.Kind):
 
     def backward(self, grad_loss, logits, target, weight, *spec):
         """As the raw op."""
-        calls = self._backward.of(grad_loss)
+        calls = self._backward.of(grad_loss, logits, target, weight)
         if calls is None:
             return _backward_direct(grad_loss, logits, target, weight, *spec)
         grad = calls.play(present(grad_loss, logits, target, weight))

@@ -108,7 +108,8 @@ def _recompute(ctx, grad_total, grad_reconstruction, grad_kl, call):
     tensors = ctx.saved_tensors  # once: activation checkpointing gives them no second time
 
     def backward(grad_total, grad_reconstruction, grad_kl, *saved):
-        upstream, kl, params = (grad_total, grad_reconstruction, grad_kl), saved[4], saved[5:]
+        upstream, kl, first = (grad_total, grad_reconstruction, grad_kl), saved[4], saved[5]
+        params = first if saved[2] is None else autograd.laid_out(first, ctx.strides), *saved[6:]
         return call(*upstream, params, *_arguments(kl, saved[:4], spec), wanted, spec.backend)
 
     kl_grad, *grads = autograd.once(backward, grad_total, grad_reconstruction, grad_kl, *tensors)
@@ -130,7 +131,7 @@ class Ordinary(Function):
         total, reconstruction, kl_mean, *ctx.grads = _forward_direct(
             params, *_arguments(kl, given, spec), wanted, spec.backend
         )
-        ctx.spec, ctx.kind = spec, None
+        ctx.spec, ctx.kind, ctx.strides = spec, None, params[0].stride()
         ctx.save_for_backward(*given, kl, *params)
         ctx.set_materialize_grads(False)
         return total, reconstruction, kl_mean
@@ -143,7 +144,8 @@ class Ordinary(Function):
         if not grads:
             return _recompute(ctx, *upstream, _backward_direct if kind is None else kind.backward)
         _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
-        kl_grad = _scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
+        scale = _scale if kind is None else kind.scale
+        kl_grad = scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
         return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
 
 
@@ -159,22 +161,11 @@ class _Played(autograd.Short, Ordinary):
             extras = weight, seed, scale
             made = kind.forward.call(params, target, kl, beta_tensor, beta, likelihood, kind.wanted, extras)
         total, reconstruction, kl_mean, grads = made
-        ctx.spec, ctx.kind, ctx.grads = Spec(scale, beta, likelihood, backend), kind, present(*grads)
+        ctx.spec, ctx.kind, ctx.strides = Spec(scale, beta, likelihood, backend), kind, params[0].stride()
+        ctx.grads = present(*grads)
         ctx.save_for_backward(target, weight, seed, beta_tensor, kl, *params)
         ctx.set_materialize_grads(False)
         return total, reconstruction, kl_mean
-
-    @staticmethod
-    def backward(ctx, *upstream):
-        calls = None if not ctx.grads or torch.is_grad_enabled() else ctx.kind.scale.of(*upstream)
-        if calls is None or (upstream[0] is None and upstream[1] is None):
-            return Ordinary.backward(ctx, *upstream)
-        grads, ctx.grads = ctx.grads, None
-        _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
-        kl_grad = calls.play(present(*grads, *upstream, kl, beta_tensor), ctx.spec.beta)
-        if kl_grad is None:
-            kl_grad = calls.call(grads, *upstream, kl, beta_tensor, ctx.spec.beta)
-        return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
 
 
 class Kind:
@@ -184,7 +175,7 @@ class Kind:
         launchers = room("triton", "elbo", target)
         self.spec, self.wanted = spec, made_in_forward(params, [p.requires_grad for p in params])
         self.forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
-        self.scale = Replays(launchers.scale_)
+        self._scale = Replays(launchers.scale_)
 
     def __call__(self, params, target, weight, seed, beta_tensor, kl, beta):
         """(total, reconstruction, kl)."""
@@ -195,7 +186,7 @@ class Kind:
     ):
         """As the raw op."""
         upstream = total, reconstruction, grad_kl
-        calls = self._backward.of(*upstream)
+        calls = self._backward.of(*upstream, *params, target, kl, beta_tensor, weight, seed)
         if calls is None:
             return _backward_direct(*upstream, params, target, weight, seed, scale, kl, beta_tensor, beta, *rest)
         made = calls.play(present(*upstream, *params, target, kl, beta_tensor, weight, seed), beta)
@@ -205,6 +196,15 @@ class Kind:
             made = calls.call(*upstream, params, target, kl, beta_tensor, beta, likelihood, wanted, extras)
         kl_grad, grads = made
         return [kl_grad, *present(*grads)]
+
+    def scale(self, grads, total, reconstruction, grad_kl, kl, beta_tensor, beta, backend):
+        """As the raw op."""
+        upstream = total, reconstruction, grad_kl
+        calls = self._scale.of(*upstream, kl, beta_tensor)
+        if calls is None:
+            return _scale(grads, *upstream, kl, beta_tensor, beta, backend)
+        kl_grad = calls.play(present(*grads, *upstream, kl, beta_tensor), beta)
+        return calls.call(grads, *upstream, kl, beta_tensor, beta) if kl_grad is None else kl_grad
 
 
 class _Transformable(Function):
@@ -220,6 +220,7 @@ class _Transformable(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.spec, *tensors = inputs
+        ctx.strides = None
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 

@@ -136,7 +136,7 @@ def _keeps(spec):
 
 def _differentiate(ctx, grads, saved, call):
     """Gradients of the Functions' inputs: the four parameters, seed, eps and spec. `call` calls the raw backward."""
-    spec, tensors, kept = ctx.spec, saved[:6], saved[6:]
+    spec, tensors, kept = ctx.spec, (autograd.laid_out(saved[0], ctx.strides), *saved[1:6]), saved[6:]
     sampled, measured = _asked(*tensors[4:], spec.reduction)
     grad_z = grads[0] if sampled else None
     grad_kl = grads[-1] if measured else None
@@ -160,7 +160,7 @@ class Ordinary(Function):
         *tensors, spec = inputs
         made = _forward_direct(*tensors, *spec, _keeps(spec))
         outputs = sum(_asked(*tensors[4:], spec.reduction))
-        ctx.spec, ctx.raw_backward = spec, _backward_direct
+        ctx.spec, ctx.strides, ctx.raw_backward = spec, tensors[0].stride(), _backward_direct
         ctx.save_for_backward(*tensors, *made[outputs:])
         ctx.set_materialize_grads(False)
         return tuple(made[:outputs])
@@ -176,7 +176,7 @@ class _Played(autograd.Short, Ordinary):
     @staticmethod
     def forward(ctx, *inputs):
         *tensors, kind = inputs
-        ctx.spec, ctx.raw_backward = kind.spec, kind.backward
+        ctx.spec, ctx.strides, ctx.raw_backward = kind.spec, tensors[0].stride(), kind.backward
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return tuple(present(*kind.forward(*tensors)))
@@ -205,7 +205,8 @@ class Kind:
 
     def backward(self, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *rest):
         """As the raw op."""
-        calls, tensors = self._backward.of(grad_z, grad_kl), (mu, logvar, prior_mu, prior_logvar, seed, eps)
+        tensors = mu, logvar, prior_mu, prior_logvar, seed, eps
+        calls = self._backward.of(grad_z, grad_kl, *tensors)
         if calls is None:
             return _backward_direct(grad_z, grad_kl, *tensors, *rest)
         made = calls.play(present(grad_z, grad_kl, *tensors))
@@ -232,6 +233,7 @@ class _Transformable(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.spec = inputs
+        ctx.strides = None
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 

@@ -24,15 +24,12 @@ def find(tensors, *asked):
     """
     if overheard() or type(tensors[0]) not in PLAIN or not backend.launches(tensors[0]) or not torch.is_grad_enabled():
         return None, None
-    for tensor in tensors:
-        if tensor is None:
-            asked += (None,)
-        elif is_plain(tensor):
-            asked += tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
-        else:
-            return None, None
+    described = _described(tensors)
+    if described is None:
+        return None, None
+    key = described + asked
     try:
-        return asked, _kinds.get(asked)
+        return key, _kinds.get(key)
     except TypeError:  # an option that has no hash
         return None, None
 
@@ -43,6 +40,19 @@ def keep(key, tensors, kind, *arguments):
         if len(_kinds) >= MOST:
             _kinds.clear()
         _kinds[key] = kind(*arguments)
+
+
+def _described(tensors):
+    """All that a launch depends on of tensors, or Nones, but their addresses; None where one is not plain."""
+    found = ()
+    for tensor in tensors:
+        if tensor is None:
+            found += (None,)
+        elif is_plain(tensor):
+            found += tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+        else:
+            return None
+    return found
 
 
 class Replay:
@@ -68,21 +78,18 @@ class Replay:
 
 
 class Replays(collections.defaultdict):
-    """A `Replay` of one launcher for each layout of upstream gradients, whose shapes and dtypes are known."""
+    """A `Replay` of one launcher for each description of tensors that backward gets.
+
+    Of the upstream gradients, but of what was saved, too: a hook may have saved something else, such as a dense copy.
+    """
 
     def __init__(self, launcher):
         super().__init__(lambda: Replay(launcher))
 
-    def of(self, *gradients):
-        """That of these gradients, or Nones; None where they are not plain, or something listens."""
-        if overheard():
-            return None
-        layouts = []
-        for gradient in gradients:
-            if gradient is not None and not is_plain(gradient):
-                return None
-            layouts.append(None if gradient is None else gradient.stride())
-        return self[tuple(layouts)]
+    def of(self, *tensors):
+        """That of these tensors, or Nones; None where one is not plain, or something listens."""
+        described = None if overheard() else _described(tensors)
+        return None if described is None else self[described]
 
 
 def present(*tensors):

@@ -93,7 +93,8 @@ def _recompute(ctx, grad_loss, call):
     wanted, spec, saved = ctx.needs_input_grad[4:], ctx.spec, ctx.saved_tensors
     tensors, kept = saved[: 3 + len(wanted)], saved[3 + len(wanted) :]
 
-    def backward(grad_loss, target, weight, seed, *params):
+    def backward(grad_loss, target, weight, seed, first, *others):
+        params = first if seed is None else autograd.laid_out(first, ctx.strides), *others
         return call(grad_loss, params, target, weight, seed, *spec[:3], wanted, spec.backend, kept)
 
     return None, None, None, None, *place(autograd.once(backward, grad_loss, *tensors), wanted)
@@ -111,7 +112,7 @@ class Ordinary(Function):
         wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
         keep = not scalar and spec.backend == "eager"
         loss, *made = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend, keep)
-        ctx.spec, ctx.kind, ctx.grads = spec, None, made if scalar else None
+        ctx.spec, ctx.kind, ctx.grads, ctx.strides = spec, None, made if scalar else None, params[0].stride()
         ctx.save_for_backward(target, weight, seed, *params, *(made if keep else ()))
         return loss
 
@@ -134,7 +135,7 @@ class _Played(autograd.Short, Ordinary):
             scale, likelihood, reduction, _ = kind.spec
             made = kind.forward.call(params, target, likelihood, reduction, kind.wanted, (weight, seed, scale))
         loss, grads = made
-        ctx.spec, ctx.kind, ctx.grads = kind.spec, kind, present(*grads)
+        ctx.spec, ctx.kind, ctx.grads, ctx.strides = kind.spec, kind, present(*grads), params[0].stride()
         ctx.save_for_backward(target, weight, seed, *params)
         return loss
 
@@ -175,7 +176,7 @@ class Kind:
 
     def backward(self, grad_loss, params, target, weight, seed, *spec):
         """As the raw op."""
-        calls = self._backward.of(grad_loss)
+        calls = self._backward.of(grad_loss, *params, target, weight, seed)
         if calls is None:
             return _backward_direct(grad_loss, params, target, weight, seed, *spec)
         grads = calls.play(present(grad_loss, *params, target, weight, seed))
@@ -197,6 +198,7 @@ class _Transformable(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.spec, *tensors = inputs
+        ctx.strides = None
         ctx.save_for_backward(*tensors)
 
     @staticmethod
