@@ -307,6 +307,17 @@ def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
         assert len(kinds._kinds) <= 2
 
 
+def test_layouts_of_gradients_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
+    monkeypatch.setattr(kinds, "MOST", 2)
+    monkeypatch.setattr(kinds, "_kinds", {})
+    mu, logvar = tensor(device, 4, 5), tensor(device, 4, 5, seed=2)
+    for width in (5, 6, 7, 8, 8, 8):
+        z = reparameterize(mu, logvar, seed=1)
+        torch.autograd.grad(z, logvar, torch.ones(4, width, device=device)[:, :5])
+    (kind,) = kinds._kinds.values()
+    assert 0 < len(kind._backward) <= 2
+
+
 def test_a_kind_keeps_no_tensor(device):
     def call():
         output, weight = tensor(device, 3, 11), torch.ones(3, device=device)

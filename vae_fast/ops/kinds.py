@@ -4,14 +4,12 @@ A launch waits for its host, who would check the same shapes and options in each
 a kind goes past the checks, and past the search for how its launches are played.
 """
 
-import collections
-
 import torch
 
 from vae_fast.ops import backend
 from vae_fast.ops.library import PLAIN, is_plain, overheard
 
-MOST = 4096  # kinds: dynamic shapes must not fill the memory
+MOST = 4096  # kinds, and descriptions: dynamic shapes must not fill the memory
 
 _kinds = {}
 
@@ -73,18 +71,26 @@ class Replay:
     def call(self, *arguments, **options):
         """The launcher's own call, after which the next one may be played."""
         made = self._launcher(*arguments, **options)
-        self._plan = self._launcher.plan_of(*arguments, **options)
+        if self._plan is None:  # it may have been left out for an address that is not aligned
+            self._plan = self._launcher.plan_of(*arguments, **options)
         return made
 
 
-class Replays(collections.defaultdict):
+class Replays(dict):
     """A `Replay` of one launcher for each description of tensors that backward gets.
 
     Of the upstream gradients, but of what was saved, too: a hook may have saved something else, such as a dense copy.
     """
 
     def __init__(self, launcher):
-        super().__init__(lambda: Replay(launcher))
+        super().__init__()
+        self._launcher = launcher
+
+    def __missing__(self, layouts):
+        if len(self) >= MOST:
+            self.clear()
+        made = self[layouts] = Replay(self._launcher)
+        return made
 
     def of(self, *tensors):
         """That of these tensors, or Nones; None where one is not plain, or something listens."""
