@@ -1,5 +1,7 @@
 """What an encoder gives, and what is asked of it: checks the options, then calls the latent op."""
 
+import torch
+
 from vae_fast import checks, scales, seeds
 from vae_fast.ops import backend, gaussian, kinds
 
@@ -15,7 +17,10 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
     """
     seed, generator, eps = noise or (None, None, None)
     key, kind = kinds.find(
-        (posterior, logvar, eps, *(prior if isinstance(prior, (tuple, list)) else ())),
+        (
+            posterior, logvar, eps, seed if isinstance(seed, torch.Tensor) else None,
+            *(prior if isinstance(prior, (tuple, list)) else ()),
+        ),
         dim, prior is None, logvar_clamp, scale, kl, num_samples, type(num_samples), reduction,
         noise is None, seed is None, generator is None,
     )  # fmt: skip

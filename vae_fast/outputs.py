@@ -41,7 +41,7 @@ def find(value, target, weight, others, row, reduction, target_scale, noise, val
         return None, None
     binarize, seed, generator = noise
     return kinds.find(
-        (target, *_as_tuple(value), weight, *others),
+        (target, *_as_tuple(value), weight, seed if isinstance(seed, torch.Tensor) else None, *others),
         row.name, row.constants if row.domain == "classes" else None,  # others' are tensors to the ops
         reduction, target_scale, type(target_scale), binarize, type(binarize), seed is None, generator is None,
     )  # fmt: skip

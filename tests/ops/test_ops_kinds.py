@@ -298,6 +298,22 @@ def test_who_asks_for_what_is_not_played(device):
     assert "_Played" not in node(reconstruction_loss(logits, target, validate=True))
 
 
+@pytest.mark.parametrize("odd", ["negated", "a subclass"])
+def test_seeds_that_are_not_plain_take_the_long_way(odd, device):
+    logits, target = likelihood(device, "bernoulli")
+    seed = torch.tensor([-3], device=device)
+    made = ODD[odd](-seed if odd == "negated" else seed)
+    for call in (
+        lambda seed: reparameterize(logits, logits, seed=seed),
+        lambda seed: reconstruction_loss(logits, target, binarize=True, seed=seed),
+    ):
+        for _ in range(CALLS):
+            wanted = call(seed)
+        assert "_Played" in node(wanted)
+        assert torch.equal(call(made), wanted)
+        assert "Ordinary" in node(call(made))
+
+
 def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
     monkeypatch.setattr(kinds, "MOST", 2)
     monkeypatch.setattr(kinds, "_kinds", {})
