@@ -21,8 +21,8 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
             posterior, logvar, eps, seed if isinstance(seed, torch.Tensor) else None,
             *(prior if isinstance(prior, (tuple, list)) else ()),
         ),
-        dim, prior is None, logvar_clamp, scale, kl, num_samples, type(num_samples), reduction,
-        noise is None, seed is None, generator is None,
+        dim, type(dim), prior is None, logvar_clamp, isinstance(logvar_clamp, tuple) and (*map(type, logvar_clamp),),
+        scale, kl, num_samples, type(num_samples), reduction, noise is None, seed is None, generator is None,
     )  # fmt: skip
     if kind is not None:
         prior = NOTHING if prior is None else _expanded(prior, kind.shape)

@@ -405,8 +405,11 @@ def test_a_gradient_that_is_not_plain_is_not_played(device):
         lambda a, b, target: sample_kl(a, a, prior=target),
         lambda a, b, target: sample_kl(a, a, prior=[target]),
         lambda a, b, target: sample_kl(a, a, logvar_clamp=[1, 0]),
+        lambda a, b, target: sample_kl(a, a, logvar_clamp=(False, 1)),
         lambda a, b, target: sample_kl(a, a, scale=target),
         lambda a, b, target: sample_kl_packed(a[:4, :6], dim=None),
+        lambda a, b, target: sample_kl_packed(a[:4, :6], dim=True),
+        lambda a, b, target: sample_kl_packed(a[:4, :6], dim=1.0),
         lambda a, b, target: reconstruction_loss(a, target, target_scale=True),
         lambda a, b, target: reconstruction_loss(a, target, binarize=1),
         lambda a, b, target: reconstruction_loss(a, target, seed=1),
@@ -431,6 +434,7 @@ def warm(a, target):
     gaussian_kl(a, a)
     sample_kl(a, a)
     sample_kl(a, a, num_samples=1)
+    sample_kl(a, a, logvar_clamp=(0, 1))
     sample_kl_packed(a[:4, :6], dim=1)
     reconstruction_loss(a, target)
     reconstruction_loss(a, target, target_scale=1)

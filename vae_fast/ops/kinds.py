@@ -17,8 +17,9 @@ _kinds = {}
 def find(tensors, *asked):
     """(a call's key, the kind that is kept under it or None).
 
-    tensors: all that may be given, each may be None but the first. asked: all else that checks and specs depend on.
-    The key is None where a call is not the kernels', or not plain, or not differentiated.
+    tensors: all that may be given, each may be None but the first. asked: all else that checks and specs depend on; the
+    type of a number too, as True is equal to 1. The key is None where a call is not the kernels', or not plain, or not
+    differentiated.
     """
     if overheard() or type(tensors[0]) not in PLAIN or not backend.launches(tensors[0]) or not torch.is_grad_enabled():
         return None, None
