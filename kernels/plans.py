@@ -39,7 +39,7 @@ class Tape(TorchDispatchMode):
     def __init__(self, inputs):
         super().__init__()
         self.inputs, self.allocated, self.launches = inputs, [], []
-        self._is_deaf = self._computes = False
+        self._is_deaf = self._computes = self._is_ambiguous = False
 
     @contextlib.contextmanager
     def deaf(self):
@@ -62,15 +62,22 @@ class Tape(TorchDispatchMode):
             self.allocated += made
         elif not func.is_view:
             self._computes = True
+        elif any(view.data_ptr() != args[0].data_ptr() and self._is_of_input(view) for view in made):
+            self._is_ambiguous = True
         return result
+
+    def _is_of_input(self, part):
+        """Whether a part of a tensor begins where an input does, for which it would be taken."""
+        return any(part.data_ptr() == given.data_ptr() for given in self.inputs)
 
     def plan(self, result, is_watched):
         """The launcher as a function (a list of tensors, the varying number) -> its result.
 
         It returns None, and does nothing, where an address is not aligned or is_watched(). None instead of it where
-        an operator does something beside the kernels, nothing is launched, or a tensor is from elsewhere.
+        an operator does something beside the kernels, nothing is launched, or a tensor is from elsewhere, or may be of
+        two inputs.
         """
-        if self._computes or not self.launches:
+        if self._computes or self._is_ambiguous or not self.launches:
             return None
         try:
             return _Writer(self).function(self.launches, result, is_watched)

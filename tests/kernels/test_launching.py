@@ -227,6 +227,20 @@ def test_a_part_of_an_input_is_played_unless_two_share_a_memory(others, kernels_
     assert len(played) == (0 if others else CALLS - 2)
 
 
+def test_a_part_of_an_input_is_not_taken_for_another_input(kernels_device, played):
+    """The half of moments that begins where the prior does: the next prior lies elsewhere."""
+    moments, seed = draw(1, 3, 16, device=kernels_device), torch.full((1,), 7, device=kernels_device)
+    mean = torch.zeros(3, 8, device=kernels_device)
+    elsewhere = torch.ones(3, 16, device=kernels_device)
+    for memory in (moments, moments, moments, elsewhere, elsewhere, elsewhere):
+        options = {"prior": (mean, memory[:, 8:]), "seed": seed, "reduction": "sample"}
+        actual = gaussian.forward_packed(moments, 1, **options)
+        with launching.planning_anew():
+            expected = gaussian.forward_packed(moments, 1, **options)
+        assert all(map(torch.equal, actual, expected))
+    assert not played
+
+
 def test_a_launcher_that_reads_a_value_is_never_played(kernels_device, played):
     @launching.replayed
     def read(values):
