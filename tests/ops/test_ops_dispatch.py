@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.ops.cases import CASES, MAIN, SEED, case_id, scalar, tupled, values
 from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl, use_backend
 from vae_fast.ops import backend as backends
+from vae_fast.ops import kinds
 
 
 class Calls(TorchDispatchMode):
@@ -114,7 +115,8 @@ def test_the_check_for_synchronisation_sees_inside_the_ops():
 
 @pytest.fixture
 def rooms(monkeypatch):
-    """The rooms that the ops enter, in order."""
+    """The rooms that the ops enter, in order; a call of a kind that an earlier test had known would enter none."""
+    monkeypatch.setattr(kinds, "_kinds", {})
     entered = []
     module = backends._module
 
@@ -137,12 +139,13 @@ def losses(backend):
 
 
 def test_backward_uses_the_backend_of_its_forward(rooms, backend):
-    loss = losses(backend)
-    with use_backend("eager" if backend.name == "triton" else "auto"):
-        loss.backward(retain_graph=True)
-        (3 * loss).backward()
+    for _ in range(4):  # the kernels play the last ones
+        loss = losses(backend)
+        with use_backend("eager" if backend.name == "triton" else "auto"):
+            loss.backward(retain_graph=True)
+            (3 * loss).backward()
     assert set(rooms) == {room_of(backend.name)}
-    assert len(rooms) > 6  # three forward and, twice, three backward
+    assert len(rooms) > 6  # the first time: three forward and, twice, three backward
 
 
 def test_use_backend_nests_and_is_restored_after_an_error(rooms, backend):
