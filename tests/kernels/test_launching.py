@@ -15,6 +15,7 @@ from torch.utils import _python_dispatch
 
 from tests.kernels.plays import count_plays
 from vae_fast import Categorical, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed, use_backend
+from vae_fast.benchmarks import correctness
 from vae_fast.kernels import categorical, elbo, gaussian, launching, reconstruction, reductions
 
 CALLS = 4  # the first is planned, the second written down, the others are played
@@ -106,6 +107,15 @@ def test_what_is_played_has_the_bits_of_what_is_planned(call, launchers, kernels
 
 def is_played(launcher):
     return bool(launcher.plans) and all(map(callable, launcher.plans.values()))
+
+
+@pytest.mark.parametrize("call", [latents, packed, classes, whole_loss])
+def test_what_the_gate_of_bench_checks_is_played(call, kernels_device, played):
+    for seed in range(correctness.WARM_UP):
+        call(seed, kernels_device)
+    before = len(played)
+    call(correctness.WARM_UP, kernels_device)
+    assert len(played) >= before + 2  # each way
 
 
 def losses(params, target, wanted=(True,)):
