@@ -250,6 +250,8 @@ def test_other_options_are_of_another_kind(device):
         *(functools.partial(gaussian_kl, mu, v, logvar_clamp=[c, 0.6]) for c in (-0.5, 0.5)),
         *(functools.partial(gaussian_kl, mu, v, prior=(p, p)) for p in (mu.detach() / 2, mu.detach()[:1], mu[:1])),
         *(functools.partial(gaussian_kl, mu, v, prior=[p, p]) for p in (v.detach(), v.detach()[:1], v[:1])),
+        functools.partial(gaussian_kl, by_columns(mu), v),
+        functools.partial(reconstruction_loss, mu, by_columns(target)),
         *(functools.partial(reconstruction_loss, [mu, s], target, "laplace") for s in (v, v[:1], v.detach()[0, 0])),
         *(functools.partial(reconstruction_loss, mu, target, name) for name in ("bernoulli", "mse", "l1", "huber")),
         *(functools.partial(reconstruction_loss, mu, target, Huber(delta)) for delta in (0.1, 0.2)),
@@ -266,6 +268,11 @@ def test_other_options_are_of_another_kind(device):
     for call, expected in zip(CALLS * calls, CALLS * wanted, strict=True):
         assert all(torch.equal(a.detach(), b) for a, b in zip(_all(call()), expected, strict=True))
     assert len({tuple(first.flatten().tolist()) for first, *_ in wanted}) > 30  # they do differ
+
+
+def by_columns(tensor):
+    """The same numbers, which lie column by column."""
+    return tensor.t().contiguous().t()
 
 
 @contextlib.contextmanager
