@@ -132,7 +132,7 @@ def test_kl_between_dtypes(scale, other_scale, dtypes, backend):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtypes", itertools.permutations([torch.float32, torch.bfloat16], 2), ids=str)
+@pytest.mark.parametrize("dtypes", [*itertools.permutations([torch.float32, torch.bfloat16], 2)], ids=str)
 @scales
 def test_a_mean_and_a_scale_of_two_dtypes(scale, dtypes, backend):
     given, other = (parameters(backend.device, seed) for seed in (1, 7))

@@ -114,7 +114,7 @@ def test_dtypes(dtype, device, monkeypatch):
     assert_same_bits(both_ways(monkeypatch, lambda: reconstruction_loss(logits, target.float()), (logits,)))
 
 
-@pytest.mark.parametrize("dtypes", itertools.permutations(DTYPES[:3], 2), ids=str)
+@pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES[:3], 2)], ids=str)
 def test_mixed_dtypes(dtypes, device, monkeypatch):
     mu, logvar = (tensor(device, 4, 5, dtype=dtype, seed=seed) for seed, dtype in enumerate(dtypes))
     target = tensor(device, 4, 5).detach()
