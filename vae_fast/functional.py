@@ -305,6 +305,7 @@ def elbo_loss(
     if row.domain == "classes":
         weight = classes.prepare(target, params[0], row, validate, **options)
         spec = categorical.Spec.of(row, "batchmean", backend.choose(target))
+        kinds.keep(key, params, categorical.WholeKind, spec, params, target)
         return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     spec = elbo.Spec(scale, number, row.name, chosen)

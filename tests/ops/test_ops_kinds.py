@@ -78,7 +78,7 @@ def both_ways(monkeypatch, call, inputs):
                 patch.setattr(kinds, "find", find_none)
             torch.manual_seed(7)
             outputs = _all(call())
-        assert node(outputs[0]) == f"{way}Backward"
+        assert f"{way}Backward" in map(node, outputs)
         upstream = [torch.full_like(o, 1.5) for o in outputs]
         first = torch.autograd.grad(outputs, inputs, upstream, retain_graph=True)
         again = torch.autograd.grad(outputs, inputs, upstream)  # which makes them again
@@ -135,7 +135,7 @@ def test_losses(name, reduction, device, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(5,), ()], ids=["per_sample", "averaged"])
-@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name != "categorical"])
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_the_whole_loss(name, shape, device, monkeypatch):
     output, target = likelihood(device, name)
     kl = tensor(device, *shape)
@@ -211,7 +211,7 @@ def test_targets_that_are_not_plain_take_the_long_way(odd, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if "elbo-categorical" not in c.name], ids=case_id)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_every_option(case, dtype, device, monkeypatch):
     leaves = case.leaves(device, dtype)
     assert_same_bits(both_ways(monkeypatch, lambda: case.call(*leaves), leaves))

@@ -155,6 +155,14 @@ class Kind(reconstruction.Kind):
         return [calls.call(grad_loss, logits, target, *self.spec[:2], weight) if grad is None else grad]
 
 
+class WholeKind(Kind):
+    """That of the whole loss: the kl is PyTorch's, as in `negative_elbo`."""
+
+    def __call__(self, params, target, weight, seed, beta_tensor, kl, beta):
+        """(total, reconstruction, kl)."""
+        return compose(super().__call__(params, target, weight, seed), kl, beta_tensor, beta)
+
+
 class _Transformable(Function):
     """For torch.compile and torch.func: no state, so the backward pass recomputes."""
 
