@@ -367,17 +367,19 @@ def test_a_gradient_that_is_not_plain_is_not_played(device):
         lambda: reconstruction_loss(logits, target),
         lambda: reconstruction_loss(logits, target, reduction="sample"),
         lambda: elbo_loss(logits, target, logits.sum(1)).total,
-        lambda: sample_kl(logits, logits)[0],
+        lambda: sample_kl(logits, logits, seed=1)[0],
     ):
         for _ in range(CALLS):
             output = call()
-        upstream = torch.full_like(output, 2.0)
-        (wanted,) = torch.autograd.grad(output, logits, upstream, retain_graph=True)
-        (negated,) = torch.autograd.grad(output, logits, torch._neg_view(-upstream), retain_graph=True)
-        assert torch.equal(negated, wanted)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-            torch.autograd.grad(output, logits, upstream)
-        assert any("vae_fast::" in event.key for event in profiled.key_averages())
+        upstream, negated = torch.full_like(output, 2.0), torch._neg_view(torch.full_like(output, -2.0))
+        (wanted,) = torch.autograd.grad(output, logits, upstream)
+        output, listened_to = call(), call()
+        for retained in (True, False):  # scaled where forward has made it, and made again
+            (made,) = torch.autograd.grad(output, logits, negated, retain_graph=retained)
+            assert torch.equal(made, wanted)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+                torch.autograd.grad(listened_to, logits, upstream, retain_graph=retained)
+            assert any("vae_fast::" in event.key for event in profiled.key_averages())
 
 
 @pytest.mark.parametrize(
