@@ -162,6 +162,34 @@ def test_one_learned_scale(dtype, device, monkeypatch):
         assert_same_bits(both_ways(monkeypatch, call, (mean, scale)))
 
 
+def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
+    """Neither of forward, nor of the gradients that it has made, nor of those that are made again."""
+    from vae_fast.kernels import launching
+
+    mu, logvar, moments = (tensor(device, 5, size) for size in (7, 7, 16))
+    target = values(5, 7, device=device, dtype=torch.float32, seed=3)
+    calls = (
+        lambda: sample_kl(mu, logvar, seed=1),
+        lambda: sample_kl_packed(moments, seed=1),
+        lambda: reconstruction_loss(mu, target),
+        lambda: reconstruction_loss((mu, logvar), target, "gaussian", reduction="sample"),
+        lambda: reconstruction_loss(mu, torch.arange(5, device=device), "categorical"),
+        lambda: elbo_loss(mu, target, logvar.sum(1)),
+    )
+
+    def both_passes():
+        for call in calls:
+            outputs = _all(call())
+            upstream, given = [torch.ones_like(o) for o in outputs], (mu, logvar, moments)
+            for retained in (True, False):
+                torch.autograd.grad(outputs, given, upstream, retain_graph=retained, allow_unused=True)
+
+    for _ in range(CALLS):
+        both_passes()
+    monkeypatch.setattr(launching, "_kind", lambda *_: pytest.fail("looked up"))
+    both_passes()
+
+
 class Wrapped(torch.Tensor):
     """A subclass, whose memory could hold anything."""
 
