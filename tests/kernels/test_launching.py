@@ -219,6 +219,19 @@ def test_a_launcher_that_computes_on_its_way_is_never_played(kernels_device, pla
     assert not played
 
 
+def test_a_launcher_that_computes_after_its_launch_is_never_played(kernels_device, played):
+    """In place: each tensor is one that the launcher was given, or has allocated."""
+
+    @launching.replayed
+    def doubled_sum(values):
+        out = values.new_empty(())
+        reductions.sum_partials(reductions.Sum(values, out, 1, values.numel(), (0, 1)))
+        return out.mul_(2)
+
+    assert [doubled_sum(torch.ones(8, device=kernels_device)).item() for _ in range(CALLS)] == [16.0] * CALLS
+    assert not played
+
+
 @pytest.mark.parametrize("others", [1, 0])
 def test_a_part_of_an_input_is_played_unless_two_share_a_memory(others, kernels_device, played):
     """Where both are known by one memory, the part may be of either: they may lie elsewhere in the next call."""
@@ -303,6 +316,16 @@ def test_plans_are_forgotten_before_they_fill_the_memory(kernels_device, played,
             losses((torch.ones(1, size, device=kernels_device),), torch.zeros(1, size, device=kernels_device)) == size
         )
     assert len(played) == 2
+
+
+def test_nothing_of_a_known_kind_is_played_where_all_is_planned_anew(kernels_device, played):
+    """Nor, so, where a hook of Triton's is to see it."""
+    for seed in range(CALLS):
+        whole_loss(seed, kernels_device)
+    before = len(played)
+    with launching.planning_anew():
+        whole_loss(CALLS, kernels_device)
+    assert len(played) == before > 0
 
 
 @pytest.mark.parametrize("chained", [True, False], ids=["chained", "alone"])
