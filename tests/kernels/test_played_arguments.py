@@ -1,5 +1,6 @@
 """A played launch hands a compiled kernel what Triton's own launch does, with addresses in place of tensors."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from triton.runtime import driver
 from tests.kernels.plays import count_plays
 from vae_fast.benchmarks.launches import TARGETS
 from vae_fast.benchmarks.workloads import workloads
-from vae_fast.kernels import launching
+from vae_fast.kernels import launching, tiling
 
 pytestmark = pytest.mark.compiled_only
 
@@ -96,3 +97,19 @@ def test_a_played_launch_has_the_arguments_of_a_planned_one(workload, runs, kept
         calls.append(numbered(tuple(runs), {}))
     assert plays
     assert calls == [calls[0]] * CALLS
+
+
+@pytest.mark.no_poison("tensors that are never read")
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.usefixtures("runs", "kept")
+def test_of_several_gpus_the_launch_is_on_that_of_its_tensors(devices, monkeypatch):
+    """A single one is the current one: there is nothing to ask."""
+    asked = []
+    monkeypatch.setattr(tiling, "on_device", lambda tensor: asked.append(tensor) or contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    plays = count_plays(monkeypatch)
+    for _ in range(CALLS):
+        asked.clear()
+        WORKLOADS[0].run()
+    assert plays
+    assert bool(asked) == (devices > 1)
