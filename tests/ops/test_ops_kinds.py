@@ -162,6 +162,27 @@ def test_one_learned_scale(dtype, device, monkeypatch):
         assert_same_bits(both_ways(monkeypatch, call, (mean, scale)))
 
 
+def test_outputs_of_which_nobody_asks_the_gradient(device):
+    """None reaches what they alone depend on: not even zeros."""
+    a, b, c, d = (tensor(device, 4, 5, seed=seed) for seed in range(4))
+    target = values(4, 5, device=device, dtype=torch.float32, seed=5)
+
+    def gradients(call, inputs):
+        for used in range(len(call())):
+            yield from torch.autograd.grad(call()[used].sum(), inputs, allow_unused=True)
+
+    for call, inputs in (
+        (lambda: sample_kl(a, b, prior=(c, d), seed=1), (a, b, c, d)),
+        (lambda: elbo_loss(a, target, b.sum(1)), (a, b)),
+    ):
+        with kinds_forgotten():
+            wanted = list(gradients(call, inputs))
+        assert None in wanted
+        for _ in range(CALLS):
+            for made, expected in zip(gradients(call, inputs), wanted, strict=True):
+                assert made is expected is None or torch.equal(made, expected)
+
+
 def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
     """Neither of forward, nor of the gradients that it has made, nor of those that are made again."""
     from vae_fast.kernels import launching
@@ -325,7 +346,8 @@ def test_who_asks_for_what_is_not_played(device):
     for call in calls:
         with use_backend("eager"):
             assert "_Played" not in node(call())
-        with torch.no_grad():
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kinds.Replay, "play", lambda *_: pytest.fail("a gradient is made that nobody asks for"))
             assert not call().requires_grad
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             call()
@@ -347,6 +369,19 @@ def test_seeds_that_are_not_plain_take_the_long_way(odd, device):
         assert "_Played" in node(wanted)
         assert torch.equal(call(made), wanted)
         assert "Ordinary" in node(call(made))
+
+
+def test_an_empty_batch_is_never_played(device):
+    empty = torch.zeros(0, 3, device=device, requires_grad=True)
+    for _ in range(CALLS):
+        made = (
+            gaussian_kl(empty, empty, reduction="sum"),
+            sample_kl_packed(torch.zeros(0, 4, device=device, requires_grad=True))[1].sum(),
+            reconstruction_loss(empty, empty.detach(), reduction="sum"),
+            reconstruction_loss(empty, torch.zeros(0, device=device).long(), "categorical", reduction="sum"),
+            elbo_loss(empty, empty.detach(), empty.sum(1)).total.nan_to_num(),
+        )
+        assert not any(t.item() for t in made)
 
 
 def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
