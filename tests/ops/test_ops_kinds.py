@@ -5,6 +5,7 @@ import functools
 import gc
 import itertools
 import math
+import re
 import weakref
 
 import pytest
@@ -294,6 +295,7 @@ def test_other_options_are_of_another_kind(device):
     weights = torch.tensor([0.0, 1, 2, 3], device=device), target > 0.4, None
     calls = [
         *(functools.partial(gaussian_kl, mu, v, reduction=r) for r in LATENT_REDUCTIONS),
+        *(functools.partial(drawn_alike, mu, v, reduction=r) for r in LATENT_REDUCTIONS),
         *(functools.partial(gaussian_kl, mu, v, scale=s) for s in ("logstd", "std", Softplus(0.1), Softplus(0.2))),
         *(functools.partial(gaussian_kl, mu, v, logvar_clamp=c) for c in ((-0.5, 0.5), (0.1, 0.5), (0.1, 0.6))),
         *(functools.partial(gaussian_kl, mu, v, logvar_clamp=[c, 0.6]) for c in (-0.5, 0.5)),
@@ -317,6 +319,12 @@ def test_other_options_are_of_another_kind(device):
     for call, expected in zip(CALLS * calls, CALLS * wanted, strict=True):
         assert all(torch.equal(a.detach(), b) for a, b in zip(_all(call()), expected, strict=True))
     assert len({tuple(first.flatten().tolist()) for first, *_ in wanted}) > 30  # they do differ
+
+
+def drawn_alike(mu, logvar, **options):
+    """`sample_kl`, of a seed that nobody gives."""
+    torch.manual_seed(5)
+    return sample_kl(mu, logvar, **options)
 
 
 def by_columns(tensor):
@@ -470,11 +478,12 @@ def test_a_gradient_that_is_not_plain_is_not_played(device):
         lambda a, b, target: elbo_loss(a, target, a.sum(1), beta=b[0, 0]),  # which requires a gradient
         lambda a, b, target: sample_kl(a, a, seed=2**64),
         lambda a, b, target: sample_kl(a, a, seed=1, eps=target),
+        lambda a, b, target: sample_kl(a, a, seed=1, generator=generator(a)),
         lambda a, b, target: sample_kl(a, a, eps=b),
         lambda a, b, target: sample_kl(a, a, generator=3),
         lambda a, b, target: sample_kl(a, a, num_samples=True),
         lambda a, b, target: sample_kl(a, a, num_samples=1.0),
-        lambda a, b, target: sample_kl(a, a, prior=target),
+        lambda a, b, target: sample_kl(a, a, prior=target[:2]),  # of which each row could be one
         lambda a, b, target: sample_kl(a, a, prior=[target]),
         lambda a, b, target: sample_kl(a, a, logvar_clamp=[1, 0]),
         lambda a, b, target: sample_kl(a, a, logvar_clamp=(False, 1)),
@@ -494,17 +503,21 @@ def test_a_gradient_that_is_not_plain_is_not_played(device):
 )
 def test_bad_arguments_take_the_long_way_to_their_error(call, device):
     logits, target = likelihood(device, "bernoulli")
-    for name in ("good", *CALLS * ("bad",)):
+    given = logits, tensor(device, 5, 7, seed=4), target
+    with kinds_forgotten(), pytest.raises((TypeError, ValueError)) as first:
+        call(*given)
+    for _ in range(CALLS):
         warm(logits, target)
-        if name == "bad":
-            with pytest.raises((TypeError, ValueError)):
-                call(logits, tensor(device, 5, 7, seed=4), target)
+        with pytest.raises(first.type, match=re.escape(str(first.value))):
+            call(*given)
 
 
 def warm(a, target):
     """Plain calls of every function, so that their kinds are known."""
     gaussian_kl(a, a)
     sample_kl(a, a)
+    sample_kl(a, a, eps=target)
+    sample_kl(a, a, generator=generator(a))
     sample_kl(a, a, num_samples=1)
     sample_kl(a, a, logvar_clamp=(0, 1))
     sample_kl_packed(a[:4, :6], dim=1)
