@@ -289,6 +289,16 @@ def test_what_is_drawn(name, device, monkeypatch):
     assert torch.equal(first, second) == ("generator" in name)
 
 
+def test_nothing_is_drawn_beside_noise_that_is_given(device):
+    mu, eps = tensor(device, 4, 5), values(4, 5, device=device, dtype=torch.float32)
+    torch.manual_seed(1)
+    wanted = torch.rand(1, device=device)
+    torch.manual_seed(1)
+    for _ in range(CALLS):
+        reparameterize(mu, mu, eps=eps)
+    assert torch.equal(torch.rand(1, device=device), wanted)
+
+
 def test_other_options_are_of_another_kind(device):
     """One after the other, twice over: none is played as another."""
     mu, v, target = tensor(device, 4, 5), tensor(device, 4, 5, seed=2), values(4, 5, device=device, dtype=torch.float32)
@@ -296,6 +306,7 @@ def test_other_options_are_of_another_kind(device):
     calls = [
         *(functools.partial(gaussian_kl, mu, v, reduction=r) for r in LATENT_REDUCTIONS),
         *(functools.partial(drawn_alike, mu, v, reduction=r) for r in LATENT_REDUCTIONS),
+        *(functools.partial(drawn_alike, mu, v, num_samples=k) for k in (1, 2, 3)),
         *(functools.partial(gaussian_kl, mu, v, scale=s) for s in ("logstd", "std", Softplus(0.1), Softplus(0.2))),
         *(functools.partial(gaussian_kl, mu, v, logvar_clamp=c) for c in ((-0.5, 0.5), (0.1, 0.5), (0.1, 0.6))),
         *(functools.partial(gaussian_kl, mu, v, logvar_clamp=[c, 0.6]) for c in (-0.5, 0.5)),
@@ -492,7 +503,7 @@ def test_a_gradient_that_is_not_plain_is_not_played(device):
         lambda a, b, target: sample_kl_packed(a[:4, :6], dim=True),
         lambda a, b, target: sample_kl_packed(a[:4, :6], dim=1.0),
         lambda a, b, target: reconstruction_loss(a, target, target_scale=True),
-        lambda a, b, target: reconstruction_loss(a, target, binarize=1),
+        lambda a, b, target: reconstruction_loss(a, target, binarize=1, seed=1),
         lambda a, b, target: reconstruction_loss(a, target, seed=1),
         lambda a, b, target: reconstruction_loss(a, target, binarize=True, seed=1.5),
         lambda a, b, target: reconstruction_loss(a, target, binarize=True, seed=1, generator=torch.default_generator),
@@ -517,6 +528,7 @@ def warm(a, target):
     gaussian_kl(a, a)
     sample_kl(a, a)
     sample_kl(a, a, eps=target)
+    sample_kl(a, a, seed=1)
     sample_kl(a, a, generator=generator(a))
     sample_kl(a, a, num_samples=1)
     sample_kl(a, a, logvar_clamp=(0, 1))
