@@ -1,18 +1,15 @@
-"""The second plain call of a kind is played: the same bits as the long way, which takes whatever is not plain."""
+"""The second plain call of a kind is played: the same bits as the long way, with every option."""
 
-import contextlib
 import functools
 import gc
 import itertools
-import math
-import re
 import weakref
 
 import pytest
 import torch
 
-from tests.ops.cases import CASES, case_id, values
-from tests.support.environment import BACKENDS
+from tests.ops.cases import CASES, case_id, tupled, values
+from tests.ops.played import CALLS, find_none, generator, kinds_forgotten, likelihood, node, tensor
 from vae_fast import (
     Categorical,
     Huber,
@@ -24,50 +21,13 @@ from vae_fast import (
     reparameterize,
     sample_kl,
     sample_kl_packed,
-    use_backend,
 )
 from vae_fast.checks import LATENT_REDUCTIONS
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import kinds
 
-KERNELS = [backend for backend in BACKENDS if backend.name == "triton"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SCALARS = ("sum", "mean", "batchmean")
-CALLS = 4  # the first is checked, its launches are written down in the second of the kernels' own kind
-
-
-@pytest.fixture(autouse=True, params=KERNELS, ids=str)
-def device(request):
-    with use_backend("triton"):
-        yield request.param.device
-
-
-def tensor(device, *shape, dtype=torch.float32, seed=1):
-    return values(*shape, device=device, dtype=dtype, seed=seed).requires_grad_()
-
-
-def likelihood(device, name, dtype=torch.float32):
-    """(Parameters, target) of 5 x 7 elements."""
-    row = LIKELIHOODS[name]
-    drawn = [values(5, 7, device=device, dtype=torch.float32, seed=3 + k) for k in range(len(row.parameters))]
-    made = drawn if row.link is None else _all(row.link(*drawn))
-    params = tuple(p.to(dtype).requires_grad_() for p in made)
-    classes = row.domain == "classes"
-    target = torch.arange(5, device=device) if classes else values(5, 7, device=device, seed=2).round().to(dtype)
-    return params if len(params) > 1 else params[0], target
-
-
-def _all(made):
-    return made if isinstance(made, tuple) else (made,)
-
-
-def node(output):
-    return output.grad_fn.name()
-
-
-def find_none(*call, find=kinds.find):
-    """In place of `find`: what is kept is not found."""
-    return find(*call)[0], None
 
 
 def both_ways(monkeypatch, call, inputs):
@@ -78,7 +38,7 @@ def both_ways(monkeypatch, call, inputs):
             if way == "Ordinary":
                 patch.setattr(kinds, "find", find_none)
             torch.manual_seed(7)
-            outputs = _all(call())
+            outputs = tupled(call())
         assert f"{way}Backward" in map(node, outputs)
         upstream = [torch.full_like(o, 1.5) for o in outputs]
         first = torch.autograd.grad(outputs, inputs, upstream, retain_graph=True)
@@ -132,7 +92,7 @@ def test_mixed_dtypes(dtypes, device, monkeypatch):
 def test_losses(name, reduction, device, monkeypatch):
     output, target = likelihood(device, name)
     call = functools.partial(reconstruction_loss, output, target, name, reduction=reduction)
-    assert_same_bits(both_ways(monkeypatch, call, _all(output)))
+    assert_same_bits(both_ways(monkeypatch, call, tupled(output)))
 
 
 @pytest.mark.parametrize("shape", [(5,), ()], ids=["per_sample", "averaged"])
@@ -141,7 +101,7 @@ def test_the_whole_loss(name, shape, device, monkeypatch):
     output, target = likelihood(device, name)
     kl = tensor(device, *shape)
     call = functools.partial(elbo_loss, output, target, kl, likelihood=name, beta=2.0)
-    assert_same_bits(both_ways(monkeypatch, call, (kl, *_all(output))))
+    assert_same_bits(both_ways(monkeypatch, call, (kl, *tupled(output))))
 
 
 @pytest.mark.parametrize("dtype", checks.INTEGERS, ids=str)
@@ -201,7 +161,7 @@ def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
 
     def both_passes():
         for call in calls:
-            outputs = _all(call())
+            outputs = tupled(call())
             upstream, given = [torch.ones_like(o) for o in outputs], (mu, logvar, moments)
             for retained in (True, False):
                 torch.autograd.grad(outputs, given, upstream, retain_graph=retained, allow_unused=True)
@@ -210,54 +170,6 @@ def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
         both_passes()
     monkeypatch.setattr(launching, "_kind", lambda *_: pytest.fail("looked up"))
     both_passes()
-
-
-class Wrapped(torch.Tensor):
-    """A subclass, whose memory could hold anything."""
-
-
-def left_behind(value):
-    """What torch.func.grad leaves behind of an argument."""
-    kept = []
-    torch.func.grad(lambda t: (kept.append(t), t.sum())[1])(value)
-    return kept[0]
-
-
-ODD = {
-    "negated": torch._neg_view,
-    "a subclass": lambda t: t.as_subclass(Wrapped),
-    "left behind": left_behind,
-}
-
-
-@pytest.mark.parametrize("odd", ODD)
-def test_tensors_that_are_not_plain_take_the_long_way(odd, device):
-    logits, target = likelihood(device, "bernoulli")
-    kl = tensor(device, 5)
-    make = ODD[odd]
-    for made in (
-        reconstruction_loss(make(logits), target),
-        elbo_loss(logits, target, make(kl)).total,
-        gaussian_kl(make(logits), logits),
-        gaussian_kl(logits, make(logits)),
-        sample_kl_packed(make(logits[:, :6]))[0],
-        reconstruction_loss(make(logits), torch.arange(5, device=device), "categorical"),
-    ):
-        assert "Ordinary" in node(made), node(made)
-
-
-@pytest.mark.parametrize("odd", ["negated", "a subclass"])  # what torch.func.grad leaves behind requires a gradient
-def test_targets_that_are_not_plain_take_the_long_way(odd, device):
-    logits, target = likelihood(device, "bernoulli")
-    made = ODD[odd](target)
-    loss = reconstruction_loss(logits, made)
-    assert "Ordinary" in node(loss)
-    assert torch.equal(loss, reconstruction_loss(logits, made.resolve_neg().as_subclass(torch.Tensor)))
-    indices = torch.arange(5, device=device)
-    made = ODD[odd](-indices if odd == "negated" else indices)
-    loss = reconstruction_loss(logits, made, "categorical")
-    assert "Ordinary" in node(loss)
-    assert torch.equal(loss, reconstruction_loss(logits, indices, "categorical"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -275,17 +187,13 @@ DRAWN = {
 }
 
 
-def generator(like):
-    return torch.Generator(like.device).manual_seed(3)
-
-
 @pytest.mark.parametrize("name", DRAWN)
 def test_what_is_drawn(name, device, monkeypatch):
     a, b, target = tensor(device, 4, 5), tensor(device, 4, 5, seed=2), values(4, 5, device=device, dtype=torch.float32)
     inputs = (a,) if "binarize" in name else (a, b)
     assert_same_bits(both_ways(monkeypatch, lambda: DRAWN[name](a, b, target), inputs))
     torch.manual_seed(1)
-    first, second = (_all(DRAWN[name](a, b, target))[0] for _ in range(2))
+    first, second = (tupled(DRAWN[name](a, b, target))[0] for _ in range(2))
     assert torch.equal(first, second) == ("generator" in name)
 
 
@@ -326,9 +234,9 @@ def test_other_options_are_of_another_kind(device):
         *(functools.partial(reconstruction_loss, mu, target[:, 0].long(), Categorical(k)) for k in (None, 0, 1)),
     ]
     with kinds_forgotten():
-        wanted = [[t.detach() for t in _all(call())] for call in calls]
+        wanted = [[t.detach() for t in tupled(call())] for call in calls]
     for call, expected in zip(CALLS * calls, CALLS * wanted, strict=True):
-        assert all(torch.equal(a.detach(), b) for a, b in zip(_all(call()), expected, strict=True))
+        assert all(torch.equal(a.detach(), b) for a, b in zip(tupled(call()), expected, strict=True))
     assert len({tuple(first.flatten().tolist()) for first, *_ in wanted}) > 30  # they do differ
 
 
@@ -341,66 +249,6 @@ def drawn_alike(mu, logvar, **options):
 def by_columns(tensor):
     """The same numbers, which lie column by column."""
     return tensor.t().contiguous().t()
-
-
-@contextlib.contextmanager
-def kinds_forgotten():
-    """Within the block every call takes the long way."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds, "find", find_none)
-        yield
-
-
-def test_who_asks_for_what_is_not_played(device):
-    logits, target = likelihood(device, "bernoulli")
-    shared = torch.zeros(7, device=device, requires_grad=True)
-    calls = (
-        lambda: gaussian_kl(logits, logits),
-        lambda: reconstruction_loss(logits, target, weight=torch.ones(5, device=device)),
-        lambda: reconstruction_loss((logits, shared), target, "gaussian"),
-    )
-    for call in calls * CALLS:
-        played = node(call())
-    assert "_Played" in played
-    for call in calls:
-        with use_backend("eager"):
-            assert "_Played" not in node(call())
-        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kinds.Replay, "play", lambda *_: pytest.fail("a gradient is made that nobody asks for"))
-            assert not call().requires_grad
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-            call()
-        assert any("_forward" in event.key for event in profiled.key_averages())
-    assert "_Played" not in node(reconstruction_loss(logits, target, validate=True))
-
-
-@pytest.mark.parametrize("odd", ["negated", "a subclass"])
-def test_seeds_that_are_not_plain_take_the_long_way(odd, device):
-    logits, target = likelihood(device, "bernoulli")
-    seed = torch.tensor([-3], device=device)
-    made = ODD[odd](-seed if odd == "negated" else seed)
-    for call in (
-        lambda seed: reparameterize(logits, logits, seed=seed),
-        lambda seed: reconstruction_loss(logits, target, binarize=True, seed=seed),
-    ):
-        for _ in range(CALLS):
-            wanted = call(seed)
-        assert "_Played" in node(wanted)
-        assert torch.equal(call(made), wanted)
-        assert "Ordinary" in node(call(made))
-
-
-def test_an_empty_batch_is_never_played(device):
-    empty = torch.zeros(0, 3, device=device, requires_grad=True)
-    for _ in range(CALLS):
-        made = (
-            gaussian_kl(empty, empty, reduction="sum"),
-            sample_kl_packed(torch.zeros(0, 4, device=device, requires_grad=True))[1].sum(),
-            reconstruction_loss(empty, empty.detach(), reduction="sum"),
-            reconstruction_loss(empty, torch.zeros(0, device=device).long(), "categorical", reduction="sum"),
-            elbo_loss(empty, empty.detach(), empty.sum(1)).total.nan_to_num(),
-        )
-        assert not any(t.item() for t in made)
 
 
 def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
@@ -440,134 +288,3 @@ def test_a_kind_keeps_no_tensor(device):
         assert not any(kept() is not None for _ in range(CALLS) for kept in call())
     finally:
         gc.enable()
-
-
-def test_a_gradient_that_is_not_plain_is_not_played(device):
-    """Each is an op of its own to what listens, whatever forward was."""
-    logits, target = likelihood(device, "bernoulli")
-    for call in (
-        lambda: reconstruction_loss(logits, target),
-        lambda: reconstruction_loss(logits, target, reduction="sample"),
-        lambda: elbo_loss(logits, target, logits.sum(1)).total,
-        lambda: sample_kl(logits, logits, seed=1)[0],
-    ):
-        for _ in range(CALLS):
-            output = call()
-        upstream, negated = torch.full_like(output, 2.0), torch._neg_view(torch.full_like(output, -2.0))
-        (wanted,) = torch.autograd.grad(output, logits, upstream)
-        output, listened_to = call(), call()
-        for retained in (True, False):  # scaled where forward has made it, and made again
-            (made,) = torch.autograd.grad(output, logits, negated, retain_graph=retained)
-            assert torch.equal(made, wanted)
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-                torch.autograd.grad(listened_to, logits, upstream, retain_graph=retained)
-            assert any("vae_fast::" in event.key for event in profiled.key_averages())
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda a, b, target: gaussian_kl(a, b[:2]),
-        lambda a, b, target: gaussian_kl(a, b.double()),
-        lambda a, b, target: gaussian_kl(a, b, reduction="total"),
-        lambda a, b, target: gaussian_kl(a, None),
-        lambda a, b, target: sample_kl(a.to(torch.int64), b),
-        lambda a, b, target: sample_kl_packed(a[:4], dim=0),  # an even number of samples
-        lambda a, b, target: sample_kl_packed(a, dim=1),  # 7 columns
-        lambda a, b, target: reconstruction_loss((a, b), target),
-        lambda a, b, target: reconstruction_loss(a, target[:2]),
-        lambda a, b, target: reconstruction_loss(a, b),  # a target that requires a gradient
-        lambda a, b, target: reconstruction_loss(a, target, reduction=["sum"]),
-        lambda a, b, target: reconstruction_loss(a, target, "categorical"),
-        lambda a, b, target: elbo_loss(a, target, a),
-        lambda a, b, target: elbo_loss(a, target, torch.zeros(4, device=a.device)),
-        lambda a, b, target: elbo_loss(a, target, torch.zeros(5, dtype=torch.int64, device=a.device)),
-        lambda a, b, target: elbo_loss(a, target, target[:, 0], beta=-1.0),
-        lambda a, b, target: elbo_loss(a, target, 1.0),
-        lambda a, b, target: elbo_loss(a, target, a.sum(1), beta="1"),
-        lambda a, b, target: elbo_loss(a, target, a.sum(1), beta=math.nan),
-        lambda a, b, target: elbo_loss(a, target, a.sum(1), beta=b[0, 0]),  # which requires a gradient
-        lambda a, b, target: sample_kl(a, a, seed=2**64),
-        lambda a, b, target: sample_kl(a, a, seed=1, eps=target),
-        lambda a, b, target: sample_kl(a, a, seed=1, generator=generator(a)),
-        lambda a, b, target: sample_kl(a, a, eps=b),
-        lambda a, b, target: sample_kl(a, a, generator=3),
-        lambda a, b, target: sample_kl(a, a, num_samples=True),
-        lambda a, b, target: sample_kl(a, a, num_samples=1.0),
-        lambda a, b, target: sample_kl(a, a, prior=target[:2]),  # of which each row could be one
-        lambda a, b, target: sample_kl(a, a, prior=[target]),
-        lambda a, b, target: sample_kl(a, a, logvar_clamp=[1, 0]),
-        lambda a, b, target: sample_kl(a, a, logvar_clamp=(False, 1)),
-        lambda a, b, target: sample_kl(a, a, scale=target),
-        lambda a, b, target: sample_kl_packed(a[:4, :6], dim=None),
-        lambda a, b, target: sample_kl_packed(a[:4, :6], dim=True),
-        lambda a, b, target: sample_kl_packed(a[:4, :6], dim=1.0),
-        lambda a, b, target: reconstruction_loss(a, target, target_scale=True),
-        lambda a, b, target: reconstruction_loss(a, target, binarize=1, seed=1),
-        lambda a, b, target: reconstruction_loss(a, target, seed=1),
-        lambda a, b, target: reconstruction_loss(a, target, binarize=True, seed=1.5),
-        lambda a, b, target: reconstruction_loss(a, target, binarize=True, seed=1, generator=torch.default_generator),
-        lambda a, b, target: reconstruction_loss(a, target, weight=b),  # which requires a gradient
-        lambda a, b, target: reconstruction_loss(a, target, weight=target[:2]),
-        lambda a, b, target: reconstruction_loss(a, target, validate=1),
-    ],
-)
-def test_bad_arguments_take_the_long_way_to_their_error(call, device):
-    logits, target = likelihood(device, "bernoulli")
-    given = logits, tensor(device, 5, 7, seed=4), target
-    with kinds_forgotten(), pytest.raises((TypeError, ValueError)) as first:
-        call(*given)
-    for _ in range(CALLS):
-        warm(logits, target)
-        with pytest.raises(first.type, match=re.escape(str(first.value))):
-            call(*given)
-
-
-def warm(a, target):
-    """Plain calls of every function, so that their kinds are known."""
-    gaussian_kl(a, a)
-    sample_kl(a, a)
-    sample_kl(a, a, eps=target)
-    sample_kl(a, a, seed=1)
-    sample_kl(a, a, generator=generator(a))
-    sample_kl(a, a, num_samples=1)
-    sample_kl(a, a, logvar_clamp=(0, 1))
-    sample_kl_packed(a[:4, :6], dim=1)
-    reconstruction_loss(a, target)
-    reconstruction_loss(a, target, target_scale=1)
-    reconstruction_loss(a, target, binarize=True, seed=1)
-    elbo_loss(a, target, a.sum(1))
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda a, b, target: gaussian_kl(a, b.to("meta")),
-        lambda a, b, target: sample_kl(a, b.to("meta")),
-        lambda a, b, target: reconstruction_loss(a, target.to("meta")),
-        lambda a, b, target: reconstruction_loss((a, b.to("meta")), target, "gaussian"),
-        lambda a, b, target: reconstruction_loss(a, target[:, 0].long().to("meta"), "categorical"),
-        lambda a, b, target: elbo_loss(a, target, target[:, 0].to("meta")),
-    ],
-)
-def test_tensors_of_two_devices_take_the_long_way_to_their_error(call, device):
-    logits, target = likelihood(device, "bernoulli")
-    with pytest.raises(ValueError, match="they must be on one device"):
-        call(logits, tensor(device, 5, 7, seed=4), target)
-
-
-def test_a_second_derivative_raises(device):
-    logits, target = likelihood(device, "bernoulli")
-    for loss in (gaussian_kl(logits, logits), reconstruction_loss(logits, target)):
-        (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
-        with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-            gradient.sum().backward()
-
-
-def test_batched_upstream_gradients(device):
-    mu, logvar = (tensor(device, 4, 5, seed=seed) for seed in (1, 2))
-    z, _ = sample_kl(mu, logvar)
-    upstream = torch.stack([torch.ones_like(z), torch.full_like(z, 2.0)])
-    (batched,) = torch.autograd.grad(z, logvar, upstream, is_grads_batched=True, retain_graph=True)
-    for each, g in zip(batched, upstream, strict=True):
-        assert torch.equal(each, torch.autograd.grad(z, logvar, g, retain_graph=True)[0])
