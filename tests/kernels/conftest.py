@@ -18,6 +18,7 @@ if not HAS_TRITON:  # macOS, Windows: what remains is the eager backend against 
         "test_launches.py",
         "test_noise.py",
         "test_noise_in_ops.py",
+        "test_plans.py",
         "test_special.py",
         "test_sums.py",
         "test_traffic_latents.py",
@@ -40,3 +41,11 @@ def kernels_device():
         pytest.skip("kernels run in the interpreter (TRITON_INTERPRET=1) or on a GPU")
     with use_backend("triton"):
         yield devices[0]
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """How many calls have been played, of launchers that have no plans yet."""
+    from tests.kernels.plays import count_plays
+
+    return count_plays(monkeypatch)

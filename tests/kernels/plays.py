@@ -1,4 +1,6 @@
-"""Counts the calls that are played."""
+"""What the tests of played launches share."""
+
+import torch
 
 from vae_fast.kernels import categorical, elbo, gaussian, plans, reconstruction
 from vae_fast.ops import kinds
@@ -8,6 +10,11 @@ LAUNCHERS = (
     reconstruction.forward, reconstruction.backward, reconstruction.scale_,
     elbo.forward, elbo.backward, elbo.scale_, categorical.forward, categorical.backward,
 )  # fmt: skip
+CALLS = 4  # the first is planned, the second written down, the others are played
+
+
+def draw(seed, *shape, device):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def count_plays(monkeypatch):

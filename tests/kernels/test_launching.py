@@ -1,11 +1,7 @@
 """Launches that are played give what their launcher gives, and what is of another kind is planned anew."""
 
-import gc
 import itertools
-import subprocess
-import sys
 import threading
-import weakref
 from enum import Enum
 
 import numpy as np
@@ -13,22 +9,10 @@ import pytest
 import torch
 from torch.utils import _python_dispatch
 
-from tests.kernels.plays import count_plays
+from tests.kernels.plays import CALLS, draw
 from vae_fast import Categorical, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed, use_backend
 from vae_fast.benchmarks import correctness
-from vae_fast.kernels import categorical, elbo, gaussian, launching, reconstruction, reductions
-
-CALLS = 4  # the first is planned, the second written down, the others are played
-
-
-@pytest.fixture
-def played(monkeypatch):
-    """How many calls have been played, of launchers that have no plans yet."""
-    return count_plays(monkeypatch)
-
-
-def draw(seed, *shape, device):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+from vae_fast.kernels import categorical, elbo, gaussian, launching, reconstruction
 
 
 def gradients(outputs, leaves):
@@ -206,73 +190,6 @@ def test_a_tensor_in_two_places_says_nothing_of_two_tensors(kernels_device, play
     assert played
 
 
-def test_a_launcher_that_computes_on_its_way_is_never_played(kernels_device, played):
-    @launching.replayed
-    def doubled_sum(values):
-        out = values.new_empty(())
-        reductions.sum_partials(reductions.Sum(values * 2, out, 1, values.numel(), (0, 1)))
-        return out
-
-    assert [doubled_sum(torch.full((8,), 1.0 + k, device=kernels_device)).item() for k in range(CALLS)] == [
-        16.0, 32.0, 48.0, 64.0
-    ]  # fmt: skip
-    assert not played
-
-
-def test_a_launcher_that_computes_after_its_launch_is_never_played(kernels_device, played):
-    """In place: each tensor is one that the launcher was given, or has allocated."""
-
-    @launching.replayed
-    def doubled_sum(values):
-        out = values.new_empty(())
-        reductions.sum_partials(reductions.Sum(values, out, 1, values.numel(), (0, 1)))
-        return out.mul_(2)
-
-    assert [doubled_sum(torch.ones(8, device=kernels_device)).item() for _ in range(CALLS)] == [16.0] * CALLS
-    assert not played
-
-
-@pytest.mark.parametrize("others", [1, 0])
-def test_a_part_of_an_input_is_played_unless_two_share_a_memory(others, kernels_device, played):
-    """Where both are known by one memory, the part may be of either: they may lie elsewhere in the next call."""
-
-    @launching.replayed
-    def sum_of_rest(values, *others):
-        out = values.new_empty(())
-        rest = values[4:]
-        reductions.sum_partials(reductions.Sum(rest, out, 1, rest.numel(), (0, 1)))
-        return out
-
-    memory = torch.arange(64.0, device=kernels_device)
-    for start in range(16, 48, 8):
-        values = memory[start : start + 8]
-        assert sum_of_rest(values, *(memory[:8] for _ in range(others))).item() == memory[start + 4 : start + 8].sum()
-    assert len(played) == (0 if others else CALLS - 2)
-
-
-def test_a_part_of_an_input_is_not_taken_for_another_input(kernels_device, played):
-    """The half of moments that begins where the prior does: the next prior lies elsewhere."""
-    moments, seed = draw(1, 3, 16, device=kernels_device), torch.full((1,), 7, device=kernels_device)
-    mean = torch.zeros(3, 8, device=kernels_device)
-    elsewhere = torch.ones(3, 16, device=kernels_device)
-    for memory in (moments, moments, moments, elsewhere, elsewhere, elsewhere):
-        options = {"prior": (mean, memory[:, 8:]), "seed": seed, "reduction": "sample"}
-        actual = gaussian.forward_packed(moments, 1, **options)
-        with launching.planning_anew():
-            expected = gaussian.forward_packed(moments, 1, **options)
-        assert all(map(torch.equal, actual, expected))
-    assert not played
-
-
-def test_a_launcher_that_reads_a_value_is_never_played(kernels_device, played):
-    @launching.replayed
-    def read(values):
-        return torch.empty_like(values), values[0].item()
-
-    assert [read(torch.full((8,), 1.0 + k, device=kernels_device))[1] for k in range(CALLS)] == [1, 2, 3, 4]
-    assert not played
-
-
 def test_a_launcher_inside_another_has_no_plans_of_its_own(kernels_device, played):
     """Or each step of an annealed beta would leave one, where the tensors are not aligned."""
     grads, one = (torch.ones(3, 8, device=kernels_device),), torch.ones((), device=kernels_device)
@@ -281,32 +198,6 @@ def test_a_launcher_inside_another_has_no_plans_of_its_own(kernels_device, playe
         assert elbo.scale_(grads, one, None, None, kl, None, 0.5 * step).item() == pytest.approx(0.5 * step / 3)
     assert not played
     assert not reconstruction.scale_.plans
-
-
-def test_a_call_that_is_written_down_keeps_no_tensor(kernels_device, played):
-    def call():
-        output = torch.ones(2, 8, device=kernels_device)
-        loss, (gradient,) = reconstruction.forward((output,), 0 * output, "mse", "sum", [True])
-        return [weakref.ref(t) for t in (output, loss, gradient)]
-
-    gc.disable()
-    try:
-        assert not any(kept() is not None for _ in range(CALLS) for kept in call())
-    finally:
-        gc.enable()
-    assert played
-
-
-def test_what_is_written_down_does_not_import_the_compiler(kernels_device):
-    """It would in the second call of a loss, for seconds."""
-    code = (
-        "import sys, torch, vae_fast.kernels.reconstruction as room\n"
-        f"a = torch.ones(2, 8, device={str(kernels_device)!r})\n"
-        "for _ in range(3): room.forward((a,), 0 * a, 'mse', 'sum', [False])\n"
-        "print(*map(callable, room.forward.plans.values()), 'torch._dynamo' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.stdout == "True False\n", result.stderr
 
 
 def test_plans_are_forgotten_before_they_fill_the_memory(kernels_device, played, monkeypatch):
