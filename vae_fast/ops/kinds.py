@@ -87,10 +87,10 @@ class Replays(dict):
         super().__init__()
         self._launcher = launcher
 
-    def __missing__(self, layouts):
+    def __missing__(self, described):
         if len(self) >= MOST:
             self.clear()
-        made = self[layouts] = Replay(self._launcher)
+        made = self[described] = Replay(self._launcher)
         return made
 
     def of(self, *tensors):
