@@ -81,8 +81,8 @@ def sample_kl(
         made = small_latents.sample_kl(mu, logvar, reduction, eps)
         if made is not None:
             return made
-    noise = seed, generator, eps
-    return tuple(latents.compute(mu, logvar, None, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
+    options = prior, logvar_clamp, scale, kl, num_samples, reduction, (seed, generator, eps)
+    return tuple(latents.compute(mu, logvar, latents.APART, *options))
 
 
 def sample_kl_packed(
@@ -112,10 +112,8 @@ def sample_kl_packed(
         made = small_latents.sample_kl_packed(moments, dim, reduction, eps)
         if made is not None:
             return made
-    if dim is None:
-        raise TypeError("dim is NoneType: expected an int")
-    noise = seed, generator, eps
-    return tuple(latents.compute(moments, None, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise))
+    options = prior, logvar_clamp, scale, kl, num_samples, reduction, (seed, generator, eps)
+    return tuple(latents.compute(moments, None, dim, *options))
 
 
 def reparameterize(
@@ -126,8 +124,8 @@ def reparameterize(
     >>> reparameterize(torch.ones(1, 2), torch.zeros(1, 2), eps=torch.tensor([[0.0, 2.0]]))
     tensor([[1., 3.]])
     """
-    options = None, None, logvar_clamp, scale, "closed_form", num_samples, latents.NO_KL
-    return latents.compute(mu, logvar, *options, (seed, generator, eps))[0]
+    options = None, logvar_clamp, scale, "closed_form", num_samples, latents.NO_KL, (seed, generator, eps)
+    return latents.compute(mu, logvar, latents.APART, *options)[0]
 
 
 def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
@@ -145,7 +143,8 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
         made = small_latents.gaussian_kl(mu, logvar, reduction)
         if made is not None:
             return made
-    return latents.compute(mu, logvar, None, prior, logvar_clamp, scale, "closed_form", None, reduction, None)[0]
+    options = prior, logvar_clamp, scale, "closed_form", None, reduction, None
+    return latents.compute(mu, logvar, latents.APART, *options)[0]
 
 
 def reconstruction_loss(

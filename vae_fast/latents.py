@@ -7,10 +7,11 @@ from vae_fast.ops import backend, gaussian, kinds
 
 NOTHING = (None, None)
 NO_KL = object()  # in place of a reduction
+APART = object()  # in place of a dim: mu and logvar are tensors of their own
 
 
 def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise):
-    """(z or None, kl or None). posterior: mu, or moments along `dim` where that is given, and logvar is None.
+    """(z or None, kl or None). posterior: mu where `dim` is APART; or moments along it, and logvar is None.
 
     noise: (seed, generator, eps), or None where nothing is sampled. reduction may be NO_KL. The rest as in
     `vae_fast.sample_kl`.
@@ -28,9 +29,9 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
         prior = NOTHING if prior is None else _expanded(prior, kind.shape)
         seed = None if noise is None or eps is not None else seeds.of(seed, generator, "mu", posterior)
         return kind(posterior, logvar, *prior, seed, eps)
-    mu, dim = (posterior, 0) if dim is None else _first_half(posterior, dim)
-    if not dim:
-        checks.posterior(mu, logvar)
+    if dim is APART:
+        checks.posterior(posterior, logvar)
+    mu, dim = (posterior, 0) if dim is APART else _first_half(posterior, dim)
     if reduction is NO_KL:
         reduction = None
     else:

@@ -17,7 +17,7 @@ from vae_fast.ops.autograd import made_in_forward
 from vae_fast.ops.backend import room
 from vae_fast.ops.kinds import present
 from vae_fast.ops.library import define, differentiate
-from vae_fast.ops.reconstruction import fake_loss, scale_
+from vae_fast.ops.reconstruction import fake_loss, is_scalar, scale_
 
 
 class Spec(NamedTuple):
@@ -84,8 +84,7 @@ def _recompute(ctx, grad_loss, call):
 
 
 def _run(ctx, call, spec, target, weight, logits):
-    scalar = spec.reduction not in ("none", "sample")
-    (wanted,) = made_in_forward([logits], [scalar])
+    (wanted,) = made_in_forward([logits], [is_scalar(spec.reduction)])
     loss, *ctx.grads = call(logits, target, weight, *spec[:2], wanted, spec.backend)
     ctx.spec, ctx.kind = spec, None
     ctx.save_for_backward(target, weight, logits)

@@ -32,6 +32,11 @@ def reconstruct(params, target, weight, seed, spec):
     return function.apply(spec, target, weight, seed, *params)
 
 
+def is_scalar(reduction):
+    """Whether the loss is one number, whose gradient forward makes."""
+    return reduction not in ("none", "sample")
+
+
 def fake_loss(like, dtype, reduction):
     """A loss of elements `like` these, by any reduction but "latent", whose numbers nobody reads."""
     if reduction == "none":
@@ -108,7 +113,7 @@ class Ordinary(Function):
 
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):
-        scalar = spec.reduction not in ("none", "sample")
+        scalar = is_scalar(spec.reduction)
         wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
         keep = not scalar and spec.backend == "eager"
         loss, *made = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend, keep)
@@ -165,7 +170,7 @@ class Kind:
     launchers = "reconstruction"
 
     def __init__(self, spec, params, target):
-        launchers, scalar = room("triton", self.launchers, target), spec.reduction not in ("none", "sample")
+        launchers, scalar = room("triton", self.launchers, target), is_scalar(spec.reduction)
         self.spec, self.wanted = spec, made_in_forward(params, [scalar and p.requires_grad for p in params])
         self.forward, self._backward = Replay(launchers.forward), Replays(launchers.backward)
         self.scale = Replays(room("triton", "reconstruction", target).scale_)
