@@ -11,7 +11,7 @@ import torch
 import triton
 from triton.runtime import driver
 
-from tests.kernels.plays import count_plays
+from tests.kernels.plays import CALLS, count_plays
 from vae_fast.benchmarks.launches import TARGETS
 from vae_fast.benchmarks.workloads import workloads
 from vae_fast.kernels import launching, tiling
@@ -22,7 +22,6 @@ STREAM = 7
 # Besides the main ones, those whose sums of each latent are parts of one workspace. What is unaligned is never played.
 PARTS = "latent, learned prior, std, monte_carlo"
 WORKLOADS = [w for w in workloads() if w.main or (w.options.startswith(PARTS) and w.layout != "unaligned")]
-CALLS = 4  # the first is planned, the second written down, the others are played
 ALLOCATORS = [(torch, name) for name in ("empty", "empty_like", "empty_strided", "full")]
 ALLOCATORS += [(torch.Tensor, name) for name in ("new_empty", "new_zeros")]
 

@@ -1,5 +1,6 @@
 """The second plain call of a kind is played: the same bits as the long way, with every option."""
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests.ops.cases import CASES, case_id, tupled, values
-from tests.ops.played import CALLS, find_none, generator, kinds_forgotten, likelihood, node, tensor
+from tests.ops.played import CALLS, generator, kinds_forgotten, likelihood, node, tensor
 from vae_fast import (
     Categorical,
     Huber,
@@ -30,13 +31,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SCALARS = ("sum", "mean", "batchmean")
 
 
-def both_ways(monkeypatch, call, inputs):
+def both_ways(call, inputs):
     """Outputs and gradients of the long way, and of each turn of what is played, of the same noise."""
     found = []
     for way in ("Ordinary", *CALLS * ("_Played",)):
-        with monkeypatch.context() as patch:
-            if way == "Ordinary":
-                patch.setattr(kinds, "find", find_none)
+        with kinds_forgotten() if way == "Ordinary" else contextlib.nullcontext():
             torch.manual_seed(7)
             outputs = tupled(call())
         assert f"{way}Backward" in map(node, outputs)
@@ -56,7 +55,7 @@ def assert_same_bits(found):
 
 
 @pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
-def test_latents(reduction, device, monkeypatch):
+def test_latents(reduction, device):
     mu, logvar = (tensor(device, 4, 3, 5, seed=seed) for seed in (1, 2))
     moments = tensor(device, 4, 6, 5)
     for call, inputs in (
@@ -64,19 +63,19 @@ def test_latents(reduction, device, monkeypatch):
         (functools.partial(sample_kl_packed, moments), (moments,)),
         (functools.partial(gaussian_kl, mu, logvar), (mu, logvar)),
     ):
-        assert_same_bits(both_ways(monkeypatch, functools.partial(call, reduction=reduction), inputs))
+        assert_same_bits(both_ways(functools.partial(call, reduction=reduction), inputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dtypes(dtype, device, monkeypatch):
+def test_dtypes(dtype, device):
     mu, logvar = (tensor(device, 4, 5, dtype=dtype, seed=seed) for seed in (1, 2))
-    assert_same_bits(both_ways(monkeypatch, lambda: sample_kl(mu, logvar), (mu, logvar)))
+    assert_same_bits(both_ways(lambda: sample_kl(mu, logvar), (mu, logvar)))
     logits, target = likelihood(device, "bernoulli", dtype)
-    assert_same_bits(both_ways(monkeypatch, lambda: reconstruction_loss(logits, target.float()), (logits,)))
+    assert_same_bits(both_ways(lambda: reconstruction_loss(logits, target.float()), (logits,)))
 
 
 @pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES[:3], 2)], ids=str)
-def test_mixed_dtypes(dtypes, device, monkeypatch):
+def test_mixed_dtypes(dtypes, device):
     mu, logvar = (tensor(device, 4, 5, dtype=dtype, seed=seed) for seed, dtype in enumerate(dtypes))
     target = tensor(device, 4, 5).detach()
     for call in (
@@ -84,43 +83,43 @@ def test_mixed_dtypes(dtypes, device, monkeypatch):
         lambda: gaussian_kl(mu, logvar),
         lambda: reconstruction_loss((mu, logvar), target, "gaussian"),
     ):
-        assert_same_bits(both_ways(monkeypatch, call, (mu, logvar)))
+        assert_same_bits(both_ways(call, (mu, logvar)))
 
 
 @pytest.mark.parametrize("reduction", SCALARS)
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_losses(name, reduction, device, monkeypatch):
+def test_losses(name, reduction, device):
     output, target = likelihood(device, name)
     call = functools.partial(reconstruction_loss, output, target, name, reduction=reduction)
-    assert_same_bits(both_ways(monkeypatch, call, tupled(output)))
+    assert_same_bits(both_ways(call, tupled(output)))
 
 
 @pytest.mark.parametrize("shape", [(5,), ()], ids=["per_sample", "averaged"])
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_the_whole_loss(name, shape, device, monkeypatch):
+def test_the_whole_loss(name, shape, device):
     output, target = likelihood(device, name)
     kl = tensor(device, *shape)
     call = functools.partial(elbo_loss, output, target, kl, likelihood=name, beta=2.0)
-    assert_same_bits(both_ways(monkeypatch, call, (kl, *tupled(output))))
+    assert_same_bits(both_ways(call, (kl, *tupled(output))))
 
 
 @pytest.mark.parametrize("dtype", checks.INTEGERS, ids=str)
 @pytest.mark.parametrize("name", ["bernoulli", "mse", "poisson"])  # bytes are pixels, and counts
-def test_targets_of_integers(name, dtype, device, monkeypatch):
+def test_targets_of_integers(name, dtype, device):
     output, target = likelihood(device, name)
     target = target.to(dtype)
-    assert_same_bits(both_ways(monkeypatch, lambda: reconstruction_loss(output, target, name), (output,)))
+    assert_same_bits(both_ways(lambda: reconstruction_loss(output, target, name), (output,)))
     kl = tensor(device, 5)
-    assert_same_bits(both_ways(monkeypatch, lambda: elbo_loss(output, target, kl, likelihood=name), (kl, output)))
+    assert_same_bits(both_ways(lambda: elbo_loss(output, target, kl, likelihood=name), (kl, output)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_learned_scale(dtype, device, monkeypatch):
+def test_one_learned_scale(dtype, device):
     mean, target = tensor(device, 5, 3, dtype=dtype), values(5, 3, device=device, seed=2)
     scale = torch.tensor(0.3, device=device, requires_grad=True)
     for name in ("gaussian", "laplace", "student_t"):
         call = functools.partial(reconstruction_loss, (mean, scale), target, name)
-        assert_same_bits(both_ways(monkeypatch, call, (mean, scale)))
+        assert_same_bits(both_ways(call, (mean, scale)))
 
 
 def test_outputs_of_which_nobody_asks_the_gradient(device):
@@ -174,9 +173,9 @@ def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_every_option(case, dtype, device, monkeypatch):
+def test_every_option(case, dtype, device):
     leaves = case.leaves(device, dtype)
-    assert_same_bits(both_ways(monkeypatch, lambda: case.call(*leaves), leaves))
+    assert_same_bits(both_ways(lambda: case.call(*leaves), leaves))
 
 
 DRAWN = {
@@ -188,10 +187,10 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_what_is_drawn(name, device, monkeypatch):
+def test_what_is_drawn(name, device):
     a, b, target = tensor(device, 4, 5), tensor(device, 4, 5, seed=2), values(4, 5, device=device, dtype=torch.float32)
     inputs = (a,) if "binarize" in name else (a, b)
-    assert_same_bits(both_ways(monkeypatch, lambda: DRAWN[name](a, b, target), inputs))
+    assert_same_bits(both_ways(lambda: DRAWN[name](a, b, target), inputs))
     torch.manual_seed(1)
     first, second = (tupled(DRAWN[name](a, b, target))[0] for _ in range(2))
     assert torch.equal(first, second) == ("generator" in name)
