@@ -32,7 +32,7 @@ def count_plays(monkeypatch):
         return None if play is None else counting
 
     monkeypatch.setattr(plans.Tape, "plan", counted)
-    monkeypatch.setattr(kinds, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
     for launcher in LAUNCHERS:
         launcher.plans.clear()
     return counts

@@ -116,7 +116,7 @@ def test_the_check_for_synchronisation_sees_inside_the_ops():
 @pytest.fixture
 def rooms(monkeypatch):
     """The rooms that the ops enter, in order; a call of a kind that an earlier test had known would enter none."""
-    monkeypatch.setattr(kinds, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
     entered = []
     module = backends._module
 

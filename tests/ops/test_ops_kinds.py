@@ -202,8 +202,18 @@ def test_nothing_is_drawn_beside_noise_that_is_given(device):
     wanted = torch.rand(1, device=device)
     torch.manual_seed(1)
     for _ in range(CALLS):
-        reparameterize(mu, mu, eps=eps)
+        reparameterize(mu, mu * 2, eps=eps)
     assert torch.equal(torch.rand(1, device=device), wanted)
+
+
+def test_one_tensor_given_twice(device):
+    """It has no kind: what tells kinds apart takes none for another's place."""
+    mu = tensor(device, 4, 5)
+    for _ in range(CALLS):
+        kl = gaussian_kl(mu, mu)
+        assert node(kl) == "OrdinaryBackward"
+        (twice,) = torch.autograd.grad(kl, mu)
+        assert torch.equal(twice, sum(torch.autograd.grad(gaussian_kl(mu, mu + 0), mu)))
 
 
 def test_other_options_are_of_another_kind(device):
@@ -217,8 +227,8 @@ def test_other_options_are_of_another_kind(device):
         *(functools.partial(gaussian_kl, mu, v, scale=s) for s in ("logstd", "std", Softplus(0.1), Softplus(0.2))),
         *(functools.partial(gaussian_kl, mu, v, logvar_clamp=c) for c in ((-0.5, 0.5), (0.1, 0.5), (0.1, 0.6))),
         *(functools.partial(gaussian_kl, mu, v, logvar_clamp=[c, 0.6]) for c in (-0.5, 0.5)),
-        *(functools.partial(gaussian_kl, mu, v, prior=(p, p)) for p in (mu.detach() / 2, mu.detach()[:1], mu[:1])),
-        *(functools.partial(gaussian_kl, mu, v, prior=[p, p]) for p in (v.detach(), v.detach()[:1], v[:1])),
+        *(functools.partial(gaussian_kl, mu, v, prior=(p, p * 2)) for p in (mu.detach(), mu.detach()[:1], mu[:1])),
+        *(functools.partial(gaussian_kl, mu, v, prior=[p, p * 2]) for p in (v.detach(), v.detach()[:1], v[:1])),
         functools.partial(gaussian_kl, by_columns(mu), v),
         functools.partial(reconstruction_loss, mu, by_columns(target)),
         *(functools.partial(reconstruction_loss, [mu, s], target, "laplace") for s in (v, v[:1], v.detach()[0, 0])),
@@ -252,22 +262,33 @@ def by_columns(tensor):
 
 def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
     monkeypatch.setattr(kinds, "MOST", 2)
-    monkeypatch.setattr(kinds, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
     for size in (1, 2, 3, 4, 4, 4):
         output = torch.full((1, size), 2.0, device=device, requires_grad=True)
         assert reconstruction_loss(output, torch.zeros_like(output), "mse").item() == 4 * size
         assert len(kinds._kinds) <= 2
 
 
+def test_layouts_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
+    monkeypatch.setattr(kinds, "MOST_ALIKE", 2)
+    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
+    for width in (3, 4, 5, 6, 6, 6):
+        output = torch.full((2, width), 2.0, device=device)[:, :3].requires_grad_()
+        loss = reconstruction_loss(output, torch.zeros_like(output), "mse", reduction="mean")
+        assert loss.item() == 4
+        assert len(kinds._kinds) <= 2
+    assert node(loss) == "_PlayedBackward"
+
+
 def test_layouts_of_gradients_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
-    monkeypatch.setattr(kinds, "MOST", 2)
-    monkeypatch.setattr(kinds, "_kinds", {})
+    monkeypatch.setattr(kinds, "MOST_ALIKE", 2)
+    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
     mu, logvar = tensor(device, 4, 5), tensor(device, 4, 5, seed=2)
     for width in (5, 6, 7, 8, 8, 8):
         z = reparameterize(mu, logvar, seed=1)
         torch.autograd.grad(z, logvar, torch.ones(4, width, device=device)[:, :5])
-    (kind,) = kinds._kinds.values()
-    assert 0 < len(kind._backward) <= 2
+    (((_, kind),),) = kinds._kinds._rows.values()
+    assert 0 < len(kind._backward._table) <= 2
 
 
 def test_a_kind_keeps_no_tensor(device):
@@ -277,7 +298,7 @@ def test_a_kind_keeps_no_tensor(device):
         made = (
             reconstruction_loss(output, torch.ones_like(output), weight=weight),
             elbo_loss(output, torch.ones_like(output), output.sum(1), beta=torch.ones((), device=device)).total,
-            *sample_kl(output, output, prior=prior, eps=torch.ones_like(output)),
+            *sample_kl(output, output * 2, prior=prior, eps=torch.ones_like(output)),
         )
         sum(t.sum() for t in made).backward()
         return [weakref.ref(t) for t in (output, weight, *prior, *made)]

@@ -147,10 +147,10 @@ class Kind(reconstruction.Kind):
 
     def backward(self, grad_loss, logits, target, weight, *spec):
         """As the raw op."""
-        calls = self._backward.of(grad_loss, logits, target, weight)
+        calls, given = self._backward.of(grad_loss, logits, target, weight)
         if calls is None:
             return _backward_direct(grad_loss, logits, target, weight, *spec)
-        grad = calls.play(present(grad_loss, logits, target, weight))
+        grad = calls.play(given)
         return [calls.call(grad_loss, logits, target, *self.spec[:2], weight) if grad is None else grad]
 
 

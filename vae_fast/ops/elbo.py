@@ -186,10 +186,10 @@ class Kind:
     ):
         """As the raw op."""
         upstream = total, reconstruction, grad_kl
-        calls = self._backward.of(*upstream, *params, target, kl, beta_tensor, weight, seed)
+        calls, given = self._backward.of(*upstream, *params, target, kl, beta_tensor, weight, seed)
         if calls is None:
             return _backward_direct(*upstream, params, target, weight, seed, scale, kl, beta_tensor, beta, *rest)
-        made = calls.play(present(*upstream, *params, target, kl, beta_tensor, weight, seed), beta)
+        made = calls.play(given, beta)
         if made is None:
             likelihood, wanted, _ = rest
             extras = weight, seed, scale
@@ -200,10 +200,10 @@ class Kind:
     def scale(self, grads, total, reconstruction, grad_kl, kl, beta_tensor, beta, backend):
         """As the raw op."""
         upstream = total, reconstruction, grad_kl
-        calls = self._scale.of(*upstream, kl, beta_tensor)
+        calls, given = self._scale.of(*upstream, kl, beta_tensor)
         if calls is None:
             return _scale(grads, *upstream, kl, beta_tensor, beta, backend)
-        kl_grad = calls.play(present(*grads, *upstream, kl, beta_tensor), beta)
+        kl_grad = calls.play([*grads, *given], beta)
         return calls.call(grads, *upstream, kl, beta_tensor, beta) if kl_grad is None else kl_grad
 
 

@@ -206,10 +206,10 @@ class Kind:
     def backward(self, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, *rest):
         """As the raw op."""
         tensors = mu, logvar, prior_mu, prior_logvar, seed, eps
-        calls = self._backward.of(grad_z, grad_kl, *tensors)
+        calls, given = self._backward.of(grad_z, grad_kl, *tensors)
         if calls is None:
             return _backward_direct(grad_z, grad_kl, *tensors, *rest)
-        made = calls.play(present(grad_z, grad_kl, *tensors))
+        made = calls.play(given)
         if made is None:
             options = {"prior": (prior_mu, prior_logvar), "seed": seed, "eps": eps, **self._options}
             made = calls.call(grad_z, grad_kl, *self._posterior(mu, logvar), prior_grad=rest[-2], **options)

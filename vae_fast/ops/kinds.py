@@ -5,13 +5,55 @@ a kind goes past the checks, and past the search for how its launches are played
 """
 
 import torch
+from torch._C._dynamo.guards import TensorGuards
 
 from vae_fast.ops import backend
 from vae_fast.ops.library import PLAIN, is_plain, overheard
 
-MOST = 4096  # kinds, and descriptions: dynamic shapes must not fill the memory
+MOST, MOST_ALIKE = 4096, 16  # rows of a table, and kinds in a row: dynamic shapes must not fill the memory
 
-_kinds = {}
+
+class Table:
+    """Values, each for calls of one kind: with tensors that differ in nothing that a launch depends on but addresses.
+
+    A row is of the kinds that have in common the shape of the first tensor, which tensors are None, and what else is
+    asked. What tells them apart is PyTorch's own guard of compiled code: it takes a tenth of the time in which Python
+    asks each tensor for its strides, dtype and device, and minds modes and transforms of the thread, too.
+    """
+
+    def __init__(self):
+        self._rows = {}
+
+    def __len__(self):
+        return sum(map(len, self._rows.values()))
+
+    def look_up(self, tensors, asked=()):
+        """(a key to add the value, the value or None). The key: (its row, the tensors that are not None).
+
+        TypeError where what is asked has no hash.
+        """
+        given = present(*tensors)
+        row = given[0].shape, *map(type, tensors), *asked
+        for are_alike, value in self._rows.get(row, ()):
+            if are_alike(*given):
+                return (row, given), value
+        return (row, given), None
+
+    def add(self, key, value):
+        """The value; None, and nothing added, where a tensor is not plain or is given twice."""
+        row, given = key
+        if not all(map(is_plain, given)):
+            return None
+        are_alike = TensorGuards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        if not are_alike(*given):
+            return None
+        if len(self._rows) >= MOST:
+            self._rows.clear()
+        self._rows[row] = *self._rows.get(row, ())[1 - MOST_ALIKE :], (are_alike, value)
+        return value
+
+
+_kinds = Table()
 
 
 def find(tensors, *asked):
@@ -23,12 +65,8 @@ def find(tensors, *asked):
     """
     if overheard() or type(tensors[0]) not in PLAIN or not backend.launches(tensors[0]) or not torch.is_grad_enabled():
         return None, None
-    described = _described(tensors)
-    if described is None:
-        return None, None
-    key = described + asked
     try:
-        return key, _kinds.get(key)
+        return _kinds.look_up(tensors, asked)
     except TypeError:  # an option that has no hash
         return None, None
 
@@ -36,22 +74,7 @@ def find(tensors, *asked):
 def keep(key, tensors, kind, *arguments):
     """Keep kind(*arguments) for calls to come, if there is a key, and one of the op's tensors needs a gradient."""
     if key is not None and tensors[0].numel() and any(t is not None and t.requires_grad for t in tensors):
-        if len(_kinds) >= MOST:
-            _kinds.clear()
-        _kinds[key] = kind(*arguments)
-
-
-def _described(tensors):
-    """All that a launch depends on of tensors, or Nones, but their addresses; None where one is not plain."""
-    found = ()
-    for tensor in tensors:
-        if tensor is None:
-            found += (None,)
-        elif is_plain(tensor):
-            found += tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
-        else:
-            return None
-    return found
+        _kinds.add(key, kind(*arguments))
 
 
 class Replay:
@@ -77,28 +100,23 @@ class Replay:
         return made
 
 
-class Replays(dict):
-    """A `Replay` of one launcher for each description of tensors that backward gets.
+class Replays:
+    """A `Replay` of one launcher for each kind of tensors that backward gets.
 
     Of the upstream gradients, but of what was saved, too: a hook may have saved something else, such as a dense copy.
     """
 
     def __init__(self, launcher):
-        super().__init__()
-        self._launcher = launcher
-
-    def __missing__(self, described):
-        if len(self) >= MOST:
-            self.clear()
-        made = self[described] = Replay(self._launcher)
-        return made
+        self._launcher, self._table = launcher, Table()
 
     def of(self, *tensors):
-        """That of these tensors, or Nones; None where one is not plain, or something listens."""
-        described = None if overheard() else _described(tensors)
-        return None if described is None else self[described]
+        """(that of these tensors, or Nones, and those that are not None); (None, None) where they cannot be played."""
+        if overheard():
+            return None, None
+        key, replay = self._table.look_up(tensors)
+        return self._table.add(key, Replay(self._launcher)) if replay is None else replay, key[1]
 
 
 def present(*tensors):
-    """Those that are not None, for `Replay.play`."""
+    """Those that are not None."""
     return [t for t in tensors if t is not None]

@@ -156,7 +156,7 @@ def played_scale(ctx, grad_loss):
     """Whether the gradients that a played forward made have been scaled by the launch of a `Kind`."""
     if not ctx.grads or torch.is_grad_enabled():
         return False
-    calls = ctx.kind.scale.of(grad_loss)
+    calls, _ = ctx.kind.scale.of(grad_loss)
     if calls is None:
         return False
     if calls.play([*ctx.grads, grad_loss]) is None:
@@ -181,10 +181,10 @@ class Kind:
 
     def backward(self, grad_loss, params, target, weight, seed, *spec):
         """As the raw op."""
-        calls = self._backward.of(grad_loss, *params, target, weight, seed)
+        calls, given = self._backward.of(grad_loss, *params, target, weight, seed)
         if calls is None:
             return _backward_direct(grad_loss, params, target, weight, seed, *spec)
-        grads = calls.play(present(grad_loss, *params, target, weight, seed))
+        grads = calls.play(given)
         if grads is None:
             scale, likelihood, reduction, wanted, *_ = spec
             grads = calls.call(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale))
