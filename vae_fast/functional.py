@@ -223,12 +223,11 @@ def reconstruction_loss(
     >>> reconstruction_loss(torch.zeros(2, 3), image, "mse", weight=torch.tensor([1.0, 0.0]), reduction="sum").item()
     3.0
     """
-    row = likelihoods.lookup(likelihood)
-    if binarize is validate is False and target_scale is weight is seed is generator is None:
-        loss = small.reconstruct(output, target, row, reduction)
+    row, noise = likelihoods.lookup(likelihood), (binarize, seed, generator)
+    if validate is False:
+        loss = small.reconstruct(output, target, row, reduction, target_scale, weight, noise)
         if loss is not None:
             return loss
-    noise = binarize, seed, generator
     key, kind = outputs.find(output, target, weight, (), row, reduction, target_scale, noise, validate)
     if kind is not None:
         return kind(*outputs.known(output, target, weight, row, noise))
@@ -283,12 +282,11 @@ def elbo_loss(
     >>> elbo_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, 3.0])).kl.item()
     2.0
     """
-    row = likelihoods.lookup(likelihood)
-    if binarize is validate is False and target_scale is weight is seed is generator is None:
-        losses = small.elbo(output, target, kl, beta, row)
+    row, noise = likelihoods.lookup(likelihood), (binarize, seed, generator)
+    if validate is False:
+        losses = small.elbo(output, target, kl, beta, row, target_scale, weight, noise)
         if losses is not None:
             return ELBO(*losses)
-    noise = binarize, seed, generator
     others = kl, beta if isinstance(beta, torch.Tensor) else None
     key, kind = outputs.find(output, target, weight, others, row, None, target_scale, noise, validate)
     if kind is not None:

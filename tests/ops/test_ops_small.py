@@ -8,6 +8,7 @@ from tests.ops.cases import values
 from vae_fast import Categorical, classes, elbo_loss, reconstruction_loss, use_backend
 from vae_fast.eager import likelihoods
 from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.ops import small
 
 NATIVE = {"bernoulli": F.binary_cross_entropy_with_logits, "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
@@ -86,28 +87,108 @@ def test_where_the_function_takes_over(name):
     most = getattr(likelihoods, name).most * torch.get_num_threads()
     assert is_native(*tensors(1, most), name)
     assert not is_native(*tensors(1, most + 1), name)
+    assert is_native(*tensors(1, small.MORE * most), name, reduction="sample")
+    assert not is_native(*tensors(1, small.MORE * most + 1), name, reduction="sample")
+
+
+WEIGHTS = {
+    "of samples": values(4, dtype=torch.float32, seed=3),
+    "with a zero": torch.tensor([0.0, 1, 2, 3]),
+    "of elements": values(4, 6, dtype=torch.float32, seed=3),
+    "of features": values(1, 6, dtype=torch.float32, seed=3),
+    "in a column": values(4, 1, dtype=torch.float32, seed=3),
+    "one": torch.full((1, 1), 2.0),
+    "mask": values(4, 6, seed=3) > 0.5,
+    "bfloat16": values(4, dtype=torch.bfloat16, seed=3),
+    "float64": values(4, dtype=torch.float64, seed=3),
+}
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean", "sample"])
+@pytest.mark.parametrize("weight", [None, *WEIGHTS])
+@pytest.mark.parametrize("name", NATIVE)
+def test_weights_and_losses_of_samples(name, weight, reduction):
+    logits, target = tensors()
+    weight = None if weight is None else WEIGHTS[weight]
+    nll = NATIVE[name](logits, target, reduction="none")
+    if weight is not None:
+        nll = nll * (weight.unsqueeze(1) if weight.dim() == 1 else weight).float()
+    expected = nll.sum(1) if reduction == "sample" else nll.sum() / {"sum": 1, "mean": 24, "batchmean": 4}[reduction]
+    actual = reconstruction_loss(logits, target, name, reduction=reduction, weight=weight)
+    assert is_native(logits, target, name, reduction=reduction, weight=weight)
+    assert actual.dtype is torch.float32
+    torch.testing.assert_close(actual, expected)
+    upstream = torch.arange(1.0, 5) if reduction == "sample" else None
+    gradients = [torch.autograd.grad(loss, logits, upstream)[0] for loss in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_targets_of_other_dtypes_and_scales(dtype, scale):
+    logits, target = tensors()
+    target = (target * 200).to(dtype)
+    factor = (1 / 255 if dtype is torch.uint8 else 1) if scale is None else scale
+    for name, native in NATIVE.items():
+        expected = native(logits, target.float() * factor, reduction="sum") / 4
+        actual = reconstruction_loss(logits, target, name, target_scale=scale)
+        assert is_native(logits, target, name, target_scale=scale)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(torch.autograd.grad(actual, logits), torch.autograd.grad(expected, logits))
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sample"])
+def test_a_sampled_target(reduction):
+    logits, target = tensors()
+    torch.manual_seed(1)
+    drawn = (torch.rand(4, 6) < target).float()
+    torch.manual_seed(1)
+    actual = reconstruction_loss(logits, target, binarize=True, reduction=reduction)
+    torch.testing.assert_close(actual, reconstruction_loss(logits, drawn, reduction=reduction))
+    assert is_native(logits, target, "bernoulli", binarize=True, reduction=reduction)
+    generators = [torch.Generator().manual_seed(2) for _ in range(2)]
+    first, second = (reconstruction_loss(logits, target, binarize=True, generator=g) for g in generators)
+    assert torch.equal(first, second)
+    assert not is_native(logits, target, "bernoulli", binarize=True, seed=0)  # whose numbers are the contract's
+
+
+@pytest.mark.parametrize("weight", [torch.tensor([0.0, 1, 1, 1]), torch.ones(4, 6).index_fill(0, torch.tensor(0), 0)])
+@pytest.mark.parametrize("reduction", ["batchmean", "sample"])
+@pytest.mark.parametrize("name", NATIVE)
+def test_what_a_weight_leaves_out_may_be_anything(name, reduction, weight):
+    logits, target = tensors()
+    expected = reconstruction_loss(logits, target, name, reduction=reduction, weight=weight)
+    (gradient,) = torch.autograd.grad(expected.sum(), logits)
+    for bad in (float("nan"), float("inf")):
+        holed = logits.detach().clone()
+        holed[0] = bad
+        actual = reconstruction_loss(holed.requires_grad_(), target, name, reduction=reduction, weight=weight)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(torch.autograd.grad(actual.sum(), holed)[0], gradient)
+
+
+def test_the_whole_loss_with_options():
+    logits, target = tensors()
+    kl, weight = values(4, dtype=torch.float32).requires_grad_(), WEIGHTS["of samples"]
+    calls = {"weight": weight}, {"target_scale": 0.5}, {"binarize": True}, {"beta": torch.tensor(2.0)}
+    for options in calls:
+        torch.manual_seed(1)
+        losses = elbo_loss(logits, target, kl, **options)
+        beta = options.pop("beta", 1.0)
+        torch.manual_seed(1)
+        torch.testing.assert_close(losses.reconstruction, reconstruction_loss(logits, target, **options))
+        torch.testing.assert_close(losses.total, losses.reconstruction + beta * kl.mean())
+        assert "Ordinary" not in losses.reconstruction.grad_fn.name()
 
 
 def test_other_dtypes_and_reductions_are_not_native():
     logits, target = tensors()
     assert is_native(logits, target)
-    assert not is_native(logits, target, reduction="sample")
-    assert not is_native(logits, target.bfloat16())
+    assert not is_native(logits, target, reduction="none")
     assert not is_native(*tensors(dtype=torch.float64))
     assert not is_native(*tensors(dtype=torch.bfloat16))
-
-
-def test_what_pytorch_s_op_does_not_do_is_not_native():
-    logits, target = tensors()
-    assert not is_native(logits, target, target_scale=0.5)
-    assert not is_native(logits, target, weight=torch.ones(4))
-    assert not is_native(logits, target.to(torch.uint8))
-    assert not is_native(logits, target, "bernoulli", binarize=True, seed=0)
-    assert not is_native(logits, target, "bernoulli", binarize=True)
-    kl = torch.zeros(4)
-    for options in ({"weight": torch.ones(4)}, {"target_scale": 0.5}, {"binarize": True, "seed": 0}):
-        losses = elbo_loss(logits, target, kl, **options)
-        assert "Ordinary" in losses.reconstruction.grad_fn.name()
+    loss = reconstruction_loss(logits, target, "bernoulli", weight=torch.ones(4), binarize=True)
+    assert "Ordinary" in loss.grad_fn.name()
 
 
 class Wrapped(torch.Tensor):
@@ -185,6 +266,9 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, reduction):
         torch.testing.assert_close(torch.autograd.grad(loss, params), first)  # which computes them again
         results.append((loss, first))
     torch.testing.assert_close(*results)
+    with torch.no_grad():
+        alone = 3 * reconstruction_loss(single(params), target, name, reduction=reduction)
+    torch.testing.assert_close(alone, results[0][0])
 
 
 def test_the_function_without_layers_takes_gradients_of_some_and_of_the_first_order():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from vae_fast.eager import counts, special
 from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select
 
-SUM = 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
+NONE, SUM = 0, 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
 
 
 class Formulas(NamedTuple):
@@ -22,8 +22,8 @@ class Formulas(NamedTuple):
     derivatives(params, target, outs) returns one tensor a parameter, in `outs` where that is not None.
     total(params, target, outs, sums), where the two share work, returns (the nll's sum, the derivatives): see
     `targets.Sums`.
-    native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
-    its autograd costs less than a Function's host time.
+    native(output, target, NONE or SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread:
+    there, its autograd costs less than a Function's host time.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
     factor, beside no `both`, is left out of the derivatives: it joins the upstream gradient's pass over them.
     """
@@ -193,8 +193,20 @@ def _huber_terms(params, target, out=None):
 
 
 def _huber_derivatives(params, target, outs):
-    error, delta = torch.sub(params[0], target, out=outs[0]), _number(params[1])
-    return torch.maximum(torch.minimum(error, delta), -delta), None
+    return _clipped(torch.sub(params[0], target, out=outs[0]), params[1], outs[0]), None
+
+
+def _huber_total(params, target, outs, sums):
+    error = torch.sub(params[0], target)
+    clipped = _clipped(error, params[1], outs[0])
+    return sums.of(error.sub_(clipped, alpha=0.5).mul_(clipped)), (clipped, None)
+
+
+def _clipped(error, delta, out):
+    delta = _number(delta)
+    if error.is_cpu:  # one pass; elsewhere to look at the number would cost a synchronisation
+        return torch.clamp(error, -delta.item(), delta.item(), out=out)
+    return torch.minimum(error, delta, out=out).maximum(-delta)
 
 
 def _number(constant):
@@ -288,7 +300,7 @@ bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
 l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, native=torch._C._nn.l1_loss, most=2**19)
 log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
-huber = Formulas(_huber_terms, _huber_derivatives, native=torch._C._nn.huber_loss, most=2**19)
+huber = Formulas(_huber_terms, _huber_derivatives, _huber_total, native=torch._C._nn.huber_loss, most=2**21)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)

@@ -72,15 +72,14 @@ def scale_(grads, grad_loss):
 
 def _elementwise(params, target, likelihood, reduction, extras):
     dtype = reductions.accumulator(params[0].dtype)
-    weight, seed, scale = extras
-    target, scale = _sampled(params, target, seed, scale)
-    values = [p.to(dtype).expand(target.shape) for p in params]
-    nll = functools.reduce(torch.Tensor.add_, _formulas(likelihood).terms(values, targets.read(target, scale, dtype)))
-    if weight is not None:
-        nll = targets.weighted(nll, targets.own_size(weight, dtype), out=nll)
-    if reduction == "none":
-        return torch.empty_like(params[0], dtype=dtype).copy_(nll)
-    return reductions.finish([reductions.partial(nll, reduction)], reduction, nll.shape)
+    loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
+    sums = []
+    for *inputs, weight, losses, _ in _blocks(params, target, (), dtype, extras, loss):
+        nll = functools.reduce(torch.Tensor.add_, _formulas(likelihood).terms(*inputs))
+        if weight is not None:
+            nll = targets.weighted(nll, weight, out=nll)
+        sums.append(reductions.partial(nll, reduction) if losses is None else losses.copy_(nll))
+    return reductions.finish(sums, reduction, target.shape) if loss is None else loss
 
 
 def _formulas(likelihood):

@@ -41,13 +41,15 @@ def weighted(value, weight, scale=1.0, out=None):
 
     scale: a number, or a tensor that broadcasts as the weight does.
     """
-    if isinstance(scale, torch.Tensor):
+    is_shared = weight.numel() < value.numel()
+    if isinstance(scale, torch.Tensor) or (is_shared and scale != 1):
         made = torch.mul(value, weight * scale, out=out)
     elif scale == 1:
         made = torch.mul(value, weight, out=out)
     else:
         made = torch.addcmul(value.new_zeros(()), value, weight, value=scale, out=out)
-    if made.is_cpu and math.isfinite(made.sum().item()):  # elsewhere to look would cost a synchronisation
+    # Elsewhere to look would cost a synchronisation.
+    if made.is_cpu and ((is_shared and weight.all().item()) or math.isfinite(made.sum().item())):
         return made
     # By their bits: torch.where takes up to 8 times as long on a CPU.
     integer = torch.int64 if made.dtype == torch.float64 else torch.int32
@@ -62,7 +64,9 @@ class Sums:
         self._weight, self._times = weight, times
 
     def of(self, values):
-        return (values if self._weight is None else self._times(values, self._weight)).sum()
+        if self._weight is None:
+            return values.sum()
+        return self._times(values.sum_to_size(self._weight.shape), self._weight).sum()
 
     def of_squares(self, values):
         """The sum of the squares of the values."""

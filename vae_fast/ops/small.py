@@ -8,52 +8,115 @@ import itertools
 import math
 
 import torch
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from vae_fast import checks, classes
+from vae_fast import checks, classes, targets
 from vae_fast.eager import likelihoods, reductions
 from vae_fast.eager import reconstruction as eager
+from vae_fast.eager import targets as eager_targets
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elementary import number
 from vae_fast.ops import autograd, backend, categorical, reconstruction
 from vae_fast.ops.library import PLAIN, is_plain, listening, overheard
 
 SCALARS = ("batchmean", "sum", "mean")
+REAL = (*checks.FLOATS, *checks.INTEGERS)
+MORE = 4  # times as many elements suit PyTorch's own op where the nll of each is made: forward cannot make a gradient
 
 
-def reconstruct(output, target, row, reduction):
-    """The nll; where that is faster, by PyTorch's own op, whose backward pass runs no Python."""
-    if type(target) not in PLAIN or not target.is_cpu or is_compiling() or reduction not in SCALARS:
+def reconstruct(output, target, row, reduction, target_scale, weight, noise):
+    """The nll; where that is faster, by PyTorch's own op, whose backward pass runs no Python.
+
+    noise: (binarize, seed, generator).
+    """
+    if type(target) not in PLAIN or not target.is_cpu or is_compiling():
         return None
+    binarize, seed, generator = noise
+    options = target_scale, weight, noise
+    if binarize is not False or not (target_scale is weight is seed is generator is None) or reduction not in SCALARS:
+        return _reconstruct_natively(output, target, row, reduction, *options)
     if row.domain == "classes":
         return _reconstruct_classes(output, target, row, reduction)
+    if target.dtype is not torch.float32:
+        return _reconstruct_natively(output, target, row, reduction, *options)
+    return _reconstruct_plain(output, target, row, reduction)
+
+
+def _reconstruct_plain(output, target, row, reduction):
+    """That of a float32 target as it is, as one number."""
     params = output if type(output) is tuple else (output,)
     if len(params) != len(row.parameters) or target.requires_grad:
         return None
     formulas, threads = getattr(likelihoods, row.name), torch.get_num_threads()
-    if formulas.native is not None and _suits(params[0], target, formulas.most * threads):
-        total = formulas.native(params[0], target, likelihoods.SUM, *row.constants)
-        return reductions.divide(total, reduction, target.shape)
+    if _suits(formulas, params[0], target, threads):
+        return _whole(formulas, params[0], target, row, reduction)
     for param in params:
         if not takes(param, target, BLOCK * threads):
             return None
-    if not (torch.is_grad_enabled() and any(p.requires_grad for p in params)):
+    differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in params)
+    params = row.with_constants(params)
+    if differentiated:
+        spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
+        return _Reconstruction.apply(spec, target, None, None, *params)
+    if forward_ad._current_level >= 0:
         return None
-    spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
-    return _Reconstruction.apply(spec, target, None, None, *row.with_constants(params))
+    total, _ = eager.total_of_block(formulas, params, target, None, (None,) * len(params), False)
+    return reductions.finish([total], reduction, target.shape)
 
 
-def _suits(output, target, most):
+def _reconstruct_natively(output, target, row, reduction, target_scale, weight, noise):
+    """That of each sample, or of a target that is scaled, weighted or sampled: by PyTorch's own op, or not here."""
+    formulas = getattr(likelihoods, row.name, None)  # none of classes
+    if formulas is None or reduction not in (*SCALARS, "sample") or target.requires_grad or target.dtype not in REAL:
+        return None
+    is_whole = weight is None and reduction in SCALARS
+    if not _suits(formulas, output, target, torch.get_num_threads() * (1 if is_whole else MORE)):
+        return None
+    binarize, seed, _ = noise
+    if binarize is not False and not (weight is seed is None):
+        return None  # a seed has noise of its own; and nothing is drawn here that the long way may have to draw again
+    if weight is not None and not _is_of_samples(weight, target.shape):
+        weight = eager_targets.own_size(targets.weight(weight, target), torch.float32)
+    scale = targets.scale(target_scale, target, row)
+    target, _, scale = targets.sample(*noise, target, scale, row, "eager")
+    target = eager_targets.read(target, scale, torch.float32)
+    if is_whole:
+        return _whole(formulas, output, target, row, reduction)
+    nll = formulas.native(output, target, likelihoods.NONE, *row.constants)
+    if weight is not None:
+        common = nll.flatten(1).sum(1) if weight.dim() < nll.dim() else nll.sum_to_size(weight.shape)
+        nll = common * weight
+    partial = reductions.partial(nll, reduction)
+    if weight is not None and not math.isfinite((partial.sum() if partial.dim() else partial).item()):
+        return None  # what the weight leaves out may be NaN
+    return reductions.finish([partial], reduction, target.shape)
+
+
+def _whole(formulas, output, target, row, reduction):
+    total = formulas.native(output, target, likelihoods.SUM, *row.constants)
+    return reductions.divide(total, reduction, target.shape)
+
+
+def _is_of_samples(weight, shape):
+    """Whether it certainly is a weight of one float32 number a sample."""
+    return (
+        _is_of_cpu(weight) and weight.dim() == 1 < len(shape) and len(weight) == shape[0] and not weight.requires_grad
+    )
+
+
+def _suits(formulas, output, target, times):
     """Whether PyTorch's own op does, for a target of the CPU without a gradient: it minds what else `takes` asks."""
     shape = target.shape
     return (
-        type(output) in PLAIN
-        and output.dtype is target.dtype is torch.float32
+        formulas.native is not None
+        and type(output) in PLAIN
+        and output.dtype is torch.float32
         and output.is_cpu
         and output.layout is target.layout is torch.strided
         and output.shape == shape
         and len(shape) > 0
-        and 0 < shape.numel() <= most
+        and 0 < shape.numel() <= formulas.most * times
         and backend.is_eager_on_cpu()
         and not listening()
     )
@@ -69,11 +132,11 @@ def _reconstruct_classes(logits, target, row, reduction):
     return categorical.Short.apply(spec, target, None, logits)
 
 
-def elbo(output, target, kl, beta, row):
+def elbo(output, target, kl, beta, row, *options):
     """(total, reconstruction, kl) by `reconstruct`; None for classes, whose gradient must not be scaled afterwards."""
-    if is_compiling() or row.domain == "classes" or not is_weight(beta) or not _is_of_cpu(kl):
+    if is_compiling() or row.domain == "classes" or not _is_of_cpu(kl) or not (is_weight(beta) or _is_number(beta)):
         return None
-    nll = reconstruct(output, target, row, "sum")
+    nll = reconstruct(output, target, row, "sum", *options)
     if nll is None or not fits(kl, target):
         return None
     return _average(nll, kl, beta, number(1 / target.shape[0], torch.float32))
@@ -83,9 +146,18 @@ def _average(nll, kl, beta, share):
     """(total, reconstruction, kl) of the nll's sum, with as few nodes as can be between the total and its parts."""
     if kl.dim():
         kl = kl.sum()
-        return torch.add(nll, kl, alpha=beta) * share, nll * share, kl * share
+        return _add(nll, kl, beta) * share, nll * share, kl * share
     nll = nll * share
-    return torch.add(nll, kl, alpha=beta), nll, kl.clone()
+    return _add(nll, kl, beta), nll, kl.clone()
+
+
+def _add(nll, kl, beta):
+    return torch.add(nll, kl, alpha=beta) if type(beta) is float else nll + kl * beta
+
+
+def _is_number(beta):
+    """Whether it is a tensor of one that needs no check."""
+    return _is_of_cpu(beta) and not beta.dim() and not beta.requires_grad
 
 
 def is_weight(beta):
