@@ -1,7 +1,7 @@
 """The public functions: check the arguments, then call the ops.
 
-First asked are `small` and `small_latents`, who may know a shorter way, and return None where they do not; and then
-`kinds`, whether a call of this kind has been checked.
+First asked is `small`, who may know a shorter way, and returns None where it does not; and then `kinds`, whether a call
+of this kind has been checked. `latents` asks the same, for those of an encoder's output.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from vae_fast import checks, classes, latents, likelihoods, outputs
-from vae_fast.ops import backend, categorical, elbo, kinds, reconstruction, small, small_latents
+from vae_fast.ops import backend, categorical, elbo, kinds, reconstruction, small
+from vae_fast.ops.gaussian import APART, NO_KL
 
 
 class ELBO(NamedTuple):
@@ -77,12 +78,8 @@ def sample_kl(
     >>> z.shape, kl
     (torch.Size([4, 2]), tensor([0., 0., 0., 0.]))
     """
-    if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = small_latents.sample_kl(mu, logvar, reduction, eps)
-        if made is not None:
-            return made
     options = prior, logvar_clamp, scale, kl, num_samples, reduction, (seed, generator, eps)
-    return tuple(latents.compute(mu, logvar, latents.APART, *options))
+    return tuple(latents.compute(mu, logvar, APART, *options))
 
 
 def sample_kl_packed(
@@ -108,10 +105,6 @@ def sample_kl_packed(
     >>> z.shape, kl.shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
-    if seed is generator is num_samples is prior is logvar_clamp is None and latents.are_default(scale, kl):
-        made = small_latents.sample_kl_packed(moments, dim, reduction, eps)
-        if made is not None:
-            return made
     options = prior, logvar_clamp, scale, kl, num_samples, reduction, (seed, generator, eps)
     return tuple(latents.compute(moments, None, dim, *options))
 
@@ -124,8 +117,8 @@ def reparameterize(
     >>> reparameterize(torch.ones(1, 2), torch.zeros(1, 2), eps=torch.tensor([[0.0, 2.0]]))
     tensor([[1., 3.]])
     """
-    options = None, logvar_clamp, scale, "closed_form", num_samples, latents.NO_KL, (seed, generator, eps)
-    return latents.compute(mu, logvar, latents.APART, *options)[0]
+    options = None, logvar_clamp, scale, "closed_form", num_samples, NO_KL, (seed, generator, eps)
+    return latents.compute(mu, logvar, APART, *options)[0]
 
 
 def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
@@ -139,12 +132,8 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
     >>> gaussian_kl(torch.zeros(4, 2), torch.ones(4, 2), scale="std").item()
     0.0
     """
-    if prior is logvar_clamp is None and latents.are_default(scale):
-        made = small_latents.gaussian_kl(mu, logvar, reduction)
-        if made is not None:
-            return made
     options = prior, logvar_clamp, scale, "closed_form", None, reduction, None
-    return latents.compute(mu, logvar, latents.APART, *options)[0]
+    return latents.compute(mu, logvar, APART, *options)[0]
 
 
 def reconstruction_loss(

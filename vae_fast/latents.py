@@ -3,19 +3,22 @@
 import torch
 
 from vae_fast import checks, scales, seeds
-from vae_fast.ops import backend, gaussian, kinds
+from vae_fast.ops import backend, gaussian, kinds, small_latents
+from vae_fast.ops.gaussian import APART, NO_KL
 
 NOTHING = (None, None)
-NO_KL = object()  # in place of a reduction
-APART = object()  # in place of a dim: mu and logvar are tensors of their own
 
 
 def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise):
-    """(z or None, kl or None). posterior: mu where `dim` is APART; or moments along it, and logvar is None.
+    """The tensors asked for, z before kl. posterior: mu where `dim` is APART; or moments along it, and logvar is None.
 
     noise: (seed, generator, eps), or None where nothing is sampled. reduction may be NO_KL. The rest as in
     `vae_fast.sample_kl`.
     """
+    options = prior, logvar_clamp, scale, kl, num_samples, reduction, noise
+    made = small_latents.compute(posterior, logvar, dim, *options)
+    if made is not None:
+        return made
     seed, generator, eps = noise or (None, None, None)
     key, kind = kinds.find(
         (
@@ -47,10 +50,6 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
     spec = gaussian.Spec(reduction, *clamp, *found, kl, num_samples, dim, chosen)
     kinds.keep(key, (posterior, logvar, *prior), gaussian.Kind, spec, mu)
     return gaussian.latent(posterior, logvar, *prior, seed, eps, spec)
-
-
-def are_default(scale, kl="closed_form"):
-    return type(scale) is str and scale == "logvar" and type(kl) is str and kl == "closed_form"
 
 
 def _first_half(moments, dim):

@@ -2,15 +2,17 @@
 
 import functools
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from tests.ops.cases import values
-from vae_fast import gaussian_kl, sample_kl, sample_kl_packed, use_backend
+from tests.ops.cases import tupled, values
+from vae_fast import gaussian_kl, reparameterize, sample_kl, sample_kl_packed, use_backend
 from vae_fast.checks import LATENT_REDUCTIONS
 from vae_fast.eager.blocks import BLOCK
+from vae_fast.ops import small_latents
 
 LAYOUTS = {
     "rows": lambda t: t,
@@ -26,8 +28,8 @@ def _eager():
         yield
 
 
-def pair(layout="rows", dtype=torch.float32, shape=SHAPE):
-    tensors = (LAYOUTS[layout](values(*shape, dtype=dtype, seed=seed) - 0.5) for seed in (1, 2))
+def pair(layout="rows", dtype=torch.float32, shape=SHAPE, seed=1):
+    tensors = (LAYOUTS[layout](values(*shape, dtype=dtype, seed=seed + k) - 0.5) for k in range(2))
     return [t.detach().requires_grad_() for t in tensors]
 
 
@@ -35,26 +37,39 @@ def is_small(output):
     return output.grad_fn.name() == "_LatentBackward"
 
 
+def both_ways(call):
+    """The outputs of the short way and of the long one, with the same numbers drawn."""
+    torch.manual_seed(0)
+    small = tupled(call())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_latents, "compute", lambda *_: None)
+        torch.manual_seed(0)
+        long = tupled(call())
+    assert is_small(small[0])
+    assert not is_small(long[0])
+    return small, long
+
+
 def differentiated(outputs, inputs, used):
     """Gradients for an upstream gradient that is not 1."""
     wanted = [outputs[k] for k in used]
-    return torch.autograd.grad(wanted, inputs, [torch.full_like(o, 1.5) for o in wanted])
+    return torch.autograd.grad(wanted, inputs, [torch.full_like(o, 1.5) for o in wanted], allow_unused=True)
+
+
+def assert_alike(ways, inputs, used=None):
+    """The numbers of both ways, their gradients, and the layouts of all."""
+    used = range(len(ways[0])) if used is None else used
+    gradients = [differentiated(outputs, inputs, used) for outputs in ways]
+    for a, b in zip((*ways[0], *gradients[0]), (*ways[1], *gradients[1]), strict=True):
+        torch.testing.assert_close(a, b)
+        assert a is b is None or (a.stride() == b.stride() and a.dtype == b.dtype)
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["z", "kl", "both"])
 @pytest.mark.parametrize(("layout", "reduction"), [*itertools.product(LAYOUTS, LATENT_REDUCTIONS)])
 def test_sample_and_kl(layout, reduction, used):
     mu, logvar = pair(layout)
-    torch.manual_seed(0)
-    small = sample_kl(mu, logvar, reduction=reduction)
-    torch.manual_seed(0)
-    long = sample_kl(mu, logvar, reduction=reduction, generator=torch.default_generator)
-    assert is_small(small[0])
-    assert not is_small(long[0])
-    for a, b in zip(small, long, strict=True):
-        torch.testing.assert_close(a, b)
-        assert a.stride() == b.stride()
-    torch.testing.assert_close(*(differentiated(o, (mu, logvar), used) for o in (small, long)))
+    assert_alike(both_ways(lambda: sample_kl(mu, logvar, reduction=reduction)), (mu, logvar), used)
 
 
 @pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
@@ -74,28 +89,57 @@ def test_a_batch_of_upstream_gradients(reduction):
 @pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
 def test_the_kl_alone(reduction):
     mu, logvar = pair()
-    small, long = (
-        gaussian_kl(mu, logvar, reduction=reduction),
-        sample_kl(mu, logvar, generator=torch.Generator(), reduction=reduction)[1],
-    )
-    assert is_small(small)
-    assert not is_small(long)
-    torch.testing.assert_close(small, long)
-    torch.testing.assert_close(*(differentiated((o,), (mu, logvar), (0,)) for o in (small, long)))
+    assert_alike(both_ways(lambda: gaussian_kl(mu, logvar, reduction=reduction)), (mu, logvar))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_sample_alone(layout):
+    mu, logvar = pair(layout)
+    assert_alike(both_ways(lambda: reparameterize(mu, logvar)), (mu, logvar))
+    assert_alike(both_ways(lambda: reparameterize(mu, logvar, logvar_clamp=(-0.2, 0.2))), (mu, logvar))
+
+
+CLAMPS = [(-0.2, 0.2), (-math.inf, 0.1), [-0.1, math.inf]]
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["z", "kl", "both"])
+@pytest.mark.parametrize("clamp", [None, *CLAMPS])
+@pytest.mark.parametrize("learned", [(), (0,), (0, 1)], ids=["fixed", "mu", "both"])
+@pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
+def test_clamps_and_priors(reduction, learned, clamp, used):
+    mu, logvar, *prior = *pair(), *pair(seed=3)
+    moments = torch.cat((mu, logvar), 1).detach().requires_grad_()
+    for k, tensor in enumerate(prior):
+        tensor.requires_grad_(k in learned)
+    options = {"prior": tuple(prior), "logvar_clamp": clamp, "reduction": reduction}
+    given = [prior[k] for k in learned]
+    assert_alike(both_ways(lambda: sample_kl(mu, logvar, **options)), (mu, logvar, *given), used)
+    assert_alike(both_ways(lambda: sample_kl_packed(moments, **options)), (moments, *given), used)
+    assert_alike(both_ways(lambda: gaussian_kl(mu, logvar, **options)), (mu, logvar, *given))
 
 
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
 def test_packed(dim, reduction):
     moments = torch.cat([t.detach() for t in pair()], dim).requires_grad_()
-    torch.manual_seed(0)
-    small = sample_kl_packed(moments, dim, reduction=reduction)
-    torch.manual_seed(0)
-    long = sample_kl_packed(moments, dim - 3, reduction=reduction)  # a negative dim takes the long way
-    assert is_small(small[0])
-    assert not is_small(long[0])
-    torch.testing.assert_close(small, long)
-    torch.testing.assert_close(*(differentiated(o, (moments,), (0, 1)) for o in (small, long)))
+    assert_alike(both_ways(lambda: sample_kl_packed(moments, dim, reduction=reduction)), (moments,))
+    options = {"reduction": reduction, "logvar_clamp": (-0.2, 0.2)}
+    assert_alike(both_ways(lambda: sample_kl_packed(moments, dim, **options)), (moments,))
+    assert not is_small(sample_kl_packed(moments, dim - 3)[0])
+
+
+def test_a_generator():
+    mu, logvar = pair()
+    moments = torch.cat((mu, logvar), 1).detach().requires_grad_()
+    for inputs, call in (
+        ((mu, logvar), functools.partial(sample_kl, mu, logvar)),
+        ((mu, logvar), functools.partial(reparameterize, mu, logvar)),
+        ((moments,), functools.partial(sample_kl_packed, moments)),
+    ):
+        assert_alike(both_ways(lambda call=call: call(generator=torch.Generator().manual_seed(3))), inputs)
+    generator = torch.Generator().manual_seed(3)
+    first, second = (reparameterize(mu, logvar, generator=generator) for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 FORMATS = {
@@ -123,15 +167,12 @@ def test_given_noise(layout):
     moments = torch.cat((mu, logvar), 1).detach().requires_grad_()
     eps = values(*SHAPE, dtype=torch.float32, seed=3) - 0.5
     before = eps.clone()
-    for inputs, call, long_way in (
-        ((mu, logvar), functools.partial(sample_kl, mu, logvar), {"prior": (torch.zeros(()), torch.zeros(()))}),
-        ((moments,), functools.partial(sample_kl_packed, moments), {"dim": -2}),
+    for inputs, call in (
+        ((mu, logvar), functools.partial(sample_kl, mu, logvar)),
+        ((mu, logvar), functools.partial(reparameterize, mu, logvar)),
+        ((moments,), functools.partial(sample_kl_packed, moments)),
     ):
-        small, long = call(eps=eps), call(eps=eps, **long_way)
-        assert is_small(small[0])
-        assert not is_small(long[0])
-        torch.testing.assert_close(small, long)
-        torch.testing.assert_close(*(differentiated(o, inputs, (0, 1)) for o in (small, long)))
+        assert_alike(both_ways(lambda call=call: call(eps=eps)), inputs)
     assert torch.equal(eps, before)
 
 
@@ -150,8 +191,8 @@ def test_what_takes_the_long_way():
     mu, logvar = pair()
     assert is_small(sample_kl(mu, logvar)[0])
     for options in (
-        {"seed": 0}, {"eps": mu.detach().double()}, {"prior": (mu, logvar)}, {"logvar_clamp": (-1, 1)},
-        {"scale": "std"}, {"kl": "monte_carlo"}, {"num_samples": 2}, {"generator": torch.Generator()},
+        {"seed": 0}, {"eps": mu.detach().double()}, {"prior": (mu[:1], logvar[:1])}, {"prior": (mu, logvar.bfloat16())},
+        {"scale": "std"}, {"kl": "monte_carlo"}, {"num_samples": 2},
     ):  # fmt: skip
         assert not is_small(sample_kl(mu, logvar, **options)[0]), options
     assert not is_small(sample_kl(*pair(dtype=torch.float64))[0])
@@ -187,13 +228,12 @@ def test_one_of_them_may_be_frozen(frozen):
     assert tensors[frozen].grad is None
 
 
-@pytest.mark.parametrize("long", [False, True], ids=["small", "long"])
-def test_the_gradient_of_z_in_mu_can_be_differentiated_again(long):
+def test_the_gradient_of_z_in_mu_can_be_differentiated_again():
     """It is that of z: a penalty on a function of z alone needs nothing of ours."""
     mu, logvar = pair()
-    z, _ = sample_kl(mu, logvar, generator=torch.default_generator if long else None)
-    (slope,) = torch.autograd.grad(z.square().sum(), mu, create_graph=True)
-    torch.testing.assert_close(torch.autograd.grad(slope.sum(), mu)[0], torch.full_like(mu, 2.0))
+    for z, _ in both_ways(lambda: sample_kl(mu, logvar)):
+        (slope,) = torch.autograd.grad(z.square().sum(), mu, create_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(slope.sum(), mu)[0], torch.full_like(mu, 2.0))
 
 
 def test_bad_options_take_the_long_way_to_their_errors():

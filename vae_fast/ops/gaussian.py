@@ -16,6 +16,9 @@ from vae_fast.ops.kinds import Replay, Replays, present
 from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import fake_loss
 
+APART = object()  # in place of a dim: mu and logvar are tensors of their own
+NO_KL = object()  # in place of a reduction
+
 
 class Spec(NamedTuple):
     """What is asked of the op. The posterior is (mu, logvar), or moments that hold both along `dim` and None."""

@@ -1,93 +1,133 @@
-"""Small float32 latents on the CPU: the shortest way, as `small`, to what `ops.gaussian` computes by default."""
+"""Small float32 latents on the CPU: the shortest way, as `small`, to what `ops.gaussian` computes of log-variances."""
 
 import functools
 
 import torch
+from torch.autograd import forward_ad
 
-from vae_fast.checks import LATENT_REDUCTIONS
+from vae_fast import checks
 from vae_fast.eager import gaussian, reductions
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elementary import HALF
 from vae_fast.ops import autograd
-from vae_fast.ops.library import batching
+from vae_fast.ops.gaussian import APART, NO_KL
+from vae_fast.ops.kinds import present
+from vae_fast.ops.library import PLAIN, batching
 from vae_fast.ops.small import takes
 
+DEFAULTS = "logvar", "closed_form", None  # scale, kl, num_samples
 
-def sample_kl(mu, logvar, reduction, eps):
-    """(z, kl) of the default options; eps is drawn where it is None."""
-    if not _takes_pair(mu, logvar, reduction) or not (eps is None or _takes_noise(mu, eps)):
+
+def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise):
+    """The tensors asked for, in a list; None where they are not made here. As `vae_fast.latents.compute`."""
+    if type(posterior) not in PLAIN or not posterior.is_cpu or torch.compiler.is_compiling():
         return None
-    return _Latent.apply(mu, logvar, True, eps, reduction, 0)
-
-
-def sample_kl_packed(moments, dim, reduction, eps):
-    """The same of mu and logvar side by side along `dim`."""
-    if torch.compiler.is_compiling() or reduction not in LATENT_REDUCTIONS or type(dim) is not int:
+    if not (num_samples is None and type(scale) is type(kl) is str and (scale, kl, None) == DEFAULTS):
         return None
-    if not takes(moments, moments, 2 * BLOCK):
+    if dim is APART:
+        if not takes(posterior, logvar, BLOCK) or posterior.stride() != logvar.stride():
+            return None
+        shape, dim = posterior.shape, 0
+    else:
+        shape = _half(posterior, dim)
+    if shape is None or not (reduction is NO_KL or reduction in checks.LATENT_REDUCTIONS):
         return None
-    if not 0 < dim < moments.dim() or moments.shape[dim] % 2:
+    if not _takes_noise(noise, shape) or not _takes_prior(prior, shape):
         return None
-    if not (eps is None or _takes_noise(moments.detach().chunk(2, dim)[0], eps)):
+    if noise is not None and noise[1] is not None:
+        checks.generator(noise[1], "mu", posterior)
+    clamp = gaussian.NONE if logvar_clamp is None else checks.clamp(logvar_clamp, torch.float32)
+    reduction = None if reduction is NO_KL else reduction
+    tensors = posterior, logvar, *(gaussian.NONE if prior is None else prior)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        made = _Latent.apply(*tensors, noise, reduction, dim, clamp)
+    elif forward_ad._current_level >= 0:
         return None
-    return _Latent.apply(moments, None, True, eps, reduction, dim)
+    else:
+        made = _forward(*tensors, noise, reduction, dim, clamp)[:2]
+    return present(*made)
 
 
-def gaussian_kl(mu, logvar, reduction):
-    """The KL of the default options."""
-    return _Latent.apply(mu, logvar, False, None, reduction, 0)[1] if _takes_pair(mu, logvar, reduction) else None
+def _half(moments, dim):
+    """The shape of mu, of moments along `dim`, or None."""
+    if type(dim) is not int or not takes(moments, moments, 2 * BLOCK):
+        return None
+    shape = moments.shape
+    if not 0 < dim < len(shape) or shape[dim] % 2:
+        return None
+    return (*shape[:dim], shape[dim] // 2, *shape[dim + 1 :])
 
 
-def _takes_pair(mu, logvar, reduction):
-    if torch.compiler.is_compiling() or reduction not in LATENT_REDUCTIONS:
+def _takes_noise(noise, shape):
+    if noise is None:
+        return True
+    seed, generator, eps = noise
+    if seed is not None or (eps is not None and generator is not None):
         return False
-    return takes(mu, logvar, BLOCK) and mu.stride() == logvar.stride()
+    return eps is None or (takes(eps, eps, BLOCK) and eps.shape == shape and not eps.requires_grad)
 
 
-def _takes_noise(mu, eps):
-    return takes(mu, eps, BLOCK) and not eps.requires_grad
+def _takes_prior(prior, shape):
+    if prior is None:
+        return True
+    return type(prior) is tuple and len(prior) == 2 and all(takes(p, p, BLOCK) and p.shape == shape for p in prior)
+
+
+def _forward(posterior, logvar, prior_mu, prior_logvar, noise, reduction, dim, clamp):
+    """(z or None, kl or None, mu, and what spares backward work)."""
+    mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
+    eps = None
+    if noise is not None:
+        _, generator, eps = noise
+        eps = torch.empty_like(mu).normal_(generator=generator) if eps is None else eps
+    z, noisy, difference, kl = gaussian.forward_block(
+        clamp, reduction, mu, v, prior_mu, prior_logvar, eps, *gaussian.NOWHERE
+    )  # fmt: skip
+    if kl is not None:
+        count = reductions.divisor(reduction, mu.shape)
+        kl.mul_(HALF[kl.dtype] if count == 1 else 0.5 / count)
+    return z, kl, mu, noisy, difference
 
 
 class _Latent(autograd.Short):
-    """`ops.gaussian` with the default options, in one block, which PyTorch allocates as it goes.
+    """`ops.gaussian` in one block, which PyTorch allocates as it goes.
 
-    The inputs are mu, logvar and a dim of 0, or moments that hold both along `dim` and None. eps is drawn where it is
-    None and something is `sampled`.
+    The inputs are mu, logvar, the prior's or Nones, and a dim of 0; or moments that hold both along `dim` and None.
     """
 
     @staticmethod
-    def forward(ctx, posterior, logvar, sampled, eps, reduction, dim):
-        ctx.reduction, ctx.dim = reduction, dim
-        mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
-        if sampled and eps is None:
-            eps = torch.randn_like(mu)
-        made = gaussian.forward_block(gaussian.NONE, reduction, mu, v, None, None, eps, *gaussian.NOWHERE)
-        z, noisy, difference, kl = made
-        count = reductions.divisor(reduction, mu.shape)
-        ctx.save_for_backward(posterior, logvar, mu, noisy, difference)
+    def forward(ctx, posterior, logvar, prior_mu, prior_logvar, noise, reduction, dim, clamp):
+        z, kl, *kept = _forward(posterior, logvar, prior_mu, prior_logvar, noise, reduction, dim, clamp)
+        ctx.reduction, ctx.dim, ctx.clamp = reduction, dim, clamp
+        ctx.save_for_backward(posterior, logvar, prior_mu, prior_logvar, *kept)
         ctx.set_materialize_grads(False)
-        return z, kl.mul_(HALF[kl.dtype] if count == 1 else 0.5 / count)
+        return z, kl
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
         if grad_z is None and grad_kl is None:
-            return (None,) * 6
-        gradients = functools.partial(_gradients, ctx.reduction, ctx.dim)
-        d_mu, d_logvar = autograd.once(gradients, grad_z, grad_kl, *ctx.saved_tensors)
-        return grad_z if d_mu is None else d_mu, d_logvar, None, None, None, None
+            return (None,) * 8
+        prior_grad = grad_kl is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
+        gradients = functools.partial(_gradients, ctx.reduction, ctx.dim, ctx.clamp, prior_grad)
+        d_mu, *others = autograd.once(gradients, grad_z, grad_kl, *ctx.saved_tensors)
+        return grad_z if d_mu is None else d_mu, *others, None, None, None, None
 
 
-def _gradients(reduction, dim, grad_z, grad_kl, posterior, logvar, mu, noisy, difference):
-    """The gradients of mu (None where it is grad_z) and of logvar; or that of the moments, and None.
+def _gradients(
+    reduction, dim, clamp, prior_grad, grad_z, grad_kl, posterior, logvar, prior_mu, prior_logvar, mu, noisy, difference
+):
+    """The gradients of mu (None where it is grad_z), logvar and the prior; or of the moments, None and the prior.
 
-    logvar is not read. Were it not an input, a second derivative in it alone would be lost, and a change of it in place
-    not noticed.
+    logvar is read where it is clamped. Were it not an input, a second derivative in it alone would be lost, and a
+    change of it in place not noticed.
     """
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
-    made = gaussian.backward_block(
-        gaussian.NONE, mu, None, None, None, grad_z, g, noisy, difference, *gaussian.NOWHERE
-    )  # fmt: skip
+    v = posterior.chunk(2, dim)[1] if dim else logvar
+    prior_grads = (torch.empty_like(prior_mu), torch.empty_like(prior_logvar)) if prior_grad else gaussian.NONE
+    d_mu, d_logvar = gaussian.backward_block(
+        clamp, mu, v, prior_mu, prior_logvar, grad_z, g, noisy, difference, None, None, *prior_grads
+    )
     if dim:
         packed = None if batching() else torch.empty_like(posterior)
-        return torch.cat((grad_z if made[0] is None else made[0], made[1]), dim, out=packed), None
-    return made
+        d_mu, d_logvar = torch.cat((grad_z if d_mu is None else d_mu, d_logvar), dim, out=packed), None
+    return d_mu, d_logvar, *prior_grads
