@@ -1,5 +1,6 @@
 """torch.func: grad, vmap, vmap of grad, Jacobians; and forward mode, which is not there and must say so."""
 
+import functools
 import threading
 
 import pytest
@@ -163,19 +164,35 @@ def test_a_tangent_of_one_input_alone(backend):
         sample_kl(forward_ad.make_dual(mu, torch.ones_like(mu)), logvar, seed=0)
 
 
+def vmapped(gradients, upstream, used):
+    """By torch.func, which takes no None."""
+    batch = iter(vmap(lambda one: tuple(gradients(one)[k] for k in used))(upstream))
+    return [next(batch) for _ in used]
+
+
+def batched(gradients, upstream, used):
+    """By PyTorch's old vmap."""
+    made = gradients(upstream, is_grads_batched=True)
+    assert [k for k, grad in enumerate(made) if grad is not None] == used
+    return [made[k] for k in used]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("way", [vmapped, batched])
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_a_batch_of_upstream_gradients(case, backend):
+def test_a_batch_of_upstream_gradients(case, way, dtype, backend):
     """In the first backward pass, which may keep what forward made, and in a later one."""
-    leaves = case.leaves(backend.device)
-    for output in tupled(case.call(*leaves)):
-        upstream = torch.stack([values(*output.shape, device=output.device, seed=i) for i in range(3)])
-        options = {"retain_graph": True, "allow_unused": True}
-        batches = [torch.autograd.grad(output, leaves, upstream, is_grads_batched=True, **options) for _ in range(2)]
-        separate = [torch.autograd.grad(output, leaves, one, **options) for one in upstream]
-        wanted = tuple(None if same[0] is None else torch.stack(same) for same in zip(*separate))
-        assert [grad is None for grad in batches[0]] == [grad is None for grad in wanted]
-        for batch in batches:
-            torch.testing.assert_close(*([g for g in grads if g is not None] for grads in (batch, wanted)))
+    leaves = case.leaves(backend.device, dtype)
+    for output, again in zip(tupled(case.call(*leaves)), tupled(case.call(*leaves)), strict=True):
+        upstream = torch.stack([values(*output.shape, device=output.device, seed=i) for i in range(3)]).to(output.dtype)
+        gradients, gradients_again = (
+            functools.partial(torch.autograd.grad, o, leaves, retain_graph=True, allow_unused=True)
+            for o in (output, again)
+        )
+        wanted = [torch.stack(same) for same in zip(*map(gradients, upstream)) if same[0] is not None]
+        used = [k for k, grad in enumerate(gradients(upstream[0])) if grad is not None]
+        for _ in range(2):
+            torch.testing.assert_close(way(gradients_again, upstream, used), wanted)
 
 
 def test_a_vectorised_jacobian(backend):

@@ -131,14 +131,14 @@ def backward(
     measured = None if grad_kl is None else reduction
     kept = kept or _keep(mu, logvar, prior, seed, eps, clamp, grad_z is not None, measured)
     for block in blocks((mu, logvar, *prior, grad_z, g, *kept, *grads)):
-        backward_block(clamp, *block)
+        backward_block(clamp, prior_grad, *block)
     return grads
 
 
-def backward_block(clamp, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, difference, *grads):
-    """(The gradients in mu and logvar), each in the tensor that is given for it, or in a new one.
+def backward_block(clamp, prior_grad, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, difference, *grads):
+    """(The gradients in mu and logvar, and in the prior's), each in the tensor that is given for it, or in a new one.
 
-    That in mu is None where it is grad_z and no tensor is given. The prior's are written where tensors are given.
+    That in mu is None where it is grad_z and no tensor is given; the prior's are without `prior_grad`.
     """
     d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
     grad_z = None if grad_z is None else _widened(grad_z)
@@ -147,18 +147,20 @@ def backward_block(clamp, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, 
         mean = mu if grad_z is prior_mu is None and mu.is_cpu else _widened(mu)
         shift, slope = _shift(mean, prior_mu, prior_logvar)
         d_mu = torch.mul(slope, g, out=d_mu) if grad_z is None else torch.addcmul(grad_z, slope, g, out=d_mu)
-        if d_prior_mu is not None:
-            torch.mul(-g, slope, out=d_prior_mu)
-            torch.addcmul(difference, shift, slope, out=shift).mul_(g)
-            torch.mul(shift, -0.5, out=d_prior_logvar)
+        if prior_grad:
+            d_prior_mu = torch.mul(-g, slope, out=d_prior_mu)
+            made = torch.addcmul(difference, shift, slope, out=shift)
+            d_prior_logvar = torch.mul(made, -0.5 * g, out=d_prior_logvar)
     elif d_mu is not None:
         d_mu.zero_() if grad_z is None else d_mu.copy_(grad_z)
     if grad_z is g is None:
-        return d_mu, d_logvar.zero_()
-    if clamp == NONE and (grad_z is None or d_logvar is None or d_logvar.dtype == noisy.dtype):
-        return d_mu, _logvar_gradient(grad_z, g, noisy, difference, d_logvar)
-    made = clamped_gradient(_logvar_gradient(grad_z, g, noisy, difference, None), logvar, clamp)
-    return d_mu, made if d_logvar is None else d_logvar.copy_(made)
+        d_logvar.zero_()
+    elif clamp == NONE and (grad_z is None or d_logvar is None or d_logvar.dtype == noisy.dtype):
+        d_logvar = _logvar_gradient(grad_z, g, noisy, difference, d_logvar)
+    else:
+        made = clamped_gradient(_logvar_gradient(grad_z, g, noisy, difference, None), logvar, clamp)
+        d_logvar = made if d_logvar is None else d_logvar.copy_(made)
+    return d_mu, d_logvar, d_prior_mu, d_prior_logvar
 
 
 def _logvar_gradient(grad_z, g, noisy, difference, out):
@@ -166,7 +168,7 @@ def _logvar_gradient(grad_z, g, noisy, difference, out):
     if g is None:
         return torch.mul(grad_z, noisy, out=out).mul_(HALF[noisy.dtype])
     made = torch.mul(difference, g * HALF[g.dtype], out=out)
-    return made if grad_z is None else made.addcmul_(grad_z, noisy, value=0.5)
+    return made if grad_z is None else torch.addcmul(made, grad_z, noisy, value=0.5, out=out)
 
 
 def empty_kept(logvar, sampled, measured):

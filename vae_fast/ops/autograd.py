@@ -3,7 +3,7 @@
 import torch
 from torch.autograd import Function
 
-from vae_fast.ops.library import batching
+from vae_fast.ops.library import batching, vmapping
 
 TWICE = (
     "vae_fast's losses cannot be differentiated twice (gradient penalty, grad of grad, Hessian): "
@@ -59,7 +59,7 @@ def take(ctx):
     An empty list, or None, where forward made none.
     """
     grads, ctx.grads = ctx.grads, None
-    return None if torch.is_grad_enabled() or batching() else grads
+    return None if torch.is_grad_enabled() or vmapping() else grads
 
 
 def place(grads, wanted):

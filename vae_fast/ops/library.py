@@ -28,6 +28,11 @@ def batching():
     return not is_compiling() and _dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
+def vmapping():
+    """The same, or torch.func.vmap of torch.autograd.grad: none of them can be written to what is no batch."""
+    return batching() or _are_functorch_transforms_active()
+
+
 def listening():
     """Whether a dispatch mode, a transform or the profiler is to see every op of PyTorch's own."""
     return _len_torch_dispatch_stack() or _are_functorch_transforms_active() or profiler._is_profiler_enabled

@@ -12,7 +12,7 @@ from vae_fast.eager.elementary import HALF
 from vae_fast.ops import autograd
 from vae_fast.ops.gaussian import APART, NO_KL
 from vae_fast.ops.kinds import present
-from vae_fast.ops.library import PLAIN, batching
+from vae_fast.ops.library import PLAIN, vmapping
 from vae_fast.ops.small import takes
 
 DEFAULTS = "logvar", "closed_form", None  # scale, kl, num_samples
@@ -123,11 +123,11 @@ def _gradients(
     """
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
     v = posterior.chunk(2, dim)[1] if dim else logvar
-    prior_grads = (torch.empty_like(prior_mu), torch.empty_like(prior_logvar)) if prior_grad else gaussian.NONE
-    d_mu, d_logvar = gaussian.backward_block(
-        clamp, mu, v, prior_mu, prior_logvar, grad_z, g, noisy, difference, None, None, *prior_grads
+    room = (lambda _: None) if vmapping() else torch.empty_like
+    outs = (None, None, room(prior_mu), room(prior_logvar)) if prior_grad else gaussian.NOWHERE
+    d_mu, d_logvar, *prior_grads = gaussian.backward_block(
+        clamp, prior_grad, mu, v, prior_mu, prior_logvar, grad_z, g, noisy, difference, *outs
     )
     if dim:
-        packed = None if batching() else torch.empty_like(posterior)
-        d_mu, d_logvar = torch.cat((grad_z if d_mu is None else d_mu, d_logvar), dim, out=packed), None
+        d_mu, d_logvar = torch.cat((grad_z if d_mu is None else d_mu, d_logvar), dim, out=room(posterior)), None
     return d_mu, d_logvar, *prior_grads
