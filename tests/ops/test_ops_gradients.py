@@ -1,5 +1,6 @@
 """What backward passes may ask: again, partly, in any order, with any upstream gradient; and what they leave alone."""
 
+import contextlib
 import gc
 import weakref
 
@@ -197,20 +198,26 @@ def test_backward_from_another_thread(backend):
     torch.testing.assert_close(logits.grad, derivative / 2)
 
 
+@pytest.mark.parametrize("listened", ["forward", "backward"])
 @pytest.mark.parametrize(
     "loss",
     [
         lambda a, x: reconstruction_loss(a, x, "poisson", reduction="sample"),
         lambda a, x: reconstruction_loss(a, x, "poisson"),
+        lambda a, x: reconstruction_loss(a, x, "huber"),
+        lambda a, x: elbo_loss(a, x, a[:, 0]).total,
         lambda a, x: gaussian_kl(a, a - 1, reduction="sample", logvar_clamp=(-9, 9)),
+        lambda a, x: gaussian_kl(a, a - 1),
     ],
-    ids=["counts_a_sample", "counts", "kl"],
+    ids=["counts_a_sample", "counts", "huber", "elbo", "clamped_kl", "kl"],
 )
-def test_a_checkpoint_saves_the_same_tensors_when_somebody_listens_to_its_recomputation(loss, backend):
+def test_a_checkpoint_saves_the_same_tensors_when_somebody_listens_to_one_of_its_forwards(loss, listened, backend):
+    """Of one shape they would be taken for each other, and the gradient be wrong."""
     a, x = (values(4, 6, device=backend.device, dtype=torch.float32, seed=seed) for seed in (1, 2))
     wanted = torch.autograd.grad(loss(a.requires_grad_(), x).sum(), a)
-    made = checkpoint(loss, a, x, use_reentrant=False)
-    with torch.profiler.profile():
+    with torch.profiler.profile() if listened == "forward" else contextlib.nullcontext():
+        made = checkpoint(loss, a, x, use_reentrant=False)
+    with torch.profiler.profile() if listened == "backward" else contextlib.nullcontext():
         torch.testing.assert_close(torch.autograd.grad(made.sum(), a), wanted)
 
 

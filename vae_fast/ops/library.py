@@ -8,6 +8,7 @@ import operator
 
 import torch
 from torch._C import _are_functorch_transforms_active, _dispatch_tls_is_dispatch_key_included, _len_torch_dispatch_stack
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import profiler
@@ -50,6 +51,15 @@ def overheard():
         or profiler._is_profiler_enabled
         or _dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
     )
+
+
+def hooked():
+    """Whether hooks take what is saved for backward.
+
+    Checkpointing hands what a second forward saves to the backward of the first, by its place alone: both must go the
+    same way, though the profiler, say, listens to one of them.
+    """
+    return _top_saved_tensors_default_hooks(True) is not None
 
 
 def is_plain(value):

@@ -18,7 +18,7 @@ from vae_fast.eager import targets as eager_targets
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elementary import number
 from vae_fast.ops import autograd, backend, categorical, reconstruction
-from vae_fast.ops.library import PLAIN, is_plain, listening, overheard
+from vae_fast.ops.library import PLAIN, hooked, is_plain, listening, overheard
 
 SCALARS = ("batchmean", "sum", "mean")
 REAL = (*checks.FLOATS, *checks.INTEGERS)
@@ -118,7 +118,7 @@ def _suits(formulas, output, target, times):
         and len(shape) > 0
         and 0 < shape.numel() <= formulas.most * times
         and backend.is_eager_on_cpu()
-        and not listening()
+        and not (listening() or hooked())
     )
 
 
@@ -170,14 +170,14 @@ def fits(kl, target):
 
 
 def takes(a, b, most):
-    """Whether they are tensors [B, ...] of one shape and at most `most` elements, and nobody listens."""
+    """Whether they are tensors [B, ...] of one shape and at most `most` elements, and nobody listens, nor has hooks."""
     return (
         _is_of_cpu(a)
         and (a is b or (_is_of_cpu(b) and a.shape == b.shape))
         and 0 < a.numel() <= most
         and a.dim() > 0
         and backend.is_eager_on_cpu()
-        and not overheard()
+        and not (overheard() or hooked())
     )
 
 
