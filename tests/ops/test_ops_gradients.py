@@ -65,6 +65,18 @@ def test_gradients_of_one_output_of_the_elbo(wanted, beta, backend):
     torch.testing.assert_close(torch.zeros_like(kl) if kl.grad is None else kl.grad, torch.full_like(kl, d_kl))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_the_reconstruction_alone_asks_nothing_of_the_kl(dtype, backend):
+    """Not even zeros, which would be NaN where the KL has a slope of inf: neither by scaling nor by making it again."""
+    logits, target, _, derivative = problem(backend.device, dtype)
+    leaf = torch.zeros(4, device=backend.device, requires_grad=True)
+    for _ in range(4):  # the last of them are played
+        loss = elbo_loss(logits, target, leaf.sqrt()).reconstruction
+        for retained in (True, False):
+            gradients = torch.autograd.grad(loss, (logits, leaf), retain_graph=retained, allow_unused=True)
+            torch.testing.assert_close(gradients, (derivative / 4, None))
+
+
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 2.0, 3.0), (1.0, 1.0, 1.0), (-1.0, 0.5, 4.0)])
 def test_gradients_of_any_mixture_of_the_outputs_of_the_elbo(weights, backend):
     logits, target, kl, derivative = problem(backend.device)

@@ -103,17 +103,23 @@ def _only_kl(ctx, grad_kl):
     return _gradients(grad_kl, (None for _ in ctx.needs_input_grad[6:]))
 
 
-def _recompute(ctx, grad_total, grad_reconstruction, grad_kl, call):
+def _recompute(ctx, upstream, call):
     wanted, spec = ctx.needs_input_grad[6:], ctx.spec
     tensors = ctx.saved_tensors  # once: activation checkpointing gives them no second time
 
     def backward(grad_total, grad_reconstruction, grad_kl, *saved):
-        upstream, kl, first = (grad_total, grad_reconstruction, grad_kl), saved[4], saved[5]
+        kl, first = saved[4], saved[5]
         params = first if saved[2] is None else autograd.laid_out(first, ctx.strides), *saved[6:]
-        return call(*upstream, params, *_arguments(kl, saved[:4], spec), wanted, spec.backend)
+        arguments = _arguments(kl, saved[:4], spec)
+        return call(grad_total, grad_reconstruction, grad_kl, params, *arguments, wanted, spec.backend)
 
-    kl_grad, *grads = autograd.once(backward, grad_total, grad_reconstruction, grad_kl, *tensors)
-    return _gradients(kl_grad.expand(tensors[4].shape), place(grads, wanted))
+    kl_grad, *grads = autograd.once(backward, *upstream, *tensors)
+    return _gradients(_of_each(kl_grad, tensors[4], upstream), place(grads, wanted))
+
+
+def _of_each(kl_grad, kl, upstream):
+    """The gradient of each kl; None where only the reconstruction was used: zeros times a slope of inf would be NaN."""
+    return None if upstream[0] is upstream[2] is None else kl_grad.expand(kl.shape)
 
 
 def _gradients(kl_grad, grads):
@@ -142,11 +148,11 @@ class Ordinary(Function):
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
         if not grads:
-            return _recompute(ctx, *upstream, _backward_direct if kind is None else kind.backward)
+            return _recompute(ctx, upstream, _backward_direct if kind is None else kind.backward)
         _, _, _, beta_tensor, kl, *_ = ctx.saved_tensors
         scale = _scale if kind is None else kind.scale
         kl_grad = scale(grads, *upstream, kl, beta_tensor, ctx.spec.beta, ctx.spec.backend)
-        return _gradients(kl_grad.expand(kl.shape), place(grads, ctx.needs_input_grad[6:]))
+        return _gradients(_of_each(kl_grad, kl, upstream), place(grads, ctx.needs_input_grad[6:]))
 
 
 class _Played(autograd.Short, Ordinary):
@@ -228,7 +234,7 @@ class _Transformable(Function):
     def backward(ctx, *upstream):
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
-        return _recompute(ctx, *upstream, _backward)
+        return _recompute(ctx, upstream, _backward)
 
 
 def _apply(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
