@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import itertools
+import threading
 import weakref
 
 import pytest
@@ -141,6 +142,32 @@ def test_outputs_of_which_nobody_asks_the_gradient(device):
         for _ in range(CALLS):
             for made, expected in zip(gradients(call, inputs), wanted, strict=True):
                 assert made is expected is None or torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "categorical"])
+def test_two_threads_go_backward_through_one_graph(name, device, monkeypatch):
+    """The second comes while the first launches: neither scales the gradients that the other returns."""
+    output, target = likelihood(device, name)
+    for _ in range(CALLS):
+        loss = reconstruction_loss(output, target, name)
+        (wanted,) = torch.autograd.grad(2 * loss, output, retain_graph=True)
+    loss, play, found = reconstruction_loss(output, target, name), kinds.Replay.play, []
+
+    def backward():
+        found.extend(torch.autograd.grad(2 * loss, output, retain_graph=True))
+
+    def played(*call):
+        monkeypatch.setattr(kinds.Replay, "play", play)
+        second = threading.Thread(target=backward)
+        second.start()
+        second.join()
+        return play(*call)
+
+    monkeypatch.setattr(kinds.Replay, "play", played)
+    backward()
+    for made in found:
+        torch.testing.assert_close(made, wanted)
+    assert len(found) == 2
 
 
 def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):

@@ -130,10 +130,8 @@ class _Played(autograd.Short, Ordinary):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        if not reconstruction.played_scale(ctx, grad_loss):
-            return Ordinary.backward(ctx, grad_loss)
-        grads, ctx.grads = ctx.grads, None
-        return None, None, None, *grads
+        grads = reconstruction.played_scale(ctx, grad_loss)
+        return (None, None, None, *grads) if grads else Ordinary.backward(ctx, grad_loss)
 
 
 class Kind(reconstruction.Kind):

@@ -146,22 +146,26 @@ class _Played(autograd.Short, Ordinary):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        if not played_scale(ctx, grad_loss):
+        grads = played_scale(ctx, grad_loss)
+        if not grads:
             return Ordinary.backward(ctx, grad_loss)
-        grads, ctx.grads = ctx.grads, None
         return None, None, None, None, *place(grads, ctx.needs_input_grad[4:])
 
 
 def played_scale(ctx, grad_loss):
-    """Whether the gradients that a played forward made have been scaled by the launch of a `Kind`."""
+    """The gradients that a played forward made, scaled by the launch of a `Kind`; none where they are not to be.
+
+    They are taken before: another thread's backward pass through the same graph must not scale them again.
+    """
     if not ctx.grads or torch.is_grad_enabled():
-        return False
+        return None
     calls, _ = ctx.kind.scale.of(grad_loss)
     if calls is None:
-        return False
-    if calls.play([*ctx.grads, grad_loss]) is None:
-        calls.call(ctx.grads, grad_loss)
-    return True
+        return None
+    grads, ctx.grads = ctx.grads, None
+    if grads and calls.play([*grads, grad_loss]) is None:
+        calls.call(grads, grad_loss)
+    return grads
 
 
 class Kind:
