@@ -2,10 +2,7 @@
 
 import contextlib
 import functools
-import gc
 import itertools
-import threading
-import weakref
 
 import pytest
 import torch
@@ -26,7 +23,6 @@ from vae_fast import (
 )
 from vae_fast.checks import LATENT_REDUCTIONS
 from vae_fast.likelihoods import LIKELIHOODS
-from vae_fast.ops import kinds
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SCALARS = ("sum", "mean", "batchmean")
@@ -144,32 +140,6 @@ def test_outputs_of_which_nobody_asks_the_gradient(device):
                 assert made is expected is None or torch.equal(made, expected)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "categorical"])
-def test_two_threads_go_backward_through_one_graph(name, device, monkeypatch):
-    """The second comes while the first launches: neither scales the gradients that the other returns."""
-    output, target = likelihood(device, name)
-    for _ in range(CALLS):
-        loss = reconstruction_loss(output, target, name)
-        (wanted,) = torch.autograd.grad(2 * loss, output, retain_graph=True)
-    loss, play, found = reconstruction_loss(output, target, name), kinds.Replay.play, []
-
-    def backward():
-        found.extend(torch.autograd.grad(2 * loss, output, retain_graph=True))
-
-    def played(*call):
-        monkeypatch.setattr(kinds.Replay, "play", play)
-        second = threading.Thread(target=backward)
-        second.start()
-        second.join()
-        return play(*call)
-
-    monkeypatch.setattr(kinds.Replay, "play", played)
-    backward()
-    for made in found:
-        torch.testing.assert_close(made, wanted)
-    assert len(found) == 2
-
-
 def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
     """Neither of forward, nor of the gradients that it has made, nor of those that are made again."""
     from vae_fast.kernels import launching
@@ -285,53 +255,3 @@ def drawn_alike(mu, logvar, **options):
 def by_columns(tensor):
     """The same numbers, which lie column by column."""
     return tensor.t().contiguous().t()
-
-
-def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
-    monkeypatch.setattr(kinds, "MOST", 2)
-    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
-    for size in (1, 2, 3, 4, 4, 4):
-        output = torch.full((1, size), 2.0, device=device, requires_grad=True)
-        assert reconstruction_loss(output, torch.zeros_like(output), "mse").item() == 4 * size
-        assert len(kinds._kinds) <= 2
-
-
-def test_layouts_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
-    monkeypatch.setattr(kinds, "MOST_ALIKE", 2)
-    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
-    for width in (3, 4, 5, 6, 6, 6):
-        output = torch.full((2, width), 2.0, device=device)[:, :3].requires_grad_()
-        loss = reconstruction_loss(output, torch.zeros_like(output), "mse", reduction="mean")
-        assert loss.item() == 4
-        assert len(kinds._kinds) <= 2
-    assert node(loss) == "_PlayedBackward"
-
-
-def test_layouts_of_gradients_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
-    monkeypatch.setattr(kinds, "MOST_ALIKE", 2)
-    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
-    mu, logvar = tensor(device, 4, 5), tensor(device, 4, 5, seed=2)
-    for width in (5, 6, 7, 8, 8, 8):
-        z = reparameterize(mu, logvar, seed=1)
-        torch.autograd.grad(z, logvar, torch.ones(4, width, device=device)[:, :5])
-    (((_, kind),),) = kinds._kinds._rows.values()
-    assert 0 < len(kind._backward._table) <= 2
-
-
-def test_a_kind_keeps_no_tensor(device):
-    def call():
-        output, weight = tensor(device, 3, 11), torch.ones(3, device=device)
-        prior = torch.zeros(3, 11, device=device), torch.zeros(11, device=device)
-        made = (
-            reconstruction_loss(output, torch.ones_like(output), weight=weight),
-            elbo_loss(output, torch.ones_like(output), output.sum(1), beta=torch.ones((), device=device)).total,
-            *sample_kl(output, output * 2, prior=prior, eps=torch.ones_like(output)),
-        )
-        sum(t.sum() for t in made).backward()
-        return [weakref.ref(t) for t in (output, weight, *prior, *made)]
-
-    gc.disable()
-    try:
-        assert not any(kept() is not None for _ in range(CALLS) for kept in call())
-    finally:
-        gc.enable()
