@@ -22,8 +22,9 @@ class Formulas(NamedTuple):
     derivatives(params, target, outs) returns one tensor a parameter, in `outs` where that is not None.
     total(params, target, outs, sums), where the two share work, returns (the nll's sum, the derivatives): see
     `targets.Sums`.
-    native(output, target, NONE or SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread:
-    there, its autograd costs less than a Function's host time.
+    native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
+    its autograd costs less than a Function's host time. With NONE for at most `most_each`, as forward then makes no
+    gradient; for none where a small nll has not all its digits.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
     factor, beside no `both`, is left out of the derivatives: it joins the upstream gradient's pass over them.
     """
@@ -33,6 +34,7 @@ class Formulas(NamedTuple):
     total: Callable | None = None
     native: Callable | None = None
     most: int = 0
+    most_each: int = 0
     both: Callable | None = None
     factor: float = 1.0
 
@@ -293,14 +295,14 @@ def _discretized_logistic_derivatives(params, target, outs):
     return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
 
 
-bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, most=2**18)
-mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, most=2**19, factor=2.0)
+bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, 2**18)
+mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, 2**19, 2**21, factor=2.0)
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, native=torch._C._nn.l1_loss, most=2**19)
+l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, torch._C._nn.l1_loss, 2**19, 2**21)
 log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
-huber = Formulas(_huber_terms, _huber_derivatives, _huber_total, native=torch._C._nn.huber_loss, most=2**21)
+huber = Formulas(_huber_terms, _huber_derivatives, _huber_total, torch._C._nn.huber_loss, 2**21, 2**22)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)

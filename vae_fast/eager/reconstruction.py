@@ -14,7 +14,7 @@ from vae_fast.eager.gradients import Gradients
 def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """As `vae_fast.kernels.reconstruction.forward`."""
     if reduction in ("none", "sample"):
-        return _elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
+        return elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
     formulas, dtype, grads = _formulas(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     count, sums = reductions.divisor(reduction, target.shape), []
     for *inputs, weight, _, outs in _blocks(params, target, grads.dense, dtype, extras):
@@ -32,7 +32,7 @@ def keeps(likelihood, weight):
 def forward_keeping(params, target, likelihood, reduction, extras=targets.PLAIN):
     """(loss [B] or elementwise, the derivatives of each parameter if it `keeps` them, or nothing)."""
     if not keeps(likelihood, extras[0]):
-        return _elementwise(params, target, likelihood, reduction, extras), ()
+        return elementwise(params, target, likelihood, reduction, extras), ()
     formulas, dtype = _formulas(likelihood), reductions.accumulator(params[0].dtype)
     kept = tuple(torch.empty_like(params[0], dtype=dtype) for _ in params)
     loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
@@ -70,7 +70,8 @@ def scale_(grads, grad_loss):
         grad.mul_(grad_loss)
 
 
-def _elementwise(params, target, likelihood, reduction, extras):
+def elementwise(params, target, likelihood, reduction, extras):
+    """The loss of each element or sample: by "none" or "sample"."""
     dtype = reductions.accumulator(params[0].dtype)
     loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
     sums = []

@@ -22,7 +22,6 @@ from vae_fast.ops.library import PLAIN, hooked, is_plain, listening, overheard
 
 SCALARS = ("batchmean", "sum", "mean")
 REAL = (*checks.FLOATS, *checks.INTEGERS)
-MORE = 4  # times as many elements suit PyTorch's own op where the nll of each is made: forward cannot make a gradient
 
 
 def reconstruct(output, target, row, reduction, target_scale, weight, noise):
@@ -33,93 +32,95 @@ def reconstruct(output, target, row, reduction, target_scale, weight, noise):
     if type(target) not in PLAIN or not target.is_cpu or is_compiling():
         return None
     binarize, seed, generator = noise
-    options = target_scale, weight, noise
-    if binarize is not False or not (target_scale is weight is seed is generator is None) or reduction not in SCALARS:
-        return _reconstruct_natively(output, target, row, reduction, *options)
-    if row.domain == "classes":
-        return _reconstruct_classes(output, target, row, reduction)
-    if target.dtype is not torch.float32:
-        return _reconstruct_natively(output, target, row, reduction, *options)
-    return _reconstruct_plain(output, target, row, reduction)
+    if binarize is False and target_scale is weight is seed is generator is None and reduction in SCALARS:
+        if row.domain == "classes":
+            return _reconstruct_classes(output, target, row, reduction)
+        if target.dtype is torch.float32:
+            way, params = _way(output, target, row, True)
+            return None if way is None else way(params, target, row, reduction)
+    return _reconstruct_prepared(output, target, row, reduction, target_scale, weight, noise)
 
 
-def _reconstruct_plain(output, target, row, reduction):
-    """That of a float32 target as it is, as one number."""
+def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, noise):
+    """That of each sample, or of a target that is scaled, weighted or sampled."""
+    if row.domain == "classes" or reduction not in (*SCALARS, "sample") or target.dtype not in REAL:
+        return None
+    if reduction == "sample" and eager.keeps(row.name, weight):
+        return None  # the long way keeps the derivatives that come with it
+    way, params = _way(output, target, row, weight is None and reduction in SCALARS)
+    binarize, seed, _ = noise
+    if way is None or (binarize is not False and not (weight is seed is None)):
+        return None  # a seed has noise of its own; and nothing is drawn here that the long way may have to draw again
+    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
+    weight = None if weight is None else eager_targets.own_size(weight, torch.float32)
+    target, _, scale = targets.sample(*noise, target, scale, row, "eager")
+    return way(params, eager_targets.read(target, scale, torch.float32), row, reduction, weight)
+
+
+def _way(output, target, row, is_whole):
+    """(who computes it: `_natively`, `_by_function` or None, the parameters). is_whole: as one number, of no weight."""
     params = output if type(output) is tuple else (output,)
     if len(params) != len(row.parameters) or target.requires_grad:
-        return None
+        return None, params
     formulas, threads = getattr(likelihoods, row.name), torch.get_num_threads()
-    if _suits(formulas, params[0], target, threads):
-        return _whole(formulas, params[0], target, row, reduction)
+    most = formulas.most if is_whole else formulas.most_each
+    if formulas.native is not None and _suits(params[0], target, most * threads):
+        return _natively, params
     for param in params:
-        if not takes(param, target, BLOCK * threads):
-            return None
-    differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in params)
-    params = row.with_constants(params)
-    if differentiated:
-        spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
-        return _Reconstruction.apply(spec, target, None, None, *params)
-    if forward_ad._current_level >= 0:
-        return None
-    total, _ = eager.total_of_block(formulas, params, target, None, (None,) * len(params), False)
-    return reductions.finish([total], reduction, target.shape)
+        if not takes(param, param, BLOCK * threads) or param.shape != target.shape:
+            return None, params
+    return _by_function if is_plain(target) else None, params
 
 
-def _reconstruct_natively(output, target, row, reduction, target_scale, weight, noise):
-    """That of each sample, or of a target that is scaled, weighted or sampled: by PyTorch's own op, or not here."""
-    formulas = getattr(likelihoods, row.name, None)  # none of classes
-    if formulas is None or reduction not in (*SCALARS, "sample") or target.requires_grad or target.dtype not in REAL:
-        return None
-    is_whole = weight is None and reduction in SCALARS
-    if not _suits(formulas, output, target, torch.get_num_threads() * (1 if is_whole else MORE)):
-        return None
-    binarize, seed, _ = noise
-    if binarize is not False and not (weight is seed is None):
-        return None  # a seed has noise of its own; and nothing is drawn here that the long way may have to draw again
-    if weight is not None and not _is_of_samples(weight, target.shape):
-        weight = eager_targets.own_size(targets.weight(weight, target), torch.float32)
-    scale = targets.scale(target_scale, target, row)
-    target, _, scale = targets.sample(*noise, target, scale, row, "eager")
-    target = eager_targets.read(target, scale, torch.float32)
-    if is_whole:
-        return _whole(formulas, output, target, row, reduction)
-    nll = formulas.native(output, target, likelihoods.NONE, *row.constants)
+def _suits(output, target, most):
+    """Whether PyTorch's own op does, for a target of the CPU without a gradient: it minds what else `takes` asks."""
+    shape = target.shape
+    return (
+        type(output) in PLAIN
+        and output.dtype is torch.float32
+        and output.is_cpu
+        and output.layout is target.layout is torch.strided
+        and output.shape == shape
+        and len(shape) > 0
+        and 0 < shape.numel() <= most
+        and backend.is_eager_on_cpu()
+        and not (listening() or hooked())
+    )
+
+
+def _natively(params, target, row, reduction, weight=None):
+    native = getattr(likelihoods, row.name).native
+    if weight is None and reduction in SCALARS:
+        total = native(*params, target, likelihoods.SUM, *row.constants)
+        return reductions.divide(total, reduction, target.shape)
+    nll = native(*params, target, likelihoods.NONE, *row.constants)
     if weight is not None:
-        common = nll.flatten(1).sum(1) if weight.dim() < nll.dim() else nll.sum_to_size(weight.shape)
-        nll = common * weight
+        nll = nll.sum_to_size(weight.shape) * weight
     partial = reductions.partial(nll, reduction)
     if weight is not None and not math.isfinite((partial.sum() if partial.dim() else partial).item()):
         return None  # what the weight leaves out may be NaN
     return reductions.finish([partial], reduction, target.shape)
 
 
-def _whole(formulas, output, target, row, reduction):
-    total = formulas.native(output, target, likelihoods.SUM, *row.constants)
-    return reductions.divide(total, reduction, target.shape)
+def _by_function(params, target, row, reduction, weight=None):
+    differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in params)
+    params = row.with_constants(params)
+    if differentiated:
+        spec = reconstruction.Spec(1.0, row.name, reduction, "eager")
+        return _Reconstruction.apply(spec, target, weight, None, *params)
+    if forward_ad._current_level >= 0:
+        return None
+    return _loss(row.name, reduction, params, target, weight, False)[0]
 
 
-def _is_of_samples(weight, shape):
-    """Whether it certainly is a weight of one float32 number a sample."""
-    return (
-        _is_of_cpu(weight) and weight.dim() == 1 < len(shape) and len(weight) == shape[0] and not weight.requires_grad
-    )
-
-
-def _suits(formulas, output, target, times):
-    """Whether PyTorch's own op does, for a target of the CPU without a gradient: it minds what else `takes` asks."""
-    shape = target.shape
-    return (
-        formulas.native is not None
-        and type(output) in PLAIN
-        and output.dtype is torch.float32
-        and output.is_cpu
-        and output.layout is target.layout is torch.strided
-        and output.shape == shape
-        and len(shape) > 0
-        and 0 < shape.numel() <= formulas.most * times
-        and backend.is_eager_on_cpu()
-        and not (listening() or hooked())
-    )
+def _loss(name, reduction, params, target, weight, differentiate):
+    """(the loss, the derivatives where it is one number and they are asked for)."""
+    if reduction == "sample":
+        extras = weight, None, 1.0
+        return eager.elementwise(params, target, name, reduction, extras), ()
+    formulas, nowhere = getattr(likelihoods, name), (None,) * len(params)
+    total, made = eager.total_of_block(formulas, params, target, weight, nowhere, differentiate)
+    return reductions.finish([total], reduction, target.shape), made
 
 
 def _reconstruct_classes(logits, target, row, reduction):
@@ -191,12 +192,14 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
 
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):
-        formulas, nowhere = getattr(likelihoods, spec.likelihood), (None,) * len(params)
-        ctx.spec, ctx.kind, ctx.share = spec, None, formulas.factor / reductions.divisor(spec.reduction, target.shape)
-        ctx.save_for_backward(target, None, None, *params)
-        total, made = eager.total_of_block(formulas, params, target, None, nowhere, True)
+        factor = getattr(likelihoods, spec.likelihood).factor
+        ctx.spec, ctx.kind, ctx.share = spec, None, factor / reductions.divisor(spec.reduction, target.shape)
+        ctx.save_for_backward(target, weight, None, *params)
+        loss, made = _loss(spec.likelihood, spec.reduction, params, target, weight, True)
         ctx.grads = list(itertools.compress(made, ctx.needs_input_grad[4:]))
-        return reductions.finish([total], spec.reduction, target.shape)
+        if weight is not None:
+            ctx.grads = [eager_targets.weighted(grad, weight) for grad in ctx.grads]
+        return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
