@@ -14,7 +14,7 @@ from vae_fast.eager.gradients import Gradients
 def forward(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
     """As `vae_fast.kernels.reconstruction.forward`."""
     if reduction in ("none", "sample"):
-        return elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
+        return _elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
     formulas, dtype, grads = _formulas(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     count, sums = reductions.divisor(reduction, target.shape), []
     for *inputs, weight, _, outs in _blocks(params, target, grads.dense, dtype, extras):
@@ -32,7 +32,7 @@ def keeps(likelihood, weight):
 def forward_keeping(params, target, likelihood, reduction, extras=targets.PLAIN):
     """(loss [B] or elementwise, the derivatives of each parameter if it `keeps` them, or nothing)."""
     if not keeps(likelihood, extras[0]):
-        return elementwise(params, target, likelihood, reduction, extras), ()
+        return _elementwise(params, target, likelihood, reduction, extras), ()
     formulas, dtype = _formulas(likelihood), reductions.accumulator(params[0].dtype)
     kept = tuple(torch.empty_like(params[0], dtype=dtype) for _ in params)
     loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
@@ -70,17 +70,20 @@ def scale_(grads, grad_loss):
         grad.mul_(grad_loss)
 
 
-def elementwise(params, target, likelihood, reduction, extras):
-    """The loss of each element or sample: by "none" or "sample"."""
+def _elementwise(params, target, likelihood, reduction, extras):
     dtype = reductions.accumulator(params[0].dtype)
     loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
     sums = []
     for *inputs, weight, losses, _ in _blocks(params, target, (), dtype, extras, loss):
-        nll = functools.reduce(torch.Tensor.add_, _formulas(likelihood).terms(*inputs))
-        if weight is not None:
-            nll = targets.weighted(nll, weight, out=nll)
+        nll = nll_of_block(_formulas(likelihood), *inputs, weight)
         sums.append(reductions.partial(nll, reduction) if losses is None else losses.copy_(nll))
     return reductions.finish(sums, reduction, target.shape) if loss is None else loss
+
+
+def nll_of_block(formulas, params, target, weight):
+    """That of each element of a block, in new memory."""
+    nll = functools.reduce(torch.Tensor.add_, formulas.terms(params, target))
+    return nll if weight is None else targets.weighted(nll, weight, out=nll)
 
 
 def _formulas(likelihood):

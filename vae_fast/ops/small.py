@@ -114,11 +114,10 @@ def _by_function(params, target, row, reduction, weight=None):
 
 
 def _loss(name, reduction, params, target, weight, differentiate):
-    """(the loss, the derivatives where it is one number and they are asked for)."""
-    if reduction == "sample":
-        extras = weight, None, 1.0
-        return eager.elementwise(params, target, name, reduction, extras), ()
+    """(the loss, the derivatives where it is one number and they are asked for: without the weight)."""
     formulas, nowhere = getattr(likelihoods, name), (None,) * len(params)
+    if reduction == "sample":
+        return reductions.partial(eager.nll_of_block(formulas, params, target, weight), reduction), ()
     total, made = eager.total_of_block(formulas, params, target, weight, nowhere, differentiate)
     return reductions.finish([total], reduction, target.shape), made
 
@@ -194,17 +193,30 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
     def forward(ctx, spec, target, weight, seed, *params):
         factor = getattr(likelihoods, spec.likelihood).factor
         ctx.spec, ctx.kind, ctx.share = spec, None, factor / reductions.divisor(spec.reduction, target.shape)
+        ctx.is_scaled_alone = weight is None and spec.reduction != "sample"
         ctx.save_for_backward(target, weight, None, *params)
         loss, made = _loss(spec.likelihood, spec.reduction, params, target, weight, True)
         ctx.grads = list(itertools.compress(made, ctx.needs_input_grad[4:]))
-        if weight is not None:
-            ctx.grads = [eager_targets.weighted(grad, weight) for grad in ctx.grads]
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
         grads = autograd.take(ctx)
-        if not grads:
+        if grads is None:
             return reconstruction.Ordinary.backward(ctx, grad_loss)
-        eager.scale_(grads, grad_loss if ctx.share == 1 else grad_loss * number(ctx.share, torch.float32))
+        scale = grad_loss if ctx.share == 1 else grad_loss * number(ctx.share, torch.float32)
+        if ctx.is_scaled_alone:
+            eager.scale_(grads, scale)
+        else:
+            grads = _weighted(ctx, grads, scale)
         return None, None, None, None, *autograd.place(grads, ctx.needs_input_grad[4:])
+
+
+def _weighted(ctx, grads, scale):
+    """The derivatives, which for a loss of each sample have yet to be made, times the scale and the weight."""
+    target, weight, _, *params = ctx.saved_tensors
+    if ctx.spec.reduction == "sample":
+        made = getattr(likelihoods, ctx.spec.likelihood).derivatives(params, target, (None,) * len(params))
+        grads = itertools.compress(made, ctx.needs_input_grad[4:])
+        scale = reductions.spread(scale, target, "sample")
+    return [grad * scale if weight is None else eager_targets.weighted(grad, weight, scale) for grad in grads]
