@@ -15,14 +15,14 @@ from vae_fast.ops.kinds import present
 from vae_fast.ops.library import PLAIN, vmapping
 from vae_fast.ops.small import takes
 
-DEFAULTS = "logvar", "closed_form", None  # scale, kl, num_samples
+DEFAULTS = "logvar", "closed_form"  # scale, kl
 
 
 def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise):
     """The tensors asked for, in a list; None where they are not made here. As `vae_fast.latents.compute`."""
     if type(posterior) not in PLAIN or not posterior.is_cpu or torch.compiler.is_compiling():
         return None
-    if not (num_samples is None and type(scale) is type(kl) is str and (scale, kl, None) == DEFAULTS):
+    if not (num_samples is None and type(scale) is type(kl) is str and (scale, kl) == DEFAULTS):
         return None
     if dim is APART:
         if not takes(posterior, logvar, BLOCK) or posterior.stride() != logvar.stride():
@@ -34,9 +34,9 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
         return None
     if not _takes_noise(noise, shape) or not _takes_prior(prior, shape):
         return None
+    clamp = gaussian.NONE if logvar_clamp is None else checks.clamp(logvar_clamp, torch.float32)
     if noise is not None and noise[1] is not None:
         checks.generator(noise[1], "mu", posterior)
-    clamp = gaussian.NONE if logvar_clamp is None else checks.clamp(logvar_clamp, torch.float32)
     reduction = None if reduction is NO_KL else reduction
     tensors = posterior, logvar, *(gaussian.NONE if prior is None else prior)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
