@@ -104,7 +104,7 @@ CLAMPS = [(-0.2, 0.2), (-math.inf, 0.1), [-0.1, math.inf]]
 
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["z", "kl", "both"])
 @pytest.mark.parametrize("clamp", [None, *CLAMPS])
-@pytest.mark.parametrize("learned", [(), (0,), (0, 1)], ids=["fixed", "mu", "both"])
+@pytest.mark.parametrize("learned", [(), (0,), (1,), (0, 1)], ids=["fixed", "mean", "logvar", "learned"])
 @pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
 def test_clamps_and_priors(reduction, learned, clamp, used):
     mu, logvar, *prior = *pair(), *pair(seed=3)
