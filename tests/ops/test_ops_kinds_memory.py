@@ -48,14 +48,17 @@ def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
 
 
 def test_layouts_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
+    """The oldest first: those of the last calls, as many as are kept, are played."""
     monkeypatch.setattr(kinds, "MOST_ALIKE", 2)
     monkeypatch.setattr(kinds, "_kinds", kinds.Table())
-    for width in (3, 4, 5, 6, 6, 6):
+    nodes = []
+    for width in (3, 4, 5, 6, 5, 6, 3, 6):
         output = torch.full((2, width), 2.0, device=device)[:, :3].requires_grad_()
         loss = reconstruction_loss(output, torch.zeros_like(output), "mse", reduction="mean")
         assert loss.item() == 4
         assert len(kinds._kinds) <= 2
-    assert node(loss) == "_PlayedBackward"
+        nodes.append(node(loss))
+    assert nodes == [*["OrdinaryBackward"] * 4, *["_PlayedBackward"] * 2, "OrdinaryBackward", "_PlayedBackward"]
 
 
 def test_layouts_of_gradients_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
