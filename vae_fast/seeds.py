@@ -57,5 +57,6 @@ def noise(mu, num_samples, seed, generator, eps, chosen):
     if torch._C._are_functorch_transforms_active() or (generator is None and torch.compiler.is_compiling()):
         # Not normal_: AOTAutograd merges two calls of it on tensors alike, and vmap must make the tensor itself.
         shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
-        return None, torch.randn(shape, dtype=dtype, device=mu.device, generator=generator)
+        given = {} if generator is None else {"generator": generator}  # as in `targets.sample`
+        return None, torch.randn(shape, **given, dtype=dtype, device=mu.device)
     return None, sampled_like(mu, num_samples, dtype).normal_(generator=generator)

@@ -86,6 +86,8 @@ TOGETHER = {
         for t, likelihood in ((a, "huber"), (b, Huber(0.5)), ((a, b), "student_t"))
     ),
     "free bits of each latent": lambda a, b: free_bits(gaussian_kl(a, b, reduction="latent"), 0.1, per="latent"),
+    "a drawn sample": lambda a, b: sample_kl(a, b - 200)[0].sum(),  # so narrow that z is its mean
+    "several drawn samples": lambda a, b: reparameterize(a, b - 200, num_samples=2).sum(),
     "a drawn target": lambda a, b: reconstruction_loss(a, (b > 0).detach().float(), binarize=True),
 }
 
