@@ -180,6 +180,19 @@ def test_the_whole_loss_with_options():
         assert "Ordinary" not in losses.reconstruction.grad_fn.name()
 
 
+def test_a_bad_kl_is_named_before_a_bad_option():
+    """As on the long way; and nothing is drawn in vain."""
+    logits, target = tensors()
+    with pytest.raises(ValueError, match="kl has shape"):
+        elbo_loss(logits, target, torch.zeros(3), weight=torch.zeros(5))
+    torch.manual_seed(1)
+    wanted = torch.rand(1)
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="kl has shape"):
+        elbo_loss(logits, target, torch.zeros(3), binarize=True)
+    assert torch.equal(torch.rand(1), wanted)
+
+
 def test_other_dtypes_and_reductions_are_not_native():
     logits, target = tensors()
     assert is_native(logits, target)

@@ -136,8 +136,10 @@ def elbo(output, target, kl, beta, row, *options):
     """(total, reconstruction, kl) by `reconstruct`; None for classes, whose gradient must not be scaled afterwards."""
     if is_compiling() or row.domain == "classes" or not _is_of_cpu(kl) or not (is_weight(beta) or _is_number(beta)):
         return None
+    if type(target) not in PLAIN or not fits(kl, target):
+        return None
     nll = reconstruct(output, target, row, "sum", *options)
-    if nll is None or not fits(kl, target):
+    if nll is None:
         return None
     return _average(nll, kl, beta, number(1 / target.shape[0], torch.float32))
 
