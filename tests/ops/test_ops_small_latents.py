@@ -245,6 +245,8 @@ def test_bad_options_take_the_long_way_to_their_errors():
         sample_kl(mu, logvar, reduction="average")
     with pytest.raises(ValueError, match="they must be equal"):
         sample_kl(mu, logvar[:, :2])
+    with pytest.raises(ValueError, match="logvar_clamp is"):  # as on the long way, which looks at the noise last
+        reparameterize(mu, logvar, logvar_clamp=(1, -1), generator=0)
 
 
 def test_without_gradients():

@@ -4,6 +4,7 @@ import functools
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from vae_fast import checks
 from vae_fast.eager import gaussian, reductions
@@ -15,14 +16,12 @@ from vae_fast.ops.kinds import present
 from vae_fast.ops.library import PLAIN, vmapping
 from vae_fast.ops.small import takes
 
-DEFAULTS = "logvar", "closed_form"  # scale, kl
-
 
 def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples, reduction, noise):
     """The tensors asked for, in a list; None where they are not made here. As `vae_fast.latents.compute`."""
-    if type(posterior) not in PLAIN or not posterior.is_cpu or torch.compiler.is_compiling():
+    if type(posterior) not in PLAIN or not posterior.is_cpu or is_compiling():
         return None
-    if not (num_samples is None and type(scale) is type(kl) is str and (scale, kl) == DEFAULTS):
+    if not (num_samples is None and type(scale) is type(kl) is str and scale == "logvar" and kl == "closed_form"):
         return None
     if dim is APART:
         if not takes(posterior, logvar, BLOCK) or posterior.stride() != logvar.stride():
@@ -32,19 +31,19 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
         shape = _half(posterior, dim)
     if shape is None or not (reduction is NO_KL or reduction in checks.LATENT_REDUCTIONS):
         return None
-    if not _takes_noise(noise, shape) or not _takes_prior(prior, shape):
+    if not (noise is None or _takes_noise(shape, *noise)) or not (prior is None or _takes_prior(shape, prior)):
         return None
     clamp = gaussian.NONE if logvar_clamp is None else checks.clamp(logvar_clamp, torch.float32)
     if noise is not None and noise[1] is not None:
         checks.generator(noise[1], "mu", posterior)
     reduction = None if reduction is NO_KL else reduction
-    tensors = posterior, logvar, *(gaussian.NONE if prior is None else prior)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        made = _Latent.apply(*tensors, noise, reduction, dim, clamp)
+    others = (logvar, None, None) if prior is None else (logvar, *prior)
+    if torch.is_grad_enabled() and (posterior.requires_grad or any(t is not None and t.requires_grad for t in others)):
+        made = _Latent.apply(posterior, *others, noise, reduction, dim, clamp)
     elif forward_ad._current_level >= 0:
         return None
     else:
-        made = _forward(*tensors, noise, reduction, dim, clamp)[:2]
+        made = _forward(posterior, *others, noise, reduction, dim, clamp)[:2]
     return present(*made)
 
 
@@ -52,41 +51,38 @@ def _half(moments, dim):
     """The shape of mu, of moments along `dim`, or None."""
     if type(dim) is not int or not takes(moments, moments, 2 * BLOCK):
         return None
-    shape = moments.shape
+    shape = list(moments.shape)
     if not 0 < dim < len(shape) or shape[dim] % 2:
         return None
-    return (*shape[:dim], shape[dim] // 2, *shape[dim + 1 :])
+    shape[dim] //= 2
+    return tuple(shape)
 
 
-def _takes_noise(noise, shape):
-    if noise is None:
-        return True
-    seed, generator, eps = noise
+def _takes_noise(shape, seed, generator, eps):
     if seed is not None or (eps is not None and generator is not None):
         return False
     return eps is None or (takes(eps, eps, BLOCK) and eps.shape == shape and not eps.requires_grad)
 
 
-def _takes_prior(prior, shape):
-    if prior is None:
-        return True
+def _takes_prior(shape, prior):
     return type(prior) is tuple and len(prior) == 2 and all(takes(p, p, BLOCK) and p.shape == shape for p in prior)
 
 
 def _forward(posterior, logvar, prior_mu, prior_logvar, noise, reduction, dim, clamp):
-    """(z or None, kl or None, mu, and what spares backward work)."""
+    """(z or None, kl or None, (mu, and what spares backward work))."""
     mu, v = posterior.chunk(2, dim) if dim else (posterior, logvar)
     eps = None
     if noise is not None:
         _, generator, eps = noise
-        eps = torch.empty_like(mu).normal_(generator=generator) if eps is None else eps
+        if eps is None:
+            eps = torch.randn_like(mu) if generator is None else torch.empty_like(mu).normal_(generator=generator)
     z, noisy, difference, kl = gaussian.forward_block(
         clamp, reduction, mu, v, prior_mu, prior_logvar, eps, *gaussian.NOWHERE
     )  # fmt: skip
     if kl is not None:
         count = reductions.divisor(reduction, mu.shape)
         kl.mul_(HALF[kl.dtype] if count == 1 else 0.5 / count)
-    return z, kl, mu, noisy, difference
+    return z, kl, (mu, noisy, difference)
 
 
 class _Latent(autograd.Short):
@@ -97,7 +93,7 @@ class _Latent(autograd.Short):
 
     @staticmethod
     def forward(ctx, posterior, logvar, prior_mu, prior_logvar, noise, reduction, dim, clamp):
-        z, kl, *kept = _forward(posterior, logvar, prior_mu, prior_logvar, noise, reduction, dim, clamp)
+        z, kl, kept = _forward(posterior, logvar, prior_mu, prior_logvar, noise, reduction, dim, clamp)
         ctx.reduction, ctx.dim, ctx.clamp = reduction, dim, clamp
         ctx.save_for_backward(posterior, logvar, prior_mu, prior_logvar, *kept)
         ctx.set_materialize_grads(False)
@@ -122,12 +118,11 @@ def _gradients(
     change of it in place not noticed.
     """
     g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction)
-    v = posterior.chunk(2, dim)[1] if dim else logvar
-    room = (lambda _: None) if vmapping() else torch.empty_like
-    outs = (None, None, room(prior_mu), room(prior_logvar)) if prior_grad else gaussian.NOWHERE
+    v = posterior.chunk(2, dim)[1] if dim and clamp != gaussian.NONE else logvar
     d_mu, d_logvar, *prior_grads = gaussian.backward_block(
-        clamp, prior_grad, mu, v, prior_mu, prior_logvar, grad_z, g, noisy, difference, *outs
+        clamp, prior_grad, mu, v, prior_mu, prior_logvar, grad_z, g, noisy, difference, *gaussian.NOWHERE
     )
     if dim:
-        d_mu, d_logvar = torch.cat((grad_z if d_mu is None else d_mu, d_logvar), dim, out=room(posterior)), None
+        packed = None if vmapping() else torch.empty_like(posterior)
+        d_mu, d_logvar = torch.cat((grad_z if d_mu is None else d_mu, d_logvar), dim, out=packed), None
     return d_mu, d_logvar, *prior_grads
