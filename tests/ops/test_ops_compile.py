@@ -8,7 +8,15 @@ from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraph
 
 import vae_fast
 from tests.ops.cases import CASES, MAIN, SEED, Case, case_id, scalar, tupled, values
-from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed, use_backend
+from vae_fast import (
+    elbo_loss,
+    gaussian_kl,
+    reconstruction_loss,
+    reparameterize,
+    sample_kl,
+    sample_kl_packed,
+    use_backend,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_dynamo"),
@@ -104,6 +112,18 @@ def test_a_compiled_backward_pass_of_an_uncompiled_forward(backend):
             torch.compile(loss.backward, backend=recorder)()
         torch.testing.assert_close((moments.grad, logits.grad), wanted)
     assert any("vae_fast.gaussian_backward" in graph.code for graph in recorder.graphs)
+
+
+def test_a_compiled_backward_pass_of_a_clamp_is_one_graph(backend):
+    mu, logvar = (values(4, 6, device=backend.device, dtype=torch.float32, seed=i) - 0.5 for i in (1, 2))
+    logvar[0] = float("nan")
+    kl = gaussian_kl(mu.requires_grad_(), logvar.requires_grad_(), logvar_clamp=(-0.2, 0.2))
+    wanted = torch.autograd.grad(kl, (mu, logvar), retain_graph=True)
+    recorder = EagerAndRecordGraphs()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(kl.backward, backend=recorder)()
+    torch.testing.assert_close((mu.grad, logvar.grad), wanted, equal_nan=True)
+    assert len(recorder.graphs) == 1
 
 
 def test_another_beta_tensor_does_not_recompile(backend):

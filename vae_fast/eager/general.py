@@ -7,6 +7,7 @@ import functools
 import math
 
 import torch
+from torch.compiler import is_compiling
 
 from vae_fast.eager import divergence, reductions, scales
 from vae_fast.eager.blocks import blocks
@@ -148,6 +149,8 @@ def clamped_gradient(gradient, logvar, clamp):
     if low is None:
         return gradient
     logvar = logvar.to(gradient.dtype)
+    if is_compiling():  # a backward pass is traced, where no tensor may be asked for its number
+        return torch.where((logvar < low) | (logvar > high), 0, gradient)
     # Not hardtanh_backward, one pass for both: on a CPU its vectors give 0 for a NaN, in a bound as in logvar.
     if low > -math.inf:
         gradient = torch.ops.aten.threshold_backward(gradient, logvar, _next_below(low, gradient.dtype))
