@@ -1,7 +1,8 @@
 """Small float32 calls on the CPU, which cost the host's time: the shortest way to what the other ops compute.
 
-Each function returns None unless it is certain that the arguments are good, plain and small, and that nothing is being
-compiled: the caller then takes the long way, which names what is wrong with the arguments.
+Each function returns None unless it is certain that the tensors are good, plain and small, and that nothing is being
+compiled: the caller then takes the long way, which names what is wrong with them. What else is asked, such as a weight
+or a scale of the target, is checked here as there, and in the same order.
 """
 
 import itertools
