@@ -217,6 +217,9 @@ def test_what_is_not_a_plain_tensor_of_the_cpu_is_not_native():
         reconstruction_loss(logits.detach().to_sparse().requires_grad_(), target, "mse")
     with pytest.raises(ValueError, match="they must be equal"):
         reconstruction_loss(logits, target[:1], "mse")
+    for options in ({}, {"target_scale": 0.5}, {"weight": torch.ones(4)}):
+        with pytest.raises(ValueError, match="target requires a gradient"):
+            reconstruction_loss(logits, target.clone().requires_grad_(), "mse", **options)
 
 
 def test_the_profiler_sees_our_op():

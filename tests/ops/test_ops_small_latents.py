@@ -86,6 +86,22 @@ def test_a_batch_of_upstream_gradients(reduction):
         torch.testing.assert_close(batch, tuple(map(torch.stack, zip(*separate, strict=True))))
 
 
+@pytest.mark.parametrize("batched", [0, 1], ids=["z", "kl"])
+def test_a_batch_of_one_upstream_gradient_beside_another(batched):
+    mu, logvar = pair()
+    upstream = [torch.ones_like(output) for output in sample_kl(mu, logvar)]
+
+    def gradients(one):
+        given = [one if k == batched else upstream[k] for k in range(2)]
+        return torch.autograd.grad(made, (mu, logvar), given, retain_graph=True)
+
+    made = sample_kl(mu, logvar)
+    assert is_small(made[0])
+    batch = torch.stack([k * upstream[batched] for k in range(3)])
+    separate = tuple(map(torch.stack, zip(*map(gradients, batch), strict=True)))
+    torch.testing.assert_close(torch.func.vmap(gradients)(batch), separate)
+
+
 @pytest.mark.parametrize("reduction", LATENT_REDUCTIONS)
 def test_the_kl_alone(reduction):
     mu, logvar = pair()

@@ -139,14 +139,16 @@ def test_the_gradient_of_the_kl_alone_does_not_read_the_output(backend):
     assert not grad(lambda a: elbo_loss(a, target, target[:, 0]).kl)(output).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("case", MAIN, ids=case_id)
-def test_forward_mode_raises_or_is_right(case, backend):
+def test_forward_mode_raises_or_is_right(case, dtype, backend):
     """A tangent that is silently lost would be a derivative of zero."""
     leaves = case.leaves(backend.device, requires_grad=False)
     directions = [torch.ones_like(t) for t in leaves]
     step = 1e-6
     ahead = scalar(case.call(*(t + step for t in leaves)))
-    wanted = (ahead - scalar(case.call(*(t - step for t in leaves)))) / (2 * step)
+    wanted = ((ahead - scalar(case.call(*(t - step for t in leaves)))) / (2 * step)).to(dtype)
+    leaves, directions = ([t.to(dtype) for t in tensors] for tensors in (leaves, directions))
     with pytest.raises((NotImplementedError, RuntimeError)):
         jvp(lambda *t: scalar(case.call(*t)), tuple(leaves), tuple(directions))
     with forward_ad.dual_level():
