@@ -12,6 +12,11 @@ from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl
 from vae_fast.ops import kinds
 
 
+def count(table):
+    """The kinds that are kept."""
+    return sum(map(len, table._rows.values()))
+
+
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])
 def test_two_threads_go_backward_through_one_graph(name, device, monkeypatch):
     """The second comes while the first launches: neither scales the gradients that the other returns."""
@@ -44,7 +49,7 @@ def test_kinds_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
     for size in (1, 2, 3, 4, 4, 4):
         output = torch.full((1, size), 2.0, device=device, requires_grad=True)
         assert reconstruction_loss(output, torch.zeros_like(output), "mse").item() == 4 * size
-        assert len(kinds._kinds) <= 2
+        assert count(kinds._kinds) <= 2
 
 
 def test_layouts_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
@@ -56,7 +61,7 @@ def test_layouts_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
         output = torch.full((2, width), 2.0, device=device)[:, :3].requires_grad_()
         loss = reconstruction_loss(output, torch.zeros_like(output), "mse", reduction="mean")
         assert loss.item() == 4
-        assert len(kinds._kinds) <= 2
+        assert count(kinds._kinds) <= 2
         nodes.append(node(loss))
     assert nodes == [*["OrdinaryBackward"] * 4, *["_PlayedBackward"] * 2, "OrdinaryBackward", "_PlayedBackward"]
 
@@ -69,7 +74,7 @@ def test_layouts_of_gradients_are_forgotten_before_they_fill_the_memory(device, 
         z = reparameterize(mu, logvar, seed=1)
         torch.autograd.grad(z, logvar, torch.ones(4, width, device=device)[:, :5])
     (((_, kind),),) = kinds._kinds._rows.values()
-    assert 0 < len(kind._backward._table) <= 2
+    assert 0 < count(kind._backward._table) <= 2
 
 
 def test_a_kind_keeps_no_tensor(device):

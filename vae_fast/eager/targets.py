@@ -42,15 +42,16 @@ def weighted(value, weight, scale=1.0, out=None):
     scale: a number, or a tensor that broadcasts as the weight does.
     """
     is_shared = weight.numel() < value.numel()
-    if isinstance(scale, torch.Tensor) or (is_shared and scale != 1):
+    if isinstance(scale, torch.Tensor) or is_shared:
         made = torch.mul(value, weight * scale, out=out)
     elif scale == 1:
         made = torch.mul(value, weight, out=out)
     else:
         made = torch.addcmul(value.new_zeros(()), value, weight, value=scale, out=out)
-    # Elsewhere to look would cost a synchronisation.
-    if made.is_cpu and ((is_shared and weight.all().item()) or math.isfinite(made.sum().item())):
-        return made
+    if made.is_cpu:  # elsewhere to look would cost a synchronisation
+        has_no_zero = is_shared and weight.all().item()
+        if has_no_zero or math.isfinite(made.sum().item()):
+            return made
     # By their bits: torch.where takes up to 8 times as long on a CPU.
     integer = torch.int64 if made.dtype == torch.float64 else torch.int32
     made.view(integer).bitwise_and_((weight != 0).to(integer).neg_())

@@ -24,9 +24,6 @@ class Table:
     def __init__(self):
         self._rows = {}
 
-    def __len__(self):
-        return sum(map(len, self._rows.values()))
-
     def look_up(self, tensors, asked=()):
         """(a key to add the value, the value or None). The key: (its row, the tensors that are not None).
 

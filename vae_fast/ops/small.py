@@ -98,7 +98,7 @@ def _natively(params, target, row, reduction, weight=None):
     if weight is not None:
         nll = nll.sum_to_size(weight.shape) * weight
     partial = reductions.partial(nll, reduction)
-    if weight is not None and not math.isfinite((partial.sum() if partial.dim() else partial).item()):
+    if weight is not None and not math.isfinite(partial.sum().item()):
         return None  # what the weight leaves out may be NaN
     return reductions.finish([partial], reduction, target.shape)
 
