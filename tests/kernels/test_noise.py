@@ -158,8 +158,11 @@ def test_the_words_are_those_of_philox_bit_by_bit(seed, stream, kernels_device):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_eager_words_are_those_of_philox_bit_by_bit(seed, stream):
     for start in (0, 2**32 - 64, 2**60):
-        made = eager_noise.philox(seed_tensor(seed, "cpu"), start + torch.arange(128), stream)
-        assert (torch.stack(made, dim=-1).numpy() == reference_words(seed, start, 128, stream)).all()
+        (first, third), (second, fourth) = eager_noise.philox(
+            seed_tensor(seed, "cpu"), start + torch.arange(128), stream
+        )
+        made = torch.stack((first, second, third, fourth), dim=-1)
+        assert (made.numpy() == reference_words(seed, start, 128, stream)).all()
 
 
 def reference_words(seed, start, size, stream):
@@ -188,7 +191,7 @@ def test_uniforms_are_equal_bit_by_bit(seed, start, wide, kernels_device):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4, 5), (0, 4)])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4, 5), (0, 4), (4 * eager_noise.AT_ONCE + 5,)])
 def test_eager_uniforms_are_equal_bit_by_bit(shape, seed):
     made = eager_noise.uniform(seed_tensor(seed, "cpu"), torch.empty(shape))
     assert np.array_equal(made.flatten().double().numpy(), reference.uniform(seed, made.numel()))
@@ -222,6 +225,7 @@ def test_the_stream_is_part_of_the_counter(kernel, kernels_device):
         (4, 8),  # whole quads
         (2, 3, 4, 5),
         (0, 4),  # nothing to draw
+        (4 * eager_noise.AT_ONCE + 5,),  # words that are made in two pieces
     ],
 )
 def test_eager_normals(shape, seed):
