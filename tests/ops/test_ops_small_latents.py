@@ -8,61 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ops.cases import tupled, values
+from tests.ops.cases import values
+from tests.ops.latent_ways import LAYOUTS, SHAPE, assert_alike, both_ways, differentiated, is_small, pair
 from vae_fast import gaussian_kl, reparameterize, sample_kl, sample_kl_packed, use_backend
 from vae_fast.checks import LATENT_REDUCTIONS
 from vae_fast.eager.blocks import BLOCK
-from vae_fast.ops import small_latents
-
-LAYOUTS = {
-    "rows": lambda t: t,
-    "halves": lambda t: torch.cat((t, t), 1).chunk(2, 1)[0],
-    "transposed": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
-}
-SHAPE = (4, 3, 5)
 
 
 @pytest.fixture(autouse=True)
 def _eager():
     with use_backend("eager"):
         yield
-
-
-def pair(layout="rows", dtype=torch.float32, shape=SHAPE, seed=1):
-    tensors = (LAYOUTS[layout](values(*shape, dtype=dtype, seed=seed + k) - 0.5) for k in range(2))
-    return [t.detach().requires_grad_() for t in tensors]
-
-
-def is_small(output):
-    return output.grad_fn.name() == "_LatentBackward"
-
-
-def both_ways(call):
-    """The outputs of the short way and of the long one, with the same numbers drawn."""
-    torch.manual_seed(0)
-    small = tupled(call())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_latents, "compute", lambda *_: None)
-        torch.manual_seed(0)
-        long = tupled(call())
-    assert is_small(small[0])
-    assert not is_small(long[0])
-    return small, long
-
-
-def differentiated(outputs, inputs, used):
-    """Gradients for an upstream gradient that is not 1."""
-    wanted = [outputs[k] for k in used]
-    return torch.autograd.grad(wanted, inputs, [torch.full_like(o, 1.5) for o in wanted], allow_unused=True)
-
-
-def assert_alike(ways, inputs, used=None):
-    """The numbers of both ways, their gradients, and the layouts of all."""
-    used = range(len(ways[0])) if used is None else used
-    gradients = [differentiated(outputs, inputs, used) for outputs in ways]
-    for a, b in zip((*ways[0], *gradients[0]), (*ways[1], *gradients[1]), strict=True):
-        torch.testing.assert_close(a, b)
-        assert a is b is None or (a.stride() == b.stride() and a.dtype == b.dtype)
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["z", "kl", "both"])
@@ -208,7 +164,8 @@ def test_what_takes_the_long_way():
     assert is_small(sample_kl(mu, logvar)[0])
     for options in (
         {"seed": 0}, {"eps": mu.detach().double()}, {"prior": (mu[:1], logvar[:1])}, {"prior": (mu, logvar.bfloat16())},
-        {"scale": "std"}, {"kl": "monte_carlo"}, {"num_samples": 2},
+        {"num_samples": BLOCK // mu.numel() + 1},
+        {"num_samples": 2, "eps": values(SHAPE[0], 2, *SHAPE[1:], dtype=torch.float32).transpose(0, 1)},
     ):  # fmt: skip
         assert not is_small(sample_kl(mu, logvar, **options)[0]), options
     assert not is_small(sample_kl(*pair(dtype=torch.float64))[0])

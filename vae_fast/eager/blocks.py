@@ -11,15 +11,15 @@ BLOCK = 131072  # elements for each thread
 
 
 def blocks(tensors, times=1):
-    """The tensors [B, ...] as a list of tuples of views of some samples each; None and 0-d ones go into each.
+    """The tensors [B, ...] as a list of tuples of views of some samples each; None, [1, ...] and 0-d ones go into each.
 
     times: as many elements as this times `BLOCK`.
     """
-    first, size = tensors[0], times * BLOCK
+    first, size = tensors[0], int(times * BLOCK)
     if first.device.type != "cpu" or first.numel() <= size:
         return [tensors]
     samples = max(size * torch.get_num_threads() * first.shape[0] // first.numel(), 1)
     wanted = -(-first.shape[0] // samples)
     cut = first.chunk(wanted)  # half of split's time, and sometimes a piece less than wanted
-    cuts = (repeat(t, len(cut)) if t is None or not t.dim() else t.chunk(wanted) for t in tensors[1:])
+    cuts = (repeat(t, len(cut)) if t is None or not t.dim() or len(t) == 1 else t.chunk(wanted) for t in tensors[1:])
     return list(zip(cut, *cuts, strict=True))

@@ -5,7 +5,7 @@ A prior is (mean, log-variance, standard deviation), or None for N(0, I). direct
 
 import torch
 
-from vae_fast.eager.elementary import ONE, exp, expm1_minus_x, log_ratio
+from vae_fast.eager.elementary import HALF, ONE, exp, expm1_minus_x, log_ratio
 
 
 def closed_form(mean, logvar, std, prior, direct):
@@ -34,20 +34,20 @@ def closed_form_gradient(mean, logvar, std, prior, direct):
         difference = _relative_difference(std, prior)
         half = torch.addcmul(difference, difference, difference, value=0.5)  # ((std / prior's)^2 - 1) / 2
     else:
-        half = torch.expm1(_log_variance_ratio(logvar, prior)).mul_(0.5)
+        half = torch.expm1(_log_variance_ratio(logvar, prior)).mul_(HALF[mean.dtype])
     return slope(mean, prior), half
 
 
 def _relative_difference(std, prior):
     """std / prior's - 1, of which no digit is lost where they are close."""
-    return std - 1 if prior is None else (std - prior[2]).div_(prior[2])
+    return std - ONE[std.dtype] if prior is None else (std - prior[2]).div_(prior[2])
 
 
 def monte_carlo(z, eps, logvar, std, prior, direct):
-    """log q(z) - log p(z) at z = mean + std eps (Burda et al. 2016); the constants cancel."""
+    """Twice log q(z) - log p(z) at z = mean + std eps (Burda et al. 2016); the constants cancel."""
     compared = direct and prior is not None
     ratio = (std / prior[2]).log_().mul_(2) if compared else _log_variance_ratio(logvar, prior)
-    return _add_square(torch.addcmul(ratio, eps, eps).neg_(), z, prior).mul_(0.5)
+    return _add_square(torch.addcmul(ratio, eps, eps).neg_(), z, prior)
 
 
 def slope(x, prior):

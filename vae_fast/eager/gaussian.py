@@ -8,7 +8,6 @@ from vae_fast.eager.elementary import HALF, ONE, exp, exp_of_half, expm1_minus_x
 from vae_fast.eager.general import clamped, clamped_gradient
 
 NONE = (None, None)
-NOWHERE = (None,) * 4
 LOGVAR = ("logvar", 0.0, 0.0)
 
 
@@ -57,31 +56,33 @@ def forward_keeping(
     if not keep:
         shared = empty_kept(pieces[0][1], *asked)
         pieces = [(*piece[:-2], *(t if t is None else t[: len(piece[0])] for t in shared)) for piece in pieces]
-    doubled = [forward_block(clamp, reduction, *piece)[3] for piece in pieces]
+    doubled = [forward_block(clamp, reduction, *piece)[1] for piece in pieces]
     if reduction is None:
         return z, None, kept
     kl = reductions.finish_kl(doubled, reduction, mu) if elementwise is None else elementwise
     return z, kl.mul_(0.5), kept
 
 
-def forward_block(clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z, terms, noisy, difference):
-    """(z, what is kept, and the doubled KL, summed as asked), each in the tensor given for it, or in a new one."""
+def forward_block(
+    clamp, reduction, mu, logvar, prior_mu, prior_logvar, eps, z=None, terms=None, noisy=None, difference=None
+):
+    """(z, the doubled KL reduced as asked, what is kept), each in the tensor given for it, or in a new one."""
     m, x = _widened(mu), _exponent(logvar, prior_logvar, clamp, difference)
     if eps is not None:
         v = x if prior_logvar is None else _exponent(logvar, None, clamp)
         noisy = exp_of_half(v, noisy).mul_(eps)
         z = torch.add(m, noisy, out=z)
     if reduction is None:
-        return z, noisy, None, None
+        return z, None, (noisy, None)
     shift = _shift(m, prior_mu, prior_logvar)
     if mu.is_cpu and reductions.is_sum(reduction):
         difference, sums = _rounded_kl(x, shift, reduction, difference, None if shift[0] is mu else shift[0])
         if reductions.outweigh_rounding(sums, x.numel()):
-            return z, noisy, difference, sums
+            return z, sums, (noisy, difference)
         x, shift = _exponent(logvar, prior_logvar, clamp), _shift(_widened(mu), prior_mu, prior_logvar)
     difference, excess = expm1_minus_x(x, difference)
     terms = torch.addcmul(excess, *shift, out=excess if terms is None else terms)
-    return z, noisy, difference, terms if reduction == "none" else reductions.partial(terms, reduction)
+    return z, terms if reduction == "none" else reductions.partial(terms, reduction), (noisy, difference)
 
 
 def _exponent(logvar, prior_logvar, clamp, room=None):
@@ -131,16 +132,19 @@ def backward(
     measured = None if grad_kl is None else reduction
     kept = kept or _keep(mu, logvar, prior, seed, eps, clamp, grad_z is not None, measured)
     for block in blocks((mu, logvar, *prior, grad_z, g, *kept, *grads)):
-        backward_block(clamp, prior_grad, *block)
+        backward_block(clamp, prior_grad, *block[:6], block[6:8], *block[8:])
     return grads
 
 
-def backward_block(clamp, prior_grad, mu, logvar, prior_mu, prior_logvar, grad_z, g, noisy, difference, *grads):
+def backward_block(
+    clamp, prior_grad, mu, logvar, prior_mu, prior_logvar, grad_z, g, kept,
+    d_mu=None, d_logvar=None, d_prior_mu=None, d_prior_logvar=None,
+):  # fmt: skip
     """(The gradients in mu and logvar, and in the prior's), each in the tensor that is given for it, or in a new one.
 
     That in mu is None where it is grad_z and no tensor is given; the prior's are without `prior_grad`.
     """
-    d_mu, d_logvar, d_prior_mu, d_prior_logvar = grads
+    noisy, difference = kept
     grad_z = None if grad_z is None else _widened(grad_z)
     if g is not None:
         # a CPU multiplies halves by a 0-d float32 as float32

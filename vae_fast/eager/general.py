@@ -1,6 +1,6 @@
 """The latent op in every scale, with either KL and several samples: what `gaussian` has no faster passes for.
 
-Nothing is kept for backward, which makes the exponentials again.
+Several samples lie one behind the other, [K, B, ...]; what holds for all of them broadcasts.
 """
 
 import functools
@@ -11,6 +11,9 @@ from torch.compiler import is_compiling
 
 from vae_fast.eager import divergence, reductions, scales
 from vae_fast.eager.blocks import blocks
+from vae_fast.eager.elementary import cast
+
+NONE = (None, None)
 
 
 def sampled_like(mu, samples, dtype=None):
@@ -23,120 +26,161 @@ def sampled_like(mu, samples, dtype=None):
 
 def forward(mu, logvar, drawn, *, prior, clamp, scale, kl, samples, reduction):
     """(z or None, kl or None). drawn: eps, or None."""
-    dtype, direct = reductions.accumulator(mu.dtype), scales.is_direct(scale)
-    each = samples if kl == "monte_carlo" else None
+    dtype, each = reductions.accumulator(mu.dtype), samples if kl == "monte_carlo" else None
     z = None if drawn is None else sampled_like(mu, samples)
-    elementwise = sampled_like(mu, each, dtype) if reduction == "none" else None
-    sums = [[] for _ in range(each or 1)]
-    by_batch = (_by_batch(drawn, samples), _by_batch(z, samples), _by_batch(elementwise, each))
-    for m, raw, prior_mu, prior_raw, e, z_out, kl_out in blocks((mu, logvar, *prior, *by_batch)):
-        mean = scales.mean(m.to(dtype), scale)
-        measured = reduction is not None and (prior_mu is None or not direct)
-        v, std = scales.deviation(clamped(raw.to(dtype), clamp), scale, measured)
-        q = None if reduction is None else _prior(prior_mu, prior_raw, scale)
-        for k in range(0 if z is None else samples or 1):
-            eps = e[:, k].to(dtype)
-            sample = torch.addcmul(mean, std, eps)
-            z_out[:, k].copy_(sample)
-            if reduction is not None and kl == "monte_carlo":
-                terms = divergence.monte_carlo(sample, eps, v, std, q, direct)
-                sums[k].append(_reduced(terms, None if kl_out is None else kl_out[:, k], reduction))
-        if reduction is not None and kl == "closed_form":
-            sums[0].append(_closed_form(kl_out, reduction, mean, v, std, q, direct).mul_(0.5))
-    if reduction in (None, "none"):
-        return z, elementwise
-    totals = [reductions.finish_kl(partials, reduction, mu).to(dtype) for partials in sums]
-    if each is None:
-        return z, totals[0]
-    return z, torch.stack(totals, out=sampled_like(totals[0], each))
+    terms = sampled_like(mu, each, dtype) if reduction == "none" else None
+    several, sums = (_turned(drawn, samples), _turned(z, samples), _turned(terms, each)), []
+    for *inputs, eps, z_out, out in blocks((mu, logvar, *prior, *several), 1 / (samples or 1)):
+        placed = (_turned(eps, samples), _turned(z_out, samples), _turned(out, each))
+        sums.append(forward_block(scale, kl, clamp, reduction, *inputs, *placed)[1])
+    if reduction is None:
+        return z, None
+    return z, (reductions.finish(sums, reduction, mu.shape) if terms is None else terms).mul_(0.5)
+
+
+def _turned(tensor, samples):
+    """Of several samples with the batch first, by which `blocks` cuts; or back again."""
+    return tensor if tensor is None or samples is None else tensor.transpose(0, 1)
+
+
+def forward_block(scale, kl, clamp, reduction, mu, raw, prior_mu, prior_raw, eps, z=None, terms=None):
+    """(z, the doubled KL reduced as asked, what is kept), each in the tensor given for it, or in a new one."""
+    measured, direct = reduction is not None, scales.is_direct(scale)
+    prior = (prior_mu, prior_raw) if measured else NONE
+    kept = _keep(scale, clamp, measured and (prior_mu is None or not direct), mu, raw, *prior, eps)
+    eps, *posterior = kept[:4]
+    prior, doubled = _prior(kept[4:]), None
+    if eps is not None:
+        mean, _, std = posterior
+        sample = torch.addcmul(mean, std, eps, out=z if z is not None and z.dtype == mean.dtype else None)
+        z = sample if z is None or z is sample else z.copy_(sample)
+    if measured and kl == "monte_carlo":
+        doubled = _reduced(divergence.monte_carlo(sample, eps, *posterior[1:], prior, direct), terms, reduction, mu)
+    elif measured:
+        doubled = _closed_form(terms, reduction, *posterior, prior, direct)
+    return z, doubled, kept
+
+
+def _keep(scale, clamp, measured, mu, raw, prior_mu, prior_raw, eps):
+    """What spares `backward_block` the exponentials: eps; mean, log-variance and deviation of posterior and prior.
+
+    The posterior's log-variance may be None where it is not `measured`, and the prior's where the scale is direct.
+    """
+    dtype = reductions.accumulator(mu.dtype)
+    v = clamped(cast(raw, dtype), clamp)
+    posterior = scales.mean(cast(mu, dtype), scale), *scales.deviation(v, scale, measured)
+    prior = (None,) * 3
+    if prior_mu is not None:
+        deviation = scales.deviation(cast(prior_raw, dtype), scale, not scales.is_direct(scale))
+        prior = scales.mean(cast(prior_mu, dtype), scale), *deviation
+    return None if eps is None else cast(eps, dtype), *posterior, *prior
+
+
+def _prior(kept):
+    """What is kept of the prior, or None for N(0, I)."""
+    return None if kept[0] is None else kept
 
 
 def _closed_form(out, reduction, *posterior):
     """The doubled KL, reduced: where the sum is large enough, with float32's own digits, in a fraction of the time."""
-    if posterior[0].is_cpu and reductions.is_sum(reduction):
+    mean = posterior[0]
+    if mean.is_cpu and reductions.is_sum(reduction):
         sums = reductions.partial(divergence.closed_form_rounded(*posterior), reduction)
-        if reductions.outweigh_rounding(sums, posterior[0].numel()):
+        if reductions.outweigh_rounding(sums, mean.numel()):
             return sums
-    return _reduced(divergence.closed_form(*posterior), None if out is None else out[:, 0], reduction)
+    return _reduced(divergence.closed_form(*posterior), out, reduction, mean)
 
 
-def _reduced(terms, out, reduction):
-    """The terms themselves in `out`, or their partial sum."""
-    return reductions.partial(terms, reduction) if out is None else out.copy_(terms)
+def _reduced(terms, out, reduction, mu):
+    """The terms themselves, in `out` if it is given, or their partial sums, one for each sample if they are several."""
+    if reduction == "none":
+        return terms if out is None else out.copy_(terms)
+    batch = terms.dim() - mu.dim()  # its dimension
+    if reduction != "latent":
+        return reductions.partial(terms, reduction, several=batch > 0)
+    one = reductions.latent_like(mu, terms.dtype)
+    return torch.sum(terms, batch, out=sampled_like(one, len(terms) if batch else None))
 
 
 def backward(grad_z, grad_kl, mu, logvar, drawn, grads, *, prior, clamp, scale, kl, samples, reduction):
     """Write to `grads`, those of mu, logvar and the prior's two; None is left out."""
-    g = None
-    if grad_kl is not None:
-        each = grad_kl if kl == "monte_carlo" and samples is not None else (grad_kl,)
-        g = [reductions.spread(one, mu, reduction) for one in each]
-    by_batch = (_by_batch(grad_z, samples), _by_batch(drawn, samples))
-    for m, raw, prior_mu, prior_raw, z_block, e, *rest in blocks((mu, logvar, *prior, *by_batch, *grads, *(g or ()))):
-        outs, upstream = rest[:4], rest[4:] if g else None
-        _backward_block(clamp, scale, kl, m, raw, prior_mu, prior_raw, z_block, e, upstream, *outs)
+    each, measured = samples if kl == "monte_carlo" else None, not scales.is_direct(scale)
+    g = None if grad_kl is None else reductions.spread(grad_kl, mu, reduction, several=each is not None)
+    several = (_turned(drawn, samples), _turned(grad_z, samples), _turned(g, each))
+    for block in blocks((mu, logvar, *prior, *several, *grads), 1 / (samples or 1)):
+        inputs, (eps, d_z, d_kl), outs = block[:4], block[4:7], block[7:]
+        kept = _keep(scale, clamp, measured, *inputs, _turned(eps, samples))
+        upstream = _turned(d_z, samples), _turned(d_kl, each)
+        backward_block(scale, kl, clamp, grads[2] is not None, *inputs, *upstream, kept, *outs)
 
 
-def _backward_block(clamp, scale, kl, mu, raw, prior_mu, prior_raw, grad_z, eps, upstream, *grads):
-    """grad_z, eps: the samples along dimension 1; upstream: one gradient of the kl's elements, or one a sample."""
-    d_mu, d_raw, d_prior_mu, d_prior_raw = grads
-    direct, monte_carlo = scales.is_direct(scale), kl == "monte_carlo" and upstream is not None
-    dtype = reductions.accumulator(mu.dtype)
-    mu, raw = mu.to(dtype), raw.to(dtype)
-    mean = scales.mean(mu, scale)
-    v, std = scales.deviation(clamped(raw, clamp), scale, not direct)
-    q = None if upstream is None else _prior(prior_mu, prior_raw, scale)
+def backward_block(
+    scale, kl, clamp, prior_grad, mu, raw, prior_mu, prior_raw, grad_z, g, kept,
+    d_mu=None, d_raw=None, d_prior_mu=None, d_prior_raw=None,
+):  # fmt: skip
+    """(The gradients in mu and raw, and in the prior's), each in the tensor that is given for it, or in a new one.
+
+    That in mu is None where it is grad_z and no tensor is given; the prior's are without `prior_grad`.
+    """
+    eps, mean, v, std, *prior = kept
+    prior, direct, dtype = _prior(prior), scales.is_direct(scale), mean.dtype
+    d_z, d_kl = (None if t is None else cast(t, dtype) for t in (grad_z, g))
+    derivatives = _monte_carlo_derivatives if kl == "monte_carlo" and g is not None else _derivatives
+    d_mean, d_std, d_logvar, *d_prior = derivatives(d_z, d_kl, eps, mean, v, std, prior, direct, prior_grad)
+
+    def placed(made, out):
+        return made if out is None else out.copy_(made)
+
+    if prior_grad:
+        d_prior_mu = placed(scales.mean_gradient(d_prior[0], cast(prior_mu, dtype), scale), d_prior_mu)
+        made = _deviation_gradient(None, d_prior[1], prior[2], direct)
+        d_prior_raw = placed(scales.deviation_gradient(made, cast(prior_raw, dtype), scale), d_prior_raw)
+    made = scales.mean_gradient(d_mean, cast(mu, dtype), scale)
+    if d_mu is not None or made is not grad_z:
+        d_mu = placed(made, d_mu)
+    raw = cast(raw, dtype)
+    made = scales.deviation_gradient(_deviation_gradient(d_std, d_logvar, std, direct), raw, scale)
+    return d_mu, placed(clamped_gradient(made, raw, clamp), d_raw), d_prior_mu, d_prior_raw
+
+
+def _derivatives(grad_z, g, eps, mean, v, std, prior, direct, prior_grad):
+    """Gradients in the mean, the deviation, the log-variance, and the prior's mean and log-variance; or Nones."""
     d_mean = d_std = d_logvar = d_prior_mean = d_prior_logvar = None
-    for k in range(eps.shape[1] if grad_z is not None or monte_carlo else 0):
-        e = eps[:, k].to(dtype)
-        d_z = None if grad_z is None else grad_z[:, k].to(dtype)
-        if monte_carlo:
-            g, sample = upstream[k].to(dtype), torch.addcmul(mean, std, e)
-            through_z = g * divergence.slope(sample, q)
-            d_z, d_logvar = _plus(d_z, through_z), _plus(d_logvar, -0.5 * g)
-            if q is not None:
-                d_prior_mean = _plus(d_prior_mean, -through_z)
-                d_prior_logvar = _plus(d_prior_logvar, 0.5 * (g - through_z * (sample - q[0])))
-        d_mean, d_std = _plus(d_mean, d_z), _plus(d_std, d_z * e)
-    if upstream is not None and not monte_carlo:
-        g = upstream[0].to(dtype)
-        kl_mean, kl_logvar = divergence.closed_form_gradient(mean, v, std, q, direct)
-        through_mean, d_logvar = g * kl_mean, g * kl_logvar
-        d_mean = _plus(d_mean, through_mean)
-        if q is not None:
-            d_prior_mean, d_prior_logvar = -through_mean, -d_logvar - 0.5 * through_mean * (mean - q[0])
-    if d_prior_mu is not None:
-        d_prior_mu.copy_(scales.mean_gradient(d_prior_mean, prior_mu.to(dtype), scale))
-        made = _deviation_gradient(None, d_prior_logvar, q[2], direct)
-        d_prior_raw.copy_(scales.deviation_gradient(made, prior_raw.to(dtype), scale))
-    if d_mu is not None:
-        d_mu.copy_(scales.mean_gradient(d_mean, mu, scale))
-    made = _deviation_gradient(d_std, d_logvar, std, direct)
-    d_raw.copy_(clamped_gradient(scales.deviation_gradient(made, raw, scale), raw, clamp))
+    if grad_z is not None:
+        d_mean, d_std = _total(grad_z, mean), _total(grad_z * eps, mean)
+    if g is not None:
+        slope, half = divergence.closed_form_gradient(mean, v, std, prior, direct)
+        d_mean, d_logvar = slope * g if d_mean is None else torch.addcmul(d_mean, slope, g), half * g
+        if prior_grad:
+            d_prior_mean = slope * -g
+            d_prior_logvar = torch.addcmul(d_logvar, d_prior_mean, mean - prior[0], value=-0.5).neg_()
+    return d_mean, d_std, d_logvar, d_prior_mean, d_prior_logvar
 
 
-def _plus(total, more):
-    return more if total is None else total + more
+def _monte_carlo_derivatives(grad_z, g, eps, mean, v, std, prior, direct, prior_grad):
+    """The same, of a KL that is estimated at the samples."""
+    sample, d_prior_mean, d_prior_logvar = torch.addcmul(mean, std, eps), None, None
+    through_z = divergence.slope(sample, prior) * g
+    if prior_grad:
+        d_prior_mean = _total(through_z, mean).neg()
+        d_prior_logvar = _total(torch.addcmul(g, through_z, sample - prior[0], value=-1), mean) * 0.5
+    d_z = through_z if grad_z is None else grad_z + through_z
+    d_mean, d_std, *_ = _derivatives(d_z, None, eps, mean, v, std, prior, direct, False)
+    return d_mean, d_std, -0.5 * _total(g, mean), d_prior_mean, d_prior_logvar
 
 
-def _by_batch(tensor, samples):
-    """[B, K, ...], which cuts along the batch."""
-    return None if tensor is None else tensor.unsqueeze(1) if samples is None else tensor.transpose(0, 1)
-
-
-def _prior(mu, raw, scale):
-    """(mean, log-variance, standard deviation), or None for N(0, I). No log-variance where the scale is direct."""
-    if mu is None:
-        return None
-    dtype = reductions.accumulator(mu.dtype)
-    return scales.mean(mu.to(dtype), scale), *scales.deviation(raw.to(dtype), scale, not scales.is_direct(scale))
+def _total(tensor, like):
+    """The sum over the samples, where there are several."""
+    return tensor if tensor.dim() <= like.dim() else tensor.sum(0)
 
 
 def _deviation_gradient(d_std, d_logvar, std, direct):
     """The gradient in the standard deviation where the scale is direct, else in the log-variance, of those in both."""
+    if d_logvar is None:
+        return d_std if direct else torch.mul(d_std, std).mul_(0.5)
     if direct:
-        return d_std if d_logvar is None else _plus(d_std, 2 * d_logvar / std)
-    return d_logvar if d_std is None else torch.mul(d_std, std).mul_(0.5) + (0 if d_logvar is None else d_logvar)
+        return 2 * d_logvar / std if d_std is None else torch.addcdiv(d_std, d_logvar, std, value=2)
+    return d_logvar if d_std is None else torch.addcmul(d_logvar, d_std, std, value=0.5)
 
 
 def clamped(logvar, clamp):

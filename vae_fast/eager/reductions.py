@@ -28,10 +28,16 @@ def latent_like(values, dtype):
     return values.new_empty(values.shape[1:], dtype=dtype)
 
 
-def partial(values, reduction):
-    """The sum of some samples' elementwise `values` [b, ...] that `finish` takes: new memory."""
+def partial(values, reduction, several=False):
+    """The sum of some samples' elementwise `values` [b, ...] that `finish` takes: new memory.
+
+    Of `several` such [K, b, ...], one sum for each; of those `general` makes a "latent" one itself.
+    """
     if reduction == "sample":
-        return values.flatten(1).sum(1) if values.dim() > 1 else values.clone()
+        first = 2 if several else 1
+        return values.flatten(first).sum(first) if values.dim() > first else values.clone()
+    if several:
+        return values.flatten(1).sum(1)
     return values.sum() if reduction != "latent" else torch.sum(values, 0, out=latent_like(values, values.dtype))
 
 
@@ -54,7 +60,7 @@ def outweigh_rounding(sums, count):
 def finish(partials, reduction, shape):
     """The reduction of values of `shape` from the sums of blocks of them; no samples sum to 0 and average to NaN."""
     if reduction == "sample":
-        return partials[0] if len(partials) == 1 else torch.cat(partials)
+        return partials[0] if len(partials) == 1 else torch.cat(partials, -1)
     return divide(functools.reduce(torch.add, partials), reduction, shape)
 
 
@@ -70,11 +76,16 @@ def finish_kl(partials, reduction, mu):
     return latent_like(mu, total.dtype).copy_(total) if reduction == "latent" else total
 
 
-def spread(grad, like, reduction):
-    """The upstream gradient of a reduced loss, as it broadcasts to the elements of `like`: 0-d, or [B, ...]."""
+def spread(grad, like, reduction, several=False):
+    """The upstream gradient of a reduced loss, as it broadcasts to the elements of `like`: 0-d, or [B, ...].
+
+    Of `several` losses it is [K, 1 or B, ...].
+    """
     if reduction == "sample":
-        grad = grad.reshape(-1, *(1,) * (like.dim() - 1))
+        grad = grad.reshape(*grad.shape, *(1,) * (like.dim() - 1))
     elif reduction == "latent":
-        grad = grad.expand(like.shape)
+        grad = grad.unsqueeze(1) if several else grad.expand(like.shape)
+    elif several and reduction != "none":
+        grad = grad.reshape(-1, *(1,) * like.dim())
     count = divisor(reduction, like.shape)
     return grad if count == 1 else grad / count

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from vae_fast.eager.elementary import exp, exp_of_half
+from vae_fast.eager.elementary import ONE, exp, exp_of_half, number
 
 
 def is_direct(scale):
@@ -15,13 +15,13 @@ def is_direct(scale):
 def mean(mu, scale):
     """The mean that the first tensor gives."""
     name, bound, _ = scale
-    return torch.tanh(mu / bound).mul_(bound) if name == "soft_clamp" else mu
+    return _bounded(mu, bound) if name == "soft_clamp" else mu
 
 
 def mean_gradient(gradient, mu, scale):
     """The gradient in the first tensor, of one in the mean."""
     name, bound, _ = scale
-    return gradient * _sech2(mu / bound) if name == "soft_clamp" else gradient
+    return gradient * _sech2(mu / number(bound, mu.dtype)) if name == "soft_clamp" else gradient
 
 
 def deviation(x, scale, measured=True):
@@ -30,34 +30,46 @@ def deviation(x, scale, measured=True):
     if name == "logvar":
         return x, exp_of_half(x)
     if name == "logstd":
-        return 2 * x if measured else None, exp(x)
+        return x + x if measured else None, exp(x)
     if name == "std":
-        return torch.log(x).mul_(2) if measured else None, x
+        return _twice_log(x) if measured else None, x
     if name == "softplus":
-        std = F.softplus(x, threshold=40).add_(epsilon)
-        return torch.log(std).mul_(2) if measured else None, std
-    logstd = torch.tanh(x / bound).mul_(bound)
-    std = exp(logstd)
-    if not epsilon:
-        return logstd.mul_(2), std
-    std.add_(epsilon)
-    return torch.log(std).mul_(2) if measured else None, std
+        std = F.softplus(x, threshold=40)
+    else:
+        logstd = _bounded(x, bound)
+        std = exp(logstd)
+        if not epsilon:
+            return logstd.add_(logstd), std
+    if epsilon:
+        std.add_(number(epsilon, x.dtype))
+    return _twice_log(std) if measured else None, std
+
+
+def _bounded(x, bound):
+    bound = number(bound, x.dtype)
+    return (x / bound).tanh_().mul_(bound)
+
+
+def _twice_log(x):
+    made = torch.log(x)
+    return made.add_(made)
 
 
 def deviation_gradient(gradient, x, scale):
     """The gradient in the second tensor, of one in the log-variance, or in the standard deviation where direct."""
     name, bound, epsilon = scale
     if name == "logstd":
-        return 2 * gradient
+        return gradient + gradient
     if name == "softplus":
         return gradient * torch.sigmoid(x)
     if name == "soft_clamp":
-        gradient = gradient * _sech2(x / bound)
-        return gradient * torch.exp(bound * torch.tanh(x / bound)) if epsilon else 2 * gradient
+        gradient = gradient * _sech2(x / number(bound, x.dtype))
+        return gradient * exp(_bounded(x, bound)) if epsilon else gradient + gradient
     return gradient
 
 
 def _sech2(x):
     """1 - tanh(x)^2, without that cancellation."""
-    e = torch.exp(-2 * x.abs())
-    return 4 * e / (1 + e).square_()
+    e = x.abs().mul_(number(-2.0, x.dtype)).exp_()
+    made = e * number(4.0, x.dtype)
+    return made.div_(e.add_(ONE[x.dtype]).square_())
