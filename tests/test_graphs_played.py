@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import weakref
 from unittest.mock import MagicMock
 
@@ -160,6 +161,31 @@ class TestPlayedGraph:
 
     def test_a_beta_that_is_a_tensor_may_be_written_to(self):
         check_beta_may_be_written_to("cpu")
+
+    def test_within_autocast_each_replay_casts_the_weights(self):
+        """And not the capture, once for all: training would go on, and the loss would stay as it was."""
+        model = small()
+        with torch.autocast("cpu", torch.bfloat16):
+            step = capture_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batch(0))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()
+        losses = step(batch(1))
+        assert losses.kl == 0
+        assert losses.reconstruction.item() == pytest.approx(64 * math.log(2))
+
+    def test_autocast_holds_in_the_graph(self):
+        """Without it PyTorch's settings stay as they are: compiled code would be compiled again for others."""
+        model, seen = small(), []
+        model.decoder.register_forward_hook(
+            lambda module, given, output: seen.append((output.dtype, torch.is_autocast_cache_enabled()))
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            capture_step(model, optimizer, batch(0))
+        capture_step(model, optimizer, batch(0))
+        steps = graphs.WARM_UP + 1
+        assert seen == [(torch.bfloat16, False)] * steps + [(torch.float32, True)] * steps
 
     def test_a_step_that_waits_for_the_device_is_not_captured(self):
         model = small()

@@ -65,7 +65,7 @@ class CapturedStep:
     def __init__(self, step: Callable[[Tensor], object], optimizer: torch.optim.Optimizer, example: Tensor):
         self._kept = step, optimizer  # a graph does not keep the memory that it writes to: weights, and their moments
         self._x = example.detach().clone()
-        with torch.cuda.device(example.device):
+        with torch.cuda.device(example.device), _uncached_autocast(example.device.type):
             self._graph = torch.cuda.CUDAGraph()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -104,6 +104,14 @@ def _captured(graph, step, x):
     capture = torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
     with torch.cuda.stream(torch.cuda.current_stream()), capture:
         return step(x)
+
+
+def _uncached_autocast(kind):
+    """Autocast as it is on this kind of device, without its cache: the graph would take weights cast in the warm-up.
+
+    Where it is off nothing is set: compiled code asks for such settings, and would be compiled again.
+    """
+    return torch.autocast(kind, cache_enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def _check_model(model):
