@@ -133,6 +133,18 @@ def test_what_a_step_takes_and_gives_is_of_no_other_graph():
 
 
 @pytest.mark.usefixtures("played_cuda")
+def test_a_batch_that_requires_a_gradient_is_not_kept():
+    """The tensor that it is copied to would, with what each batch was made of, and one before that, and so on."""
+    model = small()
+    step = capture_step(model, adam(model), batch(0))
+    x = batch(1).requires_grad_()
+    kept = weakref.ref(x)
+    step(x)
+    del x
+    assert kept() is None
+
+
+@pytest.mark.usefixtures("played_cuda")
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [

@@ -89,6 +89,8 @@ class CapturedStep:
         checks.is_tensor("x", x)
         if (x.shape, x.dtype) != (self._x.shape, self._x.dtype):
             raise ValueError(f"x is {_describe(x)}, the captured example was {_describe(self._x)}: they must be equal")
+        if x.requires_grad:
+            x = x.detach()  # or each x would be kept, with all that it was made of
         with torch.cuda.device(self._x.device):
             self._x.copy_(x, non_blocking=True)
             self._graph.replay()
