@@ -163,6 +163,12 @@ class TestBadArguments:
         ):
             capture_step(model, optimizer(model.parameters()), batch(0))
 
+    def test_a_learning_rate_that_is_read_on_the_host(self):
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+        with pytest.raises(ValueError, match="SGD, which reads a tensor lr on the host: expected one with fused=True"):
+            capture_step(model, optimizer, batch(0))
+
     def test_one_group_that_is_not_capturable(self):
         model = small()
         groups = [

@@ -24,7 +24,8 @@ def capture_step(model, optimizer, example):
 
     Args:
         model: a `VAE`, or any module whose method `loss(x)` returns an `ELBO`, on a CUDA device.
-        optimizer: of the model's parameters, made with `capturable=True`; or SGD, which needs no such option.
+        optimizer: of the model's parameters, made with `capturable=True`; or SGD, which needs no such option, but
+            `fused=True` where its learning rate is a tensor.
         example: a batch [B, ...] on the model's device, of the shape and dtype of all later ones.
 
     Returns:
@@ -128,6 +129,8 @@ def _check_optimizer(optimizer):
     for group in optimizer.param_groups:
         if not group.get("capturable", isinstance(optimizer, torch.optim.SGD)):
             raise ValueError(f"optimizer is {name} without capturable=True: expected one with it, or SGD")
+        if "capturable" not in group and isinstance(group["lr"], Tensor) and not group["fused"]:
+            raise ValueError(f"optimizer is {name}, which reads a tensor lr on the host: expected one with fused=True")
 
 
 def _check_example(example, model):
