@@ -145,6 +145,33 @@ def test_a_batch_that_requires_a_gradient_is_not_kept():
 
 
 @pytest.mark.usefixtures("played_cuda")
+class TestWhatIsReplaced:
+    """The graph writes to the tensors of the capture: freed, they would be another's, and kept, nobody's."""
+
+    @pytest.mark.parametrize(
+        "replace",
+        [
+            lambda model, optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+            lambda model, optimizer: model.double(),
+        ],
+        ids=["state", "weights"],
+    )
+    def test_ends_the_step(self, replace):
+        model = small()
+        optimizer = adam(model)
+        step = capture_step(model, optimizer, batch(0))
+        replace(model, optimizer)
+        with pytest.raises(RuntimeError, match="replaced since its capture.*: capture the step again"):
+            step(batch(1))
+
+    def test_is_not_what_is_loaded_into_the_model(self):
+        model = small()
+        step = capture_step(model, adam(model), batch(0))
+        model.load_state_dict(small().state_dict())
+        step(batch(1))
+
+
+@pytest.mark.usefixtures("played_cuda")
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [

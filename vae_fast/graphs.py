@@ -19,8 +19,9 @@ def capture_step(model, optimizer, example):
     once. Each replay draws fresh noise, as `torch.manual_seed` decides. Capturing takes three training steps on
     `example`, as warm-up. What Python does in the step is fixed by the capture: `train()` or `eval()`, a learning rate
     or a `model.beta` that is a number. To change one of these two between steps, make it a 0-d tensor on the device,
-    and write into it. Losses of earlier steps of the model must be let go before (`del loss`): their graphs belong to
-    another stream.
+    and write into it. Weights and optimizer state stay where they are: `model.load_state_dict()` may come later, but
+    `optimizer.load_state_dict()` and `model.to()`, which replace them, come before. Losses of earlier steps of the
+    model must be let go before (`del loss`): their graphs belong to another stream.
 
     Args:
         model: a `VAE`, or any module whose method `loss(x)` returns an `ELBO`, on a CUDA device.
@@ -36,7 +37,8 @@ def capture_step(model, optimizer, example):
     Raises:
         RuntimeError: example is not on a CUDA device.
         TypeError, ValueError: an argument has the wrong type or device, or the optimizer is not capturable. The
-            returned callable raises ValueError for a batch of another shape or dtype.
+            returned callable raises ValueError for a batch of another shape or dtype, and RuntimeError where weights
+            or optimizer state have been replaced.
 
     >>> optimizer = torch.optim.Adam(model.parameters(), capturable=True)  # doctest: +SKIP
     >>> step = capture_step(model, optimizer, batches[0])  # doctest: +SKIP
@@ -64,7 +66,7 @@ class CapturedStep:
     """
 
     def __init__(self, step: Callable[[Tensor], object], optimizer: torch.optim.Optimizer, example: Tensor):
-        self._kept = step, optimizer  # a graph does not keep the memory that it writes to: weights, and their moments
+        self._step, self._optimizer = step, optimizer  # a graph does not keep what it writes to: weights, their moments
         self._x = example.detach().clone()
         with torch.cuda.device(example.device), _uncached_autocast(example.device.type):
             self._graph = torch.cuda.CUDAGraph()
@@ -76,6 +78,9 @@ class CapturedStep:
             torch.cuda.current_stream().wait_stream(side)
             optimizer.zero_grad(set_to_none=True)  # those of the warm-up would stay beside the graph's
             self._result = self._capture(step)
+        self._state = optimizer.state
+        self._weight = next(weight for group in optimizer.param_groups for weight in group["params"])
+        self._address = self._weight.data_ptr()
 
     def _capture(self, step):
         try:
@@ -90,6 +95,11 @@ class CapturedStep:
         checks.is_tensor("x", x)
         if (x.shape, x.dtype) != (self._x.shape, self._x.dtype):
             raise ValueError(f"x is {_describe(x)}, the captured example was {_describe(self._x)}: they must be equal")
+        if self._optimizer.state is not self._state or self._weight.data_ptr() != self._address:
+            raise RuntimeError(
+                "the graph writes to tensors that have been replaced since its capture, as model.to() and "
+                "optimizer.load_state_dict() do: capture the step again"
+            )
         if x.requires_grad:
             x = x.detach()  # or each x would be kept, with all that it was made of
         with torch.cuda.device(self._x.device):
