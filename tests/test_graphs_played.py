@@ -125,6 +125,17 @@ def test_the_gradients_of_the_warm_up_are_let_go_before_the_capture():
 
 
 @pytest.mark.usefixtures("played_cuda")
+def test_gradients_that_the_optimizer_has_not_are_the_graphs_own_too():
+    """Else replays would add to those of the warm-up, also where model.zero_grad() has freed them since."""
+    model, found = small(), []
+    loss = model.loss
+    model.loss = lambda x: found.extend(weight.grad is None for weight in model.parameters()) or loss(x)
+    capture_step(model, torch.optim.SGD(model.decoder.parameters(), lr=0.0), batch(0))
+    assert found
+    assert all(found)
+
+
+@pytest.mark.usefixtures("played_cuda")
 def test_what_a_step_takes_and_gives_is_of_no_other_graph():
     model, example = small(), batch(0).requires_grad_()
     step = capture_step(model, adam(model), example)

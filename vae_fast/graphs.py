@@ -51,6 +51,7 @@ def capture_step(model, optimizer, example):
 
     def step(x):
         optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)  # what is not the optimizer's
         losses = model.loss(x)
         losses.total.backward()
         optimizer.step()
