@@ -11,6 +11,7 @@ from torch.utils import _python_dispatch
 
 from tests.kernels.plays import CALLS, draw
 from vae_fast import Categorical, elbo_loss, gaussian_kl, reconstruction_loss, sample_kl, sample_kl_packed, use_backend
+from vae_fast.app import doctor
 from vae_fast.benchmarks import correctness
 from vae_fast.kernels import categorical, elbo, gaussian, launching, reconstruction
 
@@ -100,6 +101,19 @@ def test_what_the_gate_of_bench_checks_is_played(call, kernels_device, played):
     before = len(played)
     call(correctness.WARM_UP, kernels_device)
     assert len(played) >= before + 2  # each way
+
+
+@pytest.mark.parametrize("op", ["sample_kl", "sample_kl_packed", "gaussian_kl", "elbo_loss bernoulli"])
+def test_what_doctor_compares_is_played(op, kernels_device, played, monkeypatch):
+    check, before = doctor._checks()[op], []
+
+    def noted(*arguments):
+        before.append(len(played))
+        return check(*arguments)
+
+    monkeypatch.setattr(doctor, "_checks", lambda: {op: noted})
+    assert all(found.passed for found in doctor.run_checks(torch.device(kernels_device)))
+    assert len(played) == before[-1] + 2  # each way
 
 
 def losses(params, target, wanted=(True,)):
