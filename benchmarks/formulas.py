@@ -145,9 +145,7 @@ def as_output(parameters):
 
 def _parameters(case, draw, name):
     row = LIKELIHOODS[name]
-    values = [draw(torch.randn, case.shape, case.dtype) for _ in row.parameters]
-    made = values if row.link is None else row.link(*values)
-    return (made,) if isinstance(made, Tensor) else tuple(made)
+    return row.linked([draw(torch.randn, case.shape, case.dtype) for _ in row.parameters])
 
 
 def _target(case, draw, name):

@@ -34,6 +34,11 @@ class Likelihood:
     link: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
     constants: tuple[float, ...] = ()
 
+    def linked(self, values):
+        """Valid parameters, a tuple, of any real numbers: one tensor of them a parameter."""
+        made = values if self.link is None else self.link(*values)
+        return (made,) if isinstance(made, torch.Tensor) else tuple(made)
+
     def with_constants(self, params):
         """The parameters and, behind them, a 0-d tensor for each constant, as the formulas take them."""
         if not self.constants:

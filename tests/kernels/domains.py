@@ -18,8 +18,7 @@ def draw(name, shape, dtype=torch.float32, target_dtype=None, seed=0, spread=2.0
     row, generator = LIKELIHOODS[name], torch.Generator().manual_seed(seed)
     values = [spread * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in row.parameters]
     values = [v - 1 if label in SCALE_PARAMETERS else v for label, v in zip(row.parameters, values, strict=True)]
-    made = values if row.link is None else row.link(*values)
-    params = [p.to(dtype) for p in ([made] if isinstance(made, torch.Tensor) else made)]
+    params = [p.to(dtype) for p in row.linked(values)]
     return params, target(row.domain, shape, generator).to(target_dtype or dtype)
 
 

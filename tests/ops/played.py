@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from tests.ops.cases import tupled, values
+from tests.ops.cases import values
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.ops import kinds
 
@@ -20,8 +20,7 @@ def likelihood(device, name, dtype=torch.float32):
     """(Parameters, target) of 5 x 7 elements."""
     row = LIKELIHOODS[name]
     drawn = [values(5, 7, device=device, dtype=torch.float32, seed=3 + k) for k in range(len(row.parameters))]
-    made = drawn if row.link is None else tupled(row.link(*drawn))
-    params = tuple(p.to(dtype).requires_grad_() for p in made)
+    params = tuple(p.to(dtype).requires_grad_() for p in row.linked(drawn))
     classes = row.domain == "classes"
     target = torch.arange(5, device=device) if classes else values(5, 7, device=device, seed=2).round().to(dtype)
     return params if len(params) > 1 else params[0], target

@@ -30,10 +30,8 @@ WEIGHTS = {"none": None, "of samples": values(5, dtype=torch.float32, seed=4), "
 def parameters(name, samples=5, elements=7):
     row = LIKELIHOODS[name]
     drawn = [values(samples, elements, dtype=torch.float32, seed=3 + k) for k in range(len(row.parameters))]
-    made = drawn[0] if len(drawn) == 1 else tuple(drawn)
-    made = made if row.link is None else row.link(*drawn)
-    made = (made,) if isinstance(made, torch.Tensor) else made
-    return [p.detach().requires_grad_() for p in made], values(samples, elements, dtype=torch.float32, seed=2).round()
+    target = values(samples, elements, dtype=torch.float32, seed=2).round()
+    return [p.detach().requires_grad_() for p in row.linked(drawn)], target
 
 
 def single(params):

@@ -97,9 +97,7 @@ class _Inputs:
         return [self.normal(*shape).requires_grad_() for _ in range(count)]
 
     def parameters(self, row: Likelihood, *shape: int) -> list[Tensor]:
-        values = [self.normal(*shape) for _ in row.parameters]
-        made = values if row.link is None else row.link(*values)
-        return [t.requires_grad_() for t in ([made] if isinstance(made, Tensor) else made)]
+        return [t.requires_grad_() for t in row.linked([self.normal(*shape) for _ in row.parameters])]
 
 
 def _check_sample_kl(op: str, inputs: _Inputs) -> Iterator[Check]:
