@@ -296,7 +296,7 @@ def elbo_loss(
     params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
     spec = elbo.Spec(scale, number, row.name, chosen)
     kinds.keep(key, (*params, kl), elbo.Kind, spec, params, target)
-    return ELBO(*elbo.negative_elbo(params, kl, elbo.Given(target, weight, seed, beta_tensor), spec))
+    return ELBO(*elbo.negative_elbo(params, target, weight, seed, beta_tensor, kl, spec))
 
 
 def _weight_of_kl(beta, target, params):

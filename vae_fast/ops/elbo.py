@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch.autograd import Function
 
 from vae_fast import checks
@@ -24,26 +23,17 @@ class Spec(NamedTuple):
     backend: str
 
 
-class Given(NamedTuple):
-    """The tensors that no gradient is asked of, all but the target optional."""
-
-    target: torch.Tensor
-    weight: torch.Tensor | None
-    seed: torch.Tensor | None
-    beta: torch.Tensor | None
-
-
-def negative_elbo(params, kl, given, spec):
-    """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d."""
+def negative_elbo(params, target, weight, seed, beta_tensor, kl, spec):
+    """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d; the three before it may be None."""
     function = autograd.select(Ordinary, _Transformable, kl, *params)
     if function is None:
-        return _forward(params, *_arguments(kl, given, spec), [False] * len(params), spec.backend)
-    return function.apply(spec, *given, kl, *params)
+        arguments = _arguments(spec, target, weight, seed, beta_tensor, kl)
+        return _forward(params, *arguments, [False] * len(params), spec.backend)
+    return function.apply(spec, target, weight, seed, beta_tensor, kl, *params)
 
 
-def _arguments(kl, given, spec):
-    """The raw ops' arguments from the target to the likelihood."""
-    target, weight, seed, beta_tensor = given
+def _arguments(spec, target, weight, seed, beta_tensor, kl):
+    """The raw ops' arguments from the target to the likelihood, of the Functions' inputs up to the kl."""
     return target, weight, seed, spec.scale, kl, beta_tensor, spec.beta, spec.likelihood
 
 
@@ -108,9 +98,9 @@ def _recompute(ctx, upstream, call):
     tensors = ctx.saved_tensors  # once: activation checkpointing gives them no second time
 
     def backward(grad_total, grad_reconstruction, grad_kl, *saved):
-        kl, first = saved[4], saved[5]
-        params = first if saved[2] is None else autograd.laid_out(first, ctx.strides), *saved[6:]
-        arguments = _arguments(kl, saved[:4], spec)
+        _, _, seed, _, _, first, *others = saved
+        params = first if seed is None else autograd.laid_out(first, ctx.strides), *others
+        arguments = _arguments(spec, *saved[:5])
         return call(grad_total, grad_reconstruction, grad_kl, params, *arguments, wanted, spec.backend)
 
     kl_grad, *grads = autograd.once(backward, *upstream, *tensors)
@@ -123,7 +113,7 @@ def _of_each(kl_grad, kl, upstream):
 
 
 def _gradients(kl_grad, grads):
-    """One a Function's input: none for the spec and for what is given."""
+    """One a Function's input: none for the spec, and for the tensors between it and the kl."""
     return None, None, None, None, None, kl_grad, *grads
 
 
@@ -133,12 +123,10 @@ class Ordinary(Function):
     @staticmethod
     def forward(ctx, spec, target, weight, seed, beta_tensor, kl, *params):
         wanted = made_in_forward(params, ctx.needs_input_grad[6:])
-        given = Given(target, weight, seed, beta_tensor)
-        total, reconstruction, kl_mean, *ctx.grads = _forward_direct(
-            params, *_arguments(kl, given, spec), wanted, spec.backend
-        )
+        arguments = _arguments(spec, target, weight, seed, beta_tensor, kl)
+        total, reconstruction, kl_mean, *ctx.grads = _forward_direct(params, *arguments, wanted, spec.backend)
         ctx.spec, ctx.kind, ctx.strides = spec, None, params[0].stride()
-        ctx.save_for_backward(*given, kl, *params)
+        ctx.save_for_backward(target, weight, seed, beta_tensor, kl, *params)
         ctx.set_materialize_grads(False)
         return total, reconstruction, kl_mean
 
@@ -220,8 +208,8 @@ class _Transformable(Function):
 
     @staticmethod
     def forward(spec, target, weight, seed, beta_tensor, kl, *params):
-        given = (target, weight, seed, beta_tensor)
-        return tuple(_forward(params, *_arguments(kl, given, spec), [False] * len(params), spec.backend))
+        arguments = _arguments(spec, target, weight, seed, beta_tensor, kl)
+        return tuple(_forward(params, *arguments, [False] * len(params), spec.backend))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
