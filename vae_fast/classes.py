@@ -62,14 +62,16 @@ def check(target, logits):
         )
 
 
-def prepare(target, logits, row, validate, *, weight, binarize, **others):
+def prepare(target, logits, row, target_scale, weight, noise, validate):
     """The weight expanded to the target's shape, or None. Raises for any other option of a target: classes take none.
 
-    validate: look for values out of the domain, too.
+    noise: (binarize, seed, generator). validate: look for values out of the domain, too.
     """
+    binarize, seed, generator = noise
     checks.boolean("validate", validate)
     checks.boolean("binarize", binarize)
-    for name, value in {**others, "binarize": binarize or None}.items():
+    refused = {"target_scale": target_scale, "seed": seed, "generator": generator, "binarize": binarize or None}
+    for name, value in refused.items():
         if value is not None:
             raise ValueError(f"{name} was given for a categorical likelihood, which takes none")
     weight = targets.weight(weight, target)

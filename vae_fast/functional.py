@@ -222,15 +222,13 @@ def reconstruction_loss(
         return kind(*outputs.known(output, target, weight, row, noise))
     params = outputs.check(output, target, row)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    options = {
-        "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
-    }  # fmt: skip
+    options = target_scale, weight, noise, validate
     if row.domain == "classes":
-        weight = classes.prepare(target, params[0], row, validate, **options)
+        weight = classes.prepare(target, params[0], row, *options)
         spec = categorical.Spec.of(row, reduction, backend.choose(target))
         kinds.keep(key, params, categorical.Kind, spec, params, target)
         return categorical.reconstruct(*params, target, weight, spec)
-    params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
+    params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, *options)
     spec = reconstruction.Spec(scale, row.name, reduction, chosen)
     kinds.keep(key, params, reconstruction.Kind, spec, params, target)
     return reconstruction.reconstruct(params, target, weight, seed, spec)
@@ -285,15 +283,13 @@ def elbo_loss(
     params = outputs.check(output, target, row)
     checks.kl(kl, target)
     beta_tensor, number = _weight_of_kl(beta, target, params)
-    options = {
-        "target_scale": target_scale, "weight": weight, "seed": seed, "generator": generator, "binarize": binarize
-    }  # fmt: skip
+    options = target_scale, weight, noise, validate
     if row.domain == "classes":
-        weight = classes.prepare(target, params[0], row, validate, **options)
+        weight = classes.prepare(target, params[0], row, *options)
         spec = categorical.Spec.of(row, "batchmean", backend.choose(target))
         kinds.keep(key, params, categorical.WholeKind, spec, params, target)
         return ELBO(*categorical.negative_elbo(*params, target, weight, kl, beta_tensor, number, spec))
-    params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, validate, **options)
+    params, target, weight, seed, scale, chosen = outputs.prepare(params, target, row, *options)
     spec = elbo.Spec(scale, number, row.name, chosen)
     kinds.keep(key, (*params, kl), elbo.Kind, spec, params, target)
     return ELBO(*elbo.negative_elbo(params, target, weight, seed, beta_tensor, kl, spec))

@@ -32,10 +32,24 @@ def check(value, target, row):
     return _expanded(values)
 
 
+def prepare(params, target, row, target_scale, weight, noise, validate):
+    """(params, target, weight, seed, scale, backend), as the reconstruction's ops take them.
+
+    noise: (binarize, seed, generator). The rest as in `vae_fast.reconstruction_loss`.
+    """
+    checks.boolean("validate", validate)
+    chosen = backend.choose(target)
+    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
+    if validate:
+        validation.check(params, target, scale, weight, row)
+    target, seed, scale = targets.sample(*noise, target, scale, row, chosen)
+    return row.with_constants(params), target, weight, seed, scale, chosen
+
+
 def find(value, target, weight, others, row, reduction, target_scale, noise, validate):
     """(key, kind or None) of a loss, as `kinds.find`. others: more tensors, or None, such as the kl.
 
-    noise: (binarize, seed, generator). The rest as in `vae_fast.reconstruction_loss`.
+    The rest as in `prepare`.
     """
     if validate is not False:
         return None, None
@@ -78,14 +92,3 @@ def _describe(value):
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return "one tensor" if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def prepare(params, target, row, validate, target_scale, weight, seed, generator, binarize):
-    """(params, target, weight, seed, scale, backend), as the reconstruction's ops take them."""
-    checks.boolean("validate", validate)
-    chosen = backend.choose(target)
-    weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
-    if validate:
-        validation.check(params, target, scale, weight, row)
-    target, seed, scale = targets.sample(binarize, seed, generator, target, scale, row, chosen)
-    return row.with_constants(params), target, weight, seed, scale, chosen
