@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from vae_fast.eager import counts, special
 from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select
 
-NONE, SUM = 0, 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
+EACH, SUM = 0, 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
 
 
 class Formulas(NamedTuple):
@@ -23,7 +23,7 @@ class Formulas(NamedTuple):
     total(params, target, outs, sums), where the two share work, returns (the nll's sum, the derivatives): see
     `targets.Sums`.
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
-    its autograd costs less than a Function's host time. With NONE for at most `most_each`, as forward then makes no
+    its autograd costs less than a Function's host time. With EACH for at most `most_each`, as forward then makes no
     gradient; for none where a small nll has not all its digits.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
     factor, beside no `both`, is left out of the derivatives: it joins the upstream gradient's pass over them.

@@ -94,7 +94,7 @@ def _natively(params, target, row, reduction, weight=None):
     if weight is None and reduction in SCALARS:
         total = native(*params, target, likelihoods.SUM, *row.constants)
         return reductions.divide(total, reduction, target.shape)
-    nll = native(*params, target, likelihoods.NONE, *row.constants)
+    nll = native(*params, target, likelihoods.EACH, *row.constants)
     if weight is not None:
         nll = nll.sum_to_size(weight.shape) * weight
     partial = reductions.partial(nll, reduction)
