@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from vae_fast import checks
 from vae_fast.classes import Categorical
 from vae_fast.eager.reductions import accumulator
-from vae_fast.ops import library
+from vae_fast.ops import plain
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Likelihood:
         if not self.constants:
             return params
         dtype = accumulator(params[0].dtype)
-        return *params, *(library.constant(checks.held(value, dtype), dtype, params[0]) for value in self.constants)
+        return *params, *(plain.constant(checks.held(value, dtype), dtype, params[0]) for value in self.constants)
 
 
 @dataclass(frozen=True)

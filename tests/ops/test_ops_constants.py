@@ -6,7 +6,7 @@ import torch
 from tests.ops.cases import values
 from tests.ops.test_ops_dispatch import Calls
 from vae_fast import StudentT, likelihoods
-from vae_fast.ops import library
+from vae_fast.ops import plain
 
 
 def test_constants_of_a_likelihood_are_filled_once(backend):
@@ -48,7 +48,7 @@ def test_on_a_gpu_each_stream_has_its_own_and_so_has_what_a_graph_captures(monke
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream[0], raising=False)
 
     def constant():
-        return library.constant(0.7, torch.float32, like)
+        return plain.constant(0.7, torch.float32, like)
 
     first = constant()
     assert constant() is first

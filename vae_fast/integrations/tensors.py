@@ -2,7 +2,7 @@
 
 import torch
 
-from vae_fast.ops.library import PLAIN
+from vae_fast.ops.plain import PLAIN
 
 
 def is_like(tensor, other):

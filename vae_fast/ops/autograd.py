@@ -3,7 +3,7 @@
 import torch
 from torch.autograd import Function
 
-from vae_fast.ops.library import batching, vmapping
+from vae_fast.ops.plain import batching, vmapping
 
 TWICE = (
     "vae_fast's losses cannot be differentiated twice (gradient penalty, grad of grad, Hessian): "

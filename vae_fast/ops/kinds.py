@@ -8,7 +8,7 @@ import torch
 from torch._C._dynamo.guards import TensorGuards
 
 from vae_fast.ops import backend
-from vae_fast.ops.library import PLAIN, is_plain, overheard
+from vae_fast.ops.plain import PLAIN, is_plain, overheard
 
 MOST, MOST_ALIKE = 4096, 16  # rows of a table, and kinds in a row: dynamic shapes must not fill the memory
 

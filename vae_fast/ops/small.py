@@ -19,7 +19,7 @@ from vae_fast.eager import targets as eager_targets
 from vae_fast.eager.blocks import BLOCK
 from vae_fast.eager.elementary import number
 from vae_fast.ops import autograd, backend, categorical, reconstruction
-from vae_fast.ops.library import PLAIN, hooked, is_plain, listening, overheard
+from vae_fast.ops.plain import PLAIN, hooked, is_plain, listening, overheard
 
 SCALARS = ("batchmean", "sum", "mean")
 REAL = (*checks.FLOATS, *checks.INTEGERS)

@@ -15,7 +15,7 @@ from vae_fast.eager.elementary import HALF
 from vae_fast.ops import autograd
 from vae_fast.ops.gaussian import APART, NO_KL
 from vae_fast.ops.kinds import present
-from vae_fast.ops.library import PLAIN, vmapping
+from vae_fast.ops.plain import PLAIN, vmapping
 from vae_fast.ops.small import takes
 
 
