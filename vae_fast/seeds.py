@@ -34,11 +34,6 @@ def of(seed, generator, name, like):
         return given(seed, name, like)
     if generator is not None:
         checks.generator(generator, name, like)
-    return drawn(generator, like)
-
-
-def drawn(generator, like):
-    """A seed from the generator, or from torch's default one for the device."""
     return torch.randint(2**63 - 1, (1,), generator=generator, device=like.device)
 
 

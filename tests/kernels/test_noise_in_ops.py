@@ -142,7 +142,7 @@ def test_what_is_drawn_where_nothing_is_given(dtype, num_samples, backend):
     z = reparameterize(mu, mu, num_samples=num_samples)
     torch.manual_seed(2)
     if backend.name == "triton":
-        wanted = reparameterize(mu, mu, num_samples=num_samples, seed=seeds.drawn(None, mu))
+        wanted = reparameterize(mu, mu, num_samples=num_samples, seed=seeds.of(None, None, "mu", mu))
     else:
         wanted = torch.empty_like(z, dtype=torch.promote_types(dtype, torch.float32)).normal_().to(dtype)
     assert torch.equal(z, wanted)
@@ -150,7 +150,7 @@ def test_what_is_drawn_where_nothing_is_given(dtype, num_samples, backend):
 
 def test_a_drawn_seed_has_63_bits():
     """Of 32 bits, two would be equal within a hundred thousand calls."""
-    drawn = [seeds.drawn(None, torch.empty(1)).item() for _ in range(64)]
+    drawn = [seeds.of(None, None, "mu", torch.empty(1)).item() for _ in range(64)]
     assert functools.reduce(operator.or_, drawn) == 2**63 - 1
 
 

@@ -137,9 +137,10 @@ def _keeps(spec):
     return spec.backend == "eager" and eager.is_default(spec.scale, spec.kl, spec.samples)
 
 
-def _differentiate(ctx, grads, saved, call):
+def _differentiate(ctx, grads, call):
     """Gradients of the Functions' inputs: the four parameters, seed, eps and spec. `call` calls the raw backward."""
-    spec, tensors, kept = ctx.spec, (autograd.laid_out(saved[0], ctx.strides), *saved[1:6]), saved[6:]
+    spec, (mu, *saved) = ctx.spec, ctx.saved_tensors
+    tensors, kept = (autograd.laid_out(mu, ctx.strides), *saved[:5]), saved[5:]
     sampled, measured = _asked(*tensors[4:], spec.reduction)
     grad_z = grads[0] if sampled else None
     grad_kl = grads[-1] if measured else None
@@ -170,7 +171,7 @@ class Ordinary(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        return _differentiate(ctx, grads, ctx.saved_tensors, ctx.raw_backward)
+        return _differentiate(ctx, grads, ctx.raw_backward)
 
 
 class _Played(autograd.Short, Ordinary):
@@ -242,7 +243,7 @@ class _Transformable(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        return _differentiate(ctx, grads, ctx.saved_tensors, _backward)
+        return _differentiate(ctx, grads, _backward)
 
 
 def _apply(mu, logvar, prior_mu, prior_logvar, seed, eps, *spec):
