@@ -46,8 +46,6 @@ def unpatch():
 
 
 def _changes():
-    from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution as Oobleck
-
     cls = _posterior()
     return [
         wrap(cls, "__init__", _init),
@@ -58,7 +56,7 @@ def _changes():
         add(cls, "std", Lazy("std", lambda self: torch.exp((0.5 * _clamped(self)).to(self._dtype)))),
         add(cls, "var", Lazy("var", lambda self: torch.exp(_clamped(self).to(self._dtype)))),
         add(cls, "__getstate__", lambda self: state(self, _LAZY, _PRIVATE)),
-        *oobleck.changes(Oobleck),
+        *oobleck.changes(),
     ]
 
 

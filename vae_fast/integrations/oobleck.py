@@ -20,7 +20,8 @@ _PRIVATE = ("_raw", "_std")
 _SCALE = Softplus(epsilon=1e-4)
 
 
-def changes(cls):
+def changes():
+    cls = _posterior()
     return [
         wrap(cls, "__init__", _init),
         wrap(cls, "sample", _sample),
@@ -33,10 +34,14 @@ def changes(cls):
     ]
 
 
-def complete_instances():
+def _posterior():
     from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution
 
-    complete_all(OobleckDiagonalGaussianDistribution, _LAZY, _PRIVATE)
+    return OobleckDiagonalGaussianDistribution
+
+
+def complete_instances():
+    complete_all(_posterior(), _LAZY, _PRIVATE)
 
 
 def _init(theirs):
