@@ -149,7 +149,7 @@ class Oracle:
             sums = np.shape(terms) != np.shape(oracle)
             exponent = self.exponent
             if sums:
-                terms, exponent = _sum_to(terms, oracle.shape), exponent.max()
+                terms, exponent = sum_to(terms, oracle.shape), exponent.max()
                 atol = 2 * torch.finfo(grad.dtype).eps * terms
             assert_close(grad, oracle, terms=terms, exponent=exponent, atol=atol)
 
@@ -179,7 +179,7 @@ class Oracle:
         return tuple(np.broadcast_to(value, self.mu.shape) for value in prior)
 
 
-def _sum_to(array, shape):
+def sum_to(array, shape):
     """The sum over the dimensions that broadcasting from `shape` adds or stretches."""
     array = array.sum(axis=tuple(range(array.ndim - len(shape))))
     return array.sum(axis=tuple(k for k, size in enumerate(shape) if size == 1), keepdims=True)

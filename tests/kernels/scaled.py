@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tests.kernels.latents import _sum_to, like_output, posterior, reference_eps
+from tests.kernels.latents import like_output, posterior, reference_eps, sum_to
 from tests.support.tolerance import NOISE, assert_close
 from tests.support.ulp import to_numpy
 from vae_fast import SoftClamp, Softplus
@@ -151,7 +151,7 @@ class Oracle:
             exponent = self.exponent
             if terms.shape != oracle.shape:
                 # autograd adds the gradients of an expanded prior, each rounded to its dtype
-                terms, atol, exponent = _sum_to(terms, oracle.shape), _sum_to(atol, oracle.shape), exponent.max()
+                terms, atol, exponent = sum_to(terms, oracle.shape), sum_to(atol, oracle.shape), exponent.max()
                 atol = atol + 2 * torch.finfo(grad.dtype).eps * terms
             assert_close(grad, oracle, terms=terms, exponent=exponent, atol=atol)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from tests.kernels import domains
-from tests.kernels.latents import _sum_to, like_output
+from tests.kernels.latents import like_output, sum_to
 from tests.support.tolerance import assert_close, assert_loss_close
 from tests.support.ulp import to_numpy
 from vae_fast import elbo_loss, reconstruction_loss
@@ -107,7 +107,7 @@ class Case:
         _, derivatives, _, sizes, exponent = self.oracle()
         for grad, param, derivative, size in zip(grads, self.params, derivatives, sizes, strict=True):
             assert (grad.dtype, grad.shape) == (param.dtype, param.shape)
-            expected, terms = (_sum_to(v, param.shape) for v in (upstream * derivative, np.abs(upstream) * size))
+            expected, terms = (sum_to(v, param.shape) for v in (upstream * derivative, np.abs(upstream) * size))
             # made in forward for an upstream gradient of 1, bfloat16 is rounded a second time
             atol = torch.finfo(grad.dtype).eps * np.abs(expected) if grad.dtype == torch.bfloat16 else 0.0
             assert_close(grad, expected, terms=terms, exponent=np.max(exponent, initial=0.0), atol=atol)
