@@ -49,7 +49,6 @@ class SoftClamp:
         object.__setattr__(self, "epsilon", checks.number("epsilon", self.epsilon))
 
 
-LOGVAR = Scale("logvar")
 NAMES = ("logvar", "logstd", "std", "softplus")
 
 
