@@ -7,7 +7,7 @@ from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import HALF, ONE, exp, exp_of_half, expm1_minus_x
 from vae_fast.eager.general import clamped, clamped_gradient
 
-NONE = (None, None)
+NONE = (None, None)  # no clamp, no prior
 LOGVAR = ("logvar", 0.0, 0.0)
 
 

@@ -13,7 +13,7 @@ from vae_fast.eager import divergence, reductions, scales
 from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import cast
 
-NONE = (None, None)
+NONE = (None, None)  # no clamp, no prior
 
 
 def sampled_like(mu, samples, dtype=None):

@@ -74,7 +74,11 @@ def _way(output, target, row, is_whole):
 
 
 def _suits(output, target, most):
-    """Whether PyTorch's own op does, for a target of the CPU without a gradient: it minds what else `takes` asks."""
+    """Whether PyTorch's own op takes them, for a target of the CPU without a gradient.
+
+    Less is asked than by `takes`: that op knows tensors whose memory does not hold their values, and its backward pass
+    batches of gradients.
+    """
     shape = target.shape
     return (
         type(output) in PLAIN
@@ -135,9 +139,9 @@ def _reconstruct_classes(logits, target, row, reduction):
 
 def elbo(output, target, kl, beta, row, *options):
     """(total, reconstruction, kl) by `reconstruct`; None for classes, whose gradient must not be scaled afterwards."""
-    if is_compiling() or row.domain == "classes" or not _is_of_cpu(kl) or not (is_weight(beta) or _is_number(beta)):
+    if is_compiling() or row.domain == "classes" or not _is_of_cpu(kl) or type(target) not in PLAIN:
         return None
-    if type(target) not in PLAIN or not fits(kl, target):
+    if not (is_weight(beta) or _is_weight_tensor(beta)) or not _fits(kl, target):
         return None
     nll = reconstruct(output, target, row, "sum", *options)
     if nll is None:
@@ -158,17 +162,18 @@ def _add(nll, kl, beta):
     return torch.add(nll, kl, alpha=beta) if type(beta) is float else nll + kl * beta
 
 
-def _is_number(beta):
-    """Whether it is a tensor of one that needs no check."""
-    return _is_of_cpu(beta) and not beta.dim() and not beta.requires_grad
-
-
 def is_weight(beta):
+    """Whether it is a float that is good as it is, which a kl may be multiplied by in float32."""
     return type(beta) is float and 0 <= beta <= checks.LARGEST
 
 
-def fits(kl, target):
-    """Whether it is one a sample, or averaged over them."""
+def _is_weight_tensor(beta):
+    """Whether it is a 0-d tensor that is good as it is; values are not looked at."""
+    return _is_of_cpu(beta) and not beta.dim() and not beta.requires_grad
+
+
+def _fits(kl, target):
+    """Whether there is one a sample, or their mean."""
     return not kl.dim() or kl.shape == target.shape[:1]
 
 
