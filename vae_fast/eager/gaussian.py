@@ -5,9 +5,8 @@ import torch
 from vae_fast.eager import general, noise, reductions
 from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import HALF, ONE, exp, exp_of_half, expm1_minus_x
-from vae_fast.eager.general import clamped, clamped_gradient
+from vae_fast.eager.general import NONE, clamped, clamped_gradient
 
-NONE = (None, None)  # no clamp, no prior
 LOGVAR = ("logvar", 0.0, 0.0)
 
 
