@@ -5,6 +5,7 @@ argument: what is left is to allocate, to put the addresses in, and to launch.
 """
 
 import contextlib
+import copy
 import functools
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_iter
 from vae_fast.kernels import tiling
 
 ALIGNMENT = 16  # bytes: Triton compiles another kernel where an address is no multiple of it
+STREAM = object()  # in place of the current one
 
 
 class Launch(NamedTuple):
@@ -125,11 +127,9 @@ class _Writer:
 
     def compiled(self, each):
         """A line that launches without what Triton asks of each argument to find the compiled kernel, and hooks."""
-        kernel = each.compiled
         rest = (each.constants[name] for name in each.kernel.arg_names[len(each.arguments) :])
-        arguments = [*(self.expression(value, self.address) for value in each.arguments), *map(self.constant, rest)]
-        first = f"{self.constant(kernel.function)}, {self.constant(kernel.packed_metadata)}, None, None, None"
-        return f"{self.constant(kernel.run)}({each.programs}, 1, 1, stream, {first}, {', '.join(arguments)})"
+        launch, given = _handed_on(each.compiled, each.programs, [*each.arguments, *rest])
+        return f"{self.constant(launch)}({', '.join(self.expression(value, self.address) for value in given)})"
 
     def interpreted(self, each):
         """The same for the interpreter, which wants tensors."""
@@ -137,6 +137,8 @@ class _Writer:
         return f"{self.constant(run)}({', '.join(self.expression(value, self.tensor) for value in each.arguments)})"
 
     def expression(self, value, leaf):
+        if value is STREAM:
+            return "stream"
         if isinstance(value, torch.Tensor):
             return leaf(value)
         if isinstance(value, Varying):
@@ -172,6 +174,19 @@ class _Writer:
         if len(found) != 1:  # of two inputs, either may lie elsewhere the next time
             raise LookupError("neither in one tensor given to the launcher nor in one allocated by it")
         return found[0], tensor.data_ptr() - self.bases[found[0]].data_ptr()
+
+
+def _handed_on(kernel, programs, arguments):
+    """(the driver's function that launches, what Triton's launcher hands on to it): in Python, a microsecond a call.
+
+    Asked of a copy of the launcher, as each version of Triton and each vendor hands on something else.
+    """
+    launcher, handed_on = copy.copy(kernel.run), []
+    if not hasattr(launcher, "launch") or getattr(launcher, "global_scratch_size", 0) or launcher.profile_scratch_size:
+        raise LookupError("a launcher of another make, or that allocates in each call")
+    launch, launcher.launch = launcher.launch, lambda *given: handed_on.append(given)
+    launcher(programs, 1, 1, STREAM, kernel.function, kernel.packed_metadata, None, None, None, *arguments)
+    return launch, handed_on[0]
 
 
 def _part(offset, shape, strides, dtype, base):

@@ -9,7 +9,9 @@ pytest.importorskip("triton")
 
 import torch
 import triton
-from triton.runtime import driver
+from triton.backends.amd.driver import HIPLauncher
+from triton.backends.nvidia.driver import CudaLauncher
+from triton.runtime import _allocation, driver
 
 from tests.kernels.plays import CALLS, count_plays
 from vae_fast.benchmarks.launches import TARGETS
@@ -27,25 +29,25 @@ ALLOCATORS += [(torch.Tensor, name) for name in ("new_empty", "new_zeros")]
 
 
 class Kernel:
-    """In place of a compiled one: it is run as Triton 3.6 and 3.7 run theirs, and notes the arguments."""
+    """In place of a compiled one: Triton's own launcher runs it, and what that hands on to the driver is noted."""
 
-    def __init__(self, source, runs):
-        self.names, self.runs = source.fn.arg_names, runs
+    def __init__(self, source, launcher, runs):
         self.function, self.packed_metadata = object(), object()
+        self.run = object.__new__(launcher)  # its __init__ wants a driver
+        vars(self.run).update(
+            launch=lambda *given: runs.append(given), num_ctas=1, warp_size=64,
+            global_scratch_size=0, global_scratch_align=1, profile_scratch_size=0, profile_scratch_align=1,
+            launch_cooperative_grid=False, launch_pdl=False, arg_annotations=[], kernel_signature=source.fn.arg_names,
+        )  # fmt: skip
 
     def launch_metadata(self, grid, stream, *arguments):
         return None
 
-    def run(self, x, y, z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments):
-        assert (stream, function, packed_metadata) == (STREAM, self.function, self.packed_metadata)
-        assert len(arguments) == len(self.names)
-        self.runs.append((function, (x, y, z), arguments))
-
 
 @pytest.fixture
-def runs(monkeypatch):
-    """What kernels were run with, on a GPU that is played: they are not compiled, and tensors lie on the CPU."""
-    made = []
+def runs(monkeypatch, request):
+    """What kernels were launched with, on a GPU that is played: they are not compiled, and tensors lie on the CPU."""
+    made, launcher = [], getattr(request, "param", CudaLauncher)
     device = object()  # of its own, or Triton would take a kernel that it has compiled before
     played = SimpleNamespace(
         get_current_device=lambda: device,
@@ -53,7 +55,7 @@ def runs(monkeypatch):
         get_current_target=lambda: TARGETS["sm_90"],
     )
     monkeypatch.setattr(driver, "_active", played)
-    monkeypatch.setattr(triton.compiler, "compile", lambda source, **options: Kernel(source, made))
+    monkeypatch.setattr(triton.compiler, "compile", lambda source, **options: Kernel(source, launcher, made))
     monkeypatch.setattr(launching, "_can_be_written_down", lambda tensors: True)
     return made
 
@@ -76,7 +78,12 @@ def kept(monkeypatch):
 
 
 def numbered(value, addresses):
-    """With addresses, and the tensors that lie there, replaced by numbers in the order of their first appearance."""
+    """With addresses, and the tensors that lie there, replaced by numbers in the order of their first appearance.
+
+    And hooks that do nothing by None, which a played launch hands on.
+    """
+    if value is triton.knobs.runtime.launch_enter_hook or value is triton.knobs.runtime.launch_exit_hook:
+        return None
     if isinstance(value, tuple):
         return tuple(numbered(item, addresses) for item in value)
     if isinstance(value, torch.Tensor):
@@ -96,6 +103,31 @@ def test_a_played_launch_has_the_arguments_of_a_planned_one(workload, runs, kept
         calls.append(numbered(tuple(runs), {}))
     assert plays
     assert calls == [calls[0]] * CALLS
+    assert all(STREAM in given for given in runs)
+
+
+@pytest.mark.no_poison("tensors that are never read")
+@pytest.mark.parametrize("runs", [HIPLauncher], indirect=True)
+def test_each_vendors_launcher_hands_on_its_own(runs, kept, monkeypatch):
+    test_a_played_launch_has_the_arguments_of_a_planned_one(WORKLOADS[0], runs, kept, monkeypatch)
+
+
+@pytest.mark.no_poison("tensors that are never read")
+@pytest.mark.usefixtures("kept")
+def test_a_launcher_that_allocates_in_each_call_is_not_played(runs, monkeypatch):
+    plays, compile = count_plays(monkeypatch), triton.compiler.compile
+
+    def compiled(source, **options):
+        kernel = compile(source, **options)
+        kernel.run.profile_scratch_size = 8
+        return kernel
+
+    monkeypatch.setattr(triton.compiler, "compile", compiled)
+    monkeypatch.setattr(_allocation, "_profile_allocator", SimpleNamespace(get=lambda: lambda *asked: object()))
+    for _ in range(CALLS):
+        WORKLOADS[0].run()
+    assert runs
+    assert not plays
 
 
 @pytest.mark.no_poison("tensors that are never read")
