@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch._C._dynamo.guards import _empty_strided_cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -95,35 +96,36 @@ class _Writer:
         self.constants = {"torch": torch, "tiling": tiling}
 
     def function(self, launches, result, is_watched):
-        inputs, device = range(self.inputs), self.constant(self.bases[0].device)
+        inputs, is_compiled = range(self.inputs), launches[0].compiled is not None
+        on_current = is_compiled and torch.cuda.device_count() == 1  # nothing is elsewhere
         lines = [
             f"{''.join(f't{k}, ' for k in inputs)} = tensors",
             *(f"p{k} = t{k}.data_ptr()" for k in inputs),
             f"if ({' | '.join(f'p{k}' for k in inputs)}) % {ALIGNMENT} or {self.constant(is_watched)}(): return None",
         ]
         for k, base in enumerate(self.bases[self.inputs :], start=self.inputs):
-            layout = f"{self.constant(base.shape)}, {self.constant(base.stride())}, dtype={self.constant(base.dtype)}"
-            lines += [
-                f"t{k} = torch.empty_strided({layout}, device={device})",
-                f"p{k} = t{k}.data_ptr()",
-            ]
-        lines += self.launching(launches)
-        lines += [f"return {self.expression(result, self.tensor)}"]
+            lines += [f"t{k} = {self.allocation(base, on_current)}", f"p{k} = t{k}.data_ptr()"]
+        launching = self.launching(launches) if is_compiled else map(self.interpreted, launches)
+        if not on_current:
+            launching = "with tiling.on_device(t0):", *(f"    {line}" for line in launching)
+        lines += [*launching, f"return {self.expression(result, self.tensor)}"]
         text = "\n    ".join(("def play(tensors, number=None):", *lines))
         exec(text, self.constants)  # of our own text alone
         return self.constants["play"]
 
+    def allocation(self, base, on_current):
+        """Allocates what takes the place of the base."""
+        layout = f"{self.constant(tuple(base.shape))}, {self.constant(base.stride())}"
+        dtype, device = self.constant(base.dtype), self.constant(base.device)
+        is_filled = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+        if on_current and not is_filled:  # as compiled code does, in half the time
+            return f"{self.constant(_empty_strided_cuda)}({layout}, {dtype})"
+        return f"torch.empty_strided({layout}, dtype={dtype}, device={device})"
+
     def launching(self, launches):
-        """Its lines that launch."""
-        if launches[0].compiled is None:
-            lines = [self.interpreted(each) for each in launches]
-        else:
-            index = self.bases[0].device.index
-            stream = f"{self.constant(triton.runtime.driver.active.get_current_stream)}({index})"
-            lines = [f"stream = {stream}", *(self.compiled(each) for each in launches)]
-            if torch.cuda.device_count() == 1:  # it is the current one
-                return lines
-        return ["with tiling.on_device(t0):", *(f"    {line}" for line in lines)]
+        """Its lines that launch what is compiled."""
+        stream = self.constant(triton.runtime.driver.active.get_current_stream)
+        return [f"stream = {stream}({self.bases[0].device.index})", *map(self.compiled, launches)]
 
     def compiled(self, each):
         """A line that launches without what Triton asks of each argument to find the compiled kernel, and hooks."""

@@ -79,7 +79,10 @@ def recomputed_loss(seed, device):
         (recomputed_loss, (elbo.forward, elbo.backward)),
     ],
 )
-def test_what_is_played_has_the_bits_of_what_is_planned(call, launchers, kernels_device, played):
+@pytest.mark.parametrize(
+    "poison", ["poison", pytest.param("none", marks=pytest.mark.no_poison("compiled kernels then allocate otherwise"))]
+)
+def test_what_is_played_has_the_bits_of_what_is_planned(call, launchers, poison, kernels_device, played):
     with launching.planning_anew():
         planned = [call(seed, kernels_device) for seed in range(CALLS)]
     assert not played

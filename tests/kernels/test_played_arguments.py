@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 import torch
 import triton
+from torch._C._dynamo.guards import _empty_strided_cpu
 from triton.backends.amd.driver import HIPLauncher
 from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime import _allocation, driver
@@ -16,7 +17,7 @@ from triton.runtime import _allocation, driver
 from tests.kernels.plays import CALLS, count_plays
 from vae_fast.benchmarks.launches import TARGETS
 from vae_fast.benchmarks.workloads import workloads
-from vae_fast.kernels import launching, tiling
+from vae_fast.kernels import launching, plans, tiling
 
 pytestmark = pytest.mark.compiled_only
 
@@ -26,6 +27,7 @@ PARTS = "latent, learned prior, std, monte_carlo"
 WORKLOADS = [w for w in workloads() if w.main or (w.options.startswith(PARTS) and w.layout != "unaligned")]
 ALLOCATORS = [(torch, name) for name in ("empty", "empty_like", "empty_strided", "full")]
 ALLOCATORS += [(torch.Tensor, name) for name in ("new_empty", "new_zeros")]
+ALLOCATORS += [(plans, "_empty_strided_cuda")]
 
 
 class Kernel:
@@ -57,6 +59,8 @@ def runs(monkeypatch, request):
     monkeypatch.setattr(driver, "_active", played)
     monkeypatch.setattr(triton.compiler, "compile", lambda source, **options: Kernel(source, launcher, made))
     monkeypatch.setattr(launching, "_can_be_written_down", lambda tensors: True)
+    monkeypatch.setattr(plans, "_empty_strided_cuda", _empty_strided_cpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     return made
 
 
