@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
 
 import vae_fast
+from tests.kernels.scaled import SCALES
 from tests.ops.cases import CASES, MAIN, SEED, Case, case_id, scalar, tupled, values
 from vae_fast import (
     elbo_loss,
@@ -123,6 +124,21 @@ def test_a_compiled_backward_pass_of_a_clamp_is_one_graph(backend):
     with torch._dynamo.config.patch(compiled_autograd=True):
         torch.compile(kl.backward, backend=recorder)()
     torch.testing.assert_close((mu.grad, logvar.grad), wanted, equal_nan=True)
+    assert len(recorder.graphs) == 1
+
+
+@pytest.mark.parametrize(("kl", "num_samples"), [("closed_form", None), ("monte_carlo", 3)])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_compiled_backward_pass_of_a_scale_is_one_graph(scale, kl, num_samples, backend):
+    mu, raw = (values(4, 6, device=backend.device, dtype=torch.float32, seed=i).requires_grad_() for i in (1, 2))
+    options = {"scale": SCALES[scale], "kl": kl, "num_samples": num_samples}
+    z, divergence = sample_kl(mu, raw, prior=(raw, mu), **options)
+    loss = z.sum() + divergence.sum()
+    wanted = torch.autograd.grad(loss, (mu, raw), retain_graph=True)
+    recorder = EagerAndRecordGraphs()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(loss.backward, backend=recorder)()
+    torch.testing.assert_close((mu.grad, raw.grad), wanted)
     assert len(recorder.graphs) == 1
 
 
