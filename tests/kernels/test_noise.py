@@ -7,10 +7,12 @@ import triton
 import triton.language as tl
 
 from tests.support.tolerance import NOISE, assert_noise_close
+from vae_fast.eager import blocks
 from vae_fast.eager import noise as eager_noise
 from vae_fast.kernels import noise
 from vae_fast.reference import noise as reference
 
+PIECE = int(4 * eager_noise.AT_ONCE * blocks.BLOCK)  # elements that the eager path makes at once, on one thread
 LARGEST = np.sqrt(66 * np.log(2))  # sqrt(-2 ln 2^-33), of the word 0
 
 SEEDS = [
@@ -165,6 +167,22 @@ def test_the_eager_words_are_those_of_philox_bit_by_bit(seed, stream):
         assert (made.numpy() == reference_words(seed, start, 128, stream)).all()
 
 
+@pytest.mark.parametrize(
+    ("device", "threads", "pieces"),
+    [
+        ("cpu", 1, 4),
+        ("cpu", 2, 2),  # or one core would work for all
+        ("meta", 1, 1),  # a GPU: each piece is some sixty launches
+    ],
+)
+def test_eager_words_are_made_in_pieces_for_the_caches_of_the_cpus_cores(device, threads, pieces, monkeypatch):
+    sizes, philox = [], eager_noise.philox
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(eager_noise, "philox", lambda *args: sizes.append(len(args[1])) or philox(*args))
+    eager_noise.normal(seed_tensor(0, device), torch.empty(4 * PIECE, device=device))
+    assert sizes == [PIECE // pieces] * pieces
+
+
 def reference_words(seed, start, size, stream):
     counter = np.uint64(start) + np.arange(size, dtype=np.uint64)
     low = np.uint64(2**32 - 1)
@@ -191,7 +209,7 @@ def test_uniforms_are_equal_bit_by_bit(seed, start, wide, kernels_device):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4, 5), (0, 4), (4 * eager_noise.AT_ONCE + 5,)])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4, 5), (0, 4), (PIECE + 5,)])
 def test_eager_uniforms_are_equal_bit_by_bit(shape, seed):
     made = eager_noise.uniform(seed_tensor(seed, "cpu"), torch.empty(shape))
     assert np.array_equal(made.flatten().double().numpy(), reference.uniform(seed, made.numel()))
@@ -225,7 +243,7 @@ def test_the_stream_is_part_of_the_counter(kernel, kernels_device):
         (4, 8),  # whole quads
         (2, 3, 4, 5),
         (0, 4),  # nothing to draw
-        (4 * eager_noise.AT_ONCE + 5,),  # words that are made in two pieces
+        (PIECE + 5,),  # words that are made in two pieces
     ],
 )
 def test_eager_normals(shape, seed):

@@ -4,12 +4,13 @@ import math
 
 import torch
 
+from vae_fast.eager.blocks import blocks
 from vae_fast.eager.elementary import number
 
 LATENTS = 0  # stream of the latents' noise
 TARGETS = 1  # stream of dynamic binarisation
 
-AT_ONCE = 16384  # counters whose words stay in a core's cache
+AT_ONCE = 1 / 8  # counters, of a block's elements: the words of so many stay in a core's cache
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
 
@@ -60,6 +61,6 @@ def _fractions(*words):
 def _drawn(numbers, seed, like, stream):
     """What `numbers` makes of pairs of words, in turn for the elements of a sample of `like`."""
     counter = torch.arange((like.numel() + 3) // 4, device=like.device)
-    pairs = [torch.stack(numbers(*philox(seed, some, stream)), -1) for some in counter.split(AT_ONCE)]
+    pairs = [torch.stack(numbers(*philox(seed, some, stream)), -1) for (some,) in blocks((counter,), AT_ONCE)]
     flat = torch.cat([pair.transpose(0, 1).flatten() for pair in pairs])
     return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
