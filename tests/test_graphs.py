@@ -168,6 +168,9 @@ class TestBadArguments:
         optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
         with pytest.raises(ValueError, match="SGD, which reads a tensor lr on the host: expected one with fused=True"):
             capture_step(model, optimizer, batch(0))
+        optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1), fused=True)
+        with pytest.raises(RuntimeError, match="example is on cpu"):  # the check after that of the optimizer
+            capture_step(model, optimizer, batch(0))
 
     def test_one_group_that_is_not_capturable(self):
         model = small()

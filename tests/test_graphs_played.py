@@ -11,7 +11,7 @@ import torch
 
 from tests.support import played_graph
 from tests.test_graphs import adam, batch, check_beta_may_be_written_to, check_same_steps, on_the_cpu, small
-from vae_fast import capture_step, graphs
+from vae_fast import ELBO, capture_step, graphs
 from vae_fast.benchmarks import cases, steps
 from vae_fast.benchmarks.contenders import CONTENDERS
 
@@ -125,12 +125,17 @@ def test_the_gradients_of_the_warm_up_are_let_go_before_the_capture():
 
 
 @pytest.mark.usefixtures("played_cuda")
-def test_gradients_that_the_optimizer_has_not_are_the_graphs_own_too():
+def test_gradients_that_the_optimizer_or_the_model_has_not_are_the_graphs_own_too():
     """Else replays would add to those of the warm-up, also where model.zero_grad() has freed them since."""
-    model, found = small(), []
+    model, factor, found = small(), torch.ones((), requires_grad=True), []
     loss = model.loss
-    model.loss = lambda x: found.extend(weight.grad is None for weight in model.parameters()) or loss(x)
-    capture_step(model, torch.optim.SGD(model.decoder.parameters(), lr=0.0), batch(0))
+
+    def scaled_loss(x):
+        found.extend(weight.grad is None for weight in (factor, *model.parameters()))
+        return ELBO(*(factor * part for part in loss(x)))
+
+    model.loss = scaled_loss
+    capture_step(model, torch.optim.SGD([factor, *model.decoder.parameters()], lr=0.0), batch(0))
     assert found
     assert all(found)
 
