@@ -67,3 +67,21 @@ def test_a_forward_pass_alone_has_room_for_one_block_beside_what_it_returns(call
         peak = peak_memory(lambda: call(mu, logvar), mu.device)
     returned = 0 if call is gaussian_kl else 2  # z, and the noise
     assert returned * mu.nbytes <= peak < (returned + 0.75) * mu.nbytes
+
+
+def test_a_block_of_many_samples_has_the_room_of_one_of_a_single_one(monkeypatch):
+    """Beside z and its noise, or beside the two gradients."""
+    monkeypatch.setattr(blocks, "BLOCK", 1024)
+    mu, logvar = (values(256 * torch.get_num_threads(), 64, seed=i).requires_grad_() for i in (1, 2))
+
+    def call():
+        return sample_kl(mu, logvar, kl="monte_carlo", num_samples=8)
+
+    with use_backend("eager"):
+        with torch.no_grad():
+            forward = peak_memory(call, mu.device)
+        made = call()
+        upstream = [torch.ones_like(t) for t in made]
+        backward = peak_memory(lambda: torch.autograd.grad(made, (mu, logvar), upstream, retain_graph=True), mu.device)
+    assert 2 * 8 * mu.nbytes <= forward < (2 * 8 + 0.5) * mu.nbytes
+    assert 2 * mu.nbytes <= backward < (2 + 0.5) * mu.nbytes

@@ -106,6 +106,16 @@ def test_a_second_derivative():
             slope.sum().backward()
 
 
+def test_the_gradient_in_mu_through_z_alone_is_that_of_z_itself():
+    """Which may be differentiated once more: nothing of ours has been computed of it."""
+    mu, raw = scaled_pair("softplus")
+    z = reparameterize(mu, raw, scale="softplus")
+    assert is_small(z)
+    (slope,) = torch.autograd.grad(z.square().sum(), mu, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), mu)
+    torch.testing.assert_close(second, torch.full_like(mu, 2.0))
+
+
 def test_a_change_in_place_is_noticed():
     mu, raw = scaled_pair("softplus")
     z, _ = sample_kl(mu, raw, scale="softplus")
