@@ -179,9 +179,10 @@ class _Writer:
 
 
 def _handed_on(kernel, programs, arguments):
-    """(the driver's function that launches, what Triton's launcher hands on to it): in Python, a microsecond a call.
+    """(the driver's function that launches, what Triton's launcher hands on to it).
 
-    Asked of a copy of the launcher, as each version of Triton and each vendor hands on something else.
+    Each call of the launcher works that out anew, which takes Python a microsecond. It is asked of a copy, as each
+    version of Triton and each vendor hands on something else.
     """
     launcher, handed_on = copy.copy(kernel.run), []
     if not hasattr(launcher, "launch") or getattr(launcher, "global_scratch_size", 0) or launcher.profile_scratch_size:
