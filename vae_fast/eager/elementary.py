@@ -4,6 +4,7 @@ import functools
 import math
 
 import torch
+from torch.compiler import is_compiling
 from torch.utils._python_dispatch import _disable_current_modes
 
 LOG2_E = math.log2(math.e)  # torch.exp2 takes a third of torch.exp's time on some CPUs
@@ -11,19 +12,26 @@ ROW = 512  # numbers whose squares float32 adds up one after the other, as many 
 FACTORS = 32  # numbers in [1/2, 2] with one logarithm: their product is far from underflow and overflow
 
 
-@functools.lru_cache(maxsize=256)
 def number(value, dtype, device="cpu", stream=None):
     """A number as a tensor: PyTorch takes two microseconds to wrap one, and one to convert a tensor's dtype.
 
-    stream: of a GPU, on which the tensor is filled, and must be read.
+    stream: of a GPU, on which the tensor is filled, and must be read. A compiler, which traces a backward pass, has it
+    filled anew: it cannot look into the cache, and would break its graph there.
     """
+    if is_compiling():
+        return torch.full((), value, dtype=dtype, device=device)
+    return _filled(value, dtype, device, stream)
+
+
+@functools.lru_cache(maxsize=256)
+def _filled(value, dtype, device, stream):
     # What is first computed in inference_mode or within torch.func, or imported in a FakeTensorMode, is of use outside.
     with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
         return torch.full((), value, dtype=dtype, device=device)
 
 
 def _constant(value):
-    return {dtype: number(value, dtype) for dtype in (torch.float32, torch.float64)}
+    return {dtype: _filled(value, dtype, "cpu", None) for dtype in (torch.float32, torch.float64)}
 
 
 _LOG2_E, _MINUS_LOG2_E, _HALF_LOG2_E = _constant(LOG2_E), _constant(-LOG2_E), _constant(LOG2_E / 2)

@@ -1,7 +1,6 @@
 """As `vae_fast.kernels.scales`: how the two tensors of a Gaussian give its mean and standard deviation."""
 
 import torch
-from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from vae_fast.eager.elementary import ONE, exp, exp_of_half, number
@@ -22,7 +21,7 @@ def mean(mu, scale):
 def mean_gradient(gradient, mu, scale):
     """The gradient in the first tensor, of one in the mean."""
     name, bound, _ = scale
-    return gradient * _sech2(mu / _number(bound, mu.dtype)) if name == "soft_clamp" else gradient
+    return gradient * _sech2(mu / number(bound, mu.dtype)) if name == "soft_clamp" else gradient
 
 
 def deviation(x, scale, measured=True):
@@ -42,12 +41,12 @@ def deviation(x, scale, measured=True):
         if not epsilon:
             return logstd.add_(logstd), std
     if epsilon:
-        std.add_(_number(epsilon, x.dtype))
+        std.add_(number(epsilon, x.dtype))
     return _twice_log(std) if measured else None, std
 
 
 def _bounded(x, bound):
-    bound = _number(bound, x.dtype)
+    bound = number(bound, x.dtype)
     return (x / bound).tanh_().mul_(bound)
 
 
@@ -64,18 +63,13 @@ def deviation_gradient(gradient, x, scale):
     if name == "softplus":
         return gradient * torch.sigmoid(x)
     if name == "soft_clamp":
-        gradient = gradient * _sech2(x / _number(bound, x.dtype))
+        gradient = gradient * _sech2(x / number(bound, x.dtype))
         return gradient * exp(_bounded(x, bound)) if epsilon else gradient + gradient
     return gradient
 
 
-def _number(value, dtype):
-    """As `number`, whose cache a compiler that traces a backward pass cannot look into."""
-    return value if is_compiling() else number(value, dtype)
-
-
 def _sech2(x):
     """1 - tanh(x)^2, without that cancellation."""
-    e = x.abs().mul_(_number(-2.0, x.dtype)).exp_()
-    made = e * _number(4.0, x.dtype)
+    e = x.abs().mul_(number(-2.0, x.dtype)).exp_()
+    made = e * number(4.0, x.dtype)
     return made.div_(e.add_(ONE[x.dtype]).square_())
