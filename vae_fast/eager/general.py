@@ -147,7 +147,7 @@ def _derivatives(grad_z, g, eps, mean, v, std, prior, direct, prior_grad):
     """Gradients in the mean, the deviation, the log-variance, and the prior's mean and log-variance; or Nones."""
     d_mean = d_std = d_logvar = d_prior_mean = d_prior_logvar = None
     if grad_z is not None:
-        d_mean, d_std = _total(grad_z, mean), _total(grad_z * eps, mean)
+        d_mean, d_std = _of_sample(grad_z, eps, mean)
     if g is not None:
         slope, half = divergence.closed_form_gradient(mean, v, std, prior, direct)
         d_mean, d_logvar = slope * g if d_mean is None else torch.addcmul(d_mean, slope, g), half * g
@@ -159,14 +159,19 @@ def _derivatives(grad_z, g, eps, mean, v, std, prior, direct, prior_grad):
 
 def _monte_carlo_derivatives(grad_z, g, eps, mean, v, std, prior, direct, prior_grad):
     """The same, of a KL that is estimated at the samples."""
-    sample, d_prior_mean, d_prior_logvar = torch.addcmul(mean, std, eps), None, None
+    d_prior_mean = d_prior_logvar = None
+    sample = torch.addcmul(mean, std, eps)
     through_z = divergence.slope(sample, prior) * g
     if prior_grad:
         d_prior_mean = _total(through_z, mean).neg()
         d_prior_logvar = _total(torch.addcmul(g, through_z, sample - prior[0], value=-1), mean) * 0.5
-    d_z = through_z if grad_z is None else grad_z + through_z
-    d_mean, d_std, *_ = _derivatives(d_z, None, eps, mean, v, std, prior, direct, False)
+    d_mean, d_std = _of_sample(through_z if grad_z is None else grad_z + through_z, eps, mean)
     return d_mean, d_std, -0.5 * _total(g, mean), d_prior_mean, d_prior_logvar
+
+
+def _of_sample(grad_z, eps, mean):
+    """The gradients in the mean and the deviation, of that in mean + deviation * eps."""
+    return _total(grad_z, mean), _total(grad_z * eps, mean)
 
 
 def _total(tensor, like):
