@@ -115,16 +115,21 @@ def test_a_compiled_backward_pass_of_an_uncompiled_forward(backend):
     assert any("vae_fast.gaussian_backward" in graph.code for graph in recorder.graphs)
 
 
+def compiled_backward(loss):
+    """The graphs into which a compiled loss.backward() breaks."""
+    recorder = EagerAndRecordGraphs()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(loss.backward, backend=recorder)()
+    return recorder.graphs
+
+
 def test_a_compiled_backward_pass_of_a_clamp_is_one_graph(backend):
     mu, logvar = (values(4, 6, device=backend.device, dtype=torch.float32, seed=i) - 0.5 for i in (1, 2))
     logvar[0] = float("nan")
     kl = gaussian_kl(mu.requires_grad_(), logvar.requires_grad_(), logvar_clamp=(-0.2, 0.2))
     wanted = torch.autograd.grad(kl, (mu, logvar), retain_graph=True)
-    recorder = EagerAndRecordGraphs()
-    with torch._dynamo.config.patch(compiled_autograd=True):
-        torch.compile(kl.backward, backend=recorder)()
+    assert len(compiled_backward(kl)) == 1
     torch.testing.assert_close((mu.grad, logvar.grad), wanted, equal_nan=True)
-    assert len(recorder.graphs) == 1
 
 
 @pytest.mark.parametrize(("kl", "num_samples"), [("closed_form", None), ("monte_carlo", 3)])
@@ -135,11 +140,26 @@ def test_a_compiled_backward_pass_of_a_scale_is_one_graph(scale, kl, num_samples
     z, divergence = sample_kl(mu, raw, prior=(raw, mu), **options)
     loss = z.sum() + divergence.sum()
     wanted = torch.autograd.grad(loss, (mu, raw), retain_graph=True)
-    recorder = EagerAndRecordGraphs()
-    with torch._dynamo.config.patch(compiled_autograd=True):
-        torch.compile(loss.backward, backend=recorder)()
+    assert len(compiled_backward(loss)) == 1
     torch.testing.assert_close((mu.grad, raw.grad), wanted)
-    assert len(recorder.graphs) == 1
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sample"])
+@pytest.mark.parametrize("weight", [None, "of samples", "mask"])
+@pytest.mark.parametrize("name", ["bernoulli", "huber", "laplace", "log_cosh"])
+def test_a_compiled_backward_pass_of_a_likelihood_is_one_graph(name, weight, reduction, backend):
+    """Where the eager room looks at a CPU's numbers, a compiler would break its graph."""
+    first, second, target = (values(4, 6, device=backend.device, dtype=torch.float32, seed=i) for i in (1, 2, 3))
+    params = [p.requires_grad_() for p in ((first, second) if name == "laplace" else (first,))]
+    weight = {None: None, "of samples": second.detach()[:, 0], "mask": second.detach() > 0.5}[weight]
+    output = tuple(params) if len(params) > 1 else first
+
+    def loss():  # a new one for each backward pass: the first takes what forward kept
+        return reconstruction_loss(output, target, name, weight=weight, reduction=reduction).sum()
+
+    wanted = torch.autograd.grad(loss(), params)
+    assert len(compiled_backward(loss())) == 1
+    torch.testing.assert_close([p.grad for p in params], list(wanted))
 
 
 def test_another_beta_tensor_does_not_recompile(backend):

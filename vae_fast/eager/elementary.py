@@ -43,6 +43,11 @@ def cast(tensor, dtype):
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
+def is_at_hand(tensor):
+    """Whether to ask for a tensor's number costs little: a GPU would be waited for, and a compiler break its graph."""
+    return tensor.is_cpu and not is_compiling()
+
+
 def exp(x, out=None):
     """exp(x), off by 6e-8 of the exponent in float32, in `out` or a new tensor."""
     return torch.mul(x, _LOG2_E[x.dtype], out=out).exp2_()

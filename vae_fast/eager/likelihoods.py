@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import counts, special
-from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, select
+from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, is_at_hand, select
 
 EACH, SUM = 0, 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
 
@@ -145,7 +145,7 @@ def _l1_derivatives(params, target, outs):
 def _l1_total(params, target, outs, sums):
     error = torch.sub(params[0], target, out=outs[0])
     total = sums.of(error.abs())
-    return total, (error.sign_() if error.is_cpu and total.isfinite() else _sign(error),)
+    return total, (error.sign_() if is_at_hand(error) and total.isfinite() else _sign(error),)
 
 
 def _sign(x):
@@ -172,7 +172,7 @@ def _log_cosh_total(params, target, outs, sums):
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs()
     linear, count = sums.of(size).double(), sums.of_ones(size)
-    if not (error.is_cpu and linear.item() >= float(count)):
+    if not (is_at_hand(error) and linear.item() >= float(count)):
         return _small_log_cosh_total(error, size, sums)
     total = linear + sums.of_logs(size.mul_(-2).exp_().add_(1)) - math.log(2) * count
     return total.to(error.dtype), (error.tanh_(),)
@@ -206,7 +206,7 @@ def _huber_total(params, target, outs, sums):
 
 def _clipped(error, delta, out):
     delta = _number(delta)
-    if error.is_cpu:  # one pass; elsewhere to look at the number would cost a synchronisation
+    if is_at_hand(error):  # one pass
         return torch.clamp(error, -delta.item(), delta.item(), out=out)
     return torch.minimum(error, delta, out=out).maximum(-delta)
 

@@ -7,7 +7,7 @@ import torch
 
 from vae_fast.eager import likelihoods, reductions, targets
 from vae_fast.eager.blocks import blocks
-from vae_fast.eager.elementary import cast
+from vae_fast.eager.elementary import cast, is_at_hand
 from vae_fast.eager.gradients import Gradients
 
 
@@ -64,7 +64,7 @@ def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=ta
 
 def scale_(grads, grad_loss):
     """Multiply the gradients made in forward by the upstream gradient, 0-d, in place."""
-    if grad_loss.is_cpu and grad_loss.item() == 1:  # elsewhere it would cost a synchronisation
+    if is_at_hand(grad_loss) and grad_loss.item() == 1:
         return
     for grad in grads:
         grad.mul_(grad_loss)
@@ -98,7 +98,7 @@ def total_of_block(formulas, params, target, weight, buffers, differentiate):
     rest = formulas, params, target, buffers, differentiate
     if weight is None:
         return _total(targets.Sums(None), *rest)
-    if target.is_cpu:  # elsewhere to look at the sum would cost a synchronisation
+    if is_at_hand(target):
         made = _total(targets.Sums(weight), *rest)
         if math.isfinite(made[0].item()):  # or what the weight leaves out may be NaN
             return made

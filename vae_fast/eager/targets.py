@@ -5,7 +5,7 @@ import math
 import torch
 
 from vae_fast.eager import noise
-from vae_fast.eager.elementary import cast, sum_of_logs, sum_of_squares
+from vae_fast.eager.elementary import cast, is_at_hand, sum_of_logs, sum_of_squares
 
 PLAIN = (None, None, 1.0)  # weight, seed, scale: no weight, nothing sampled, the target as it is
 
@@ -48,7 +48,7 @@ def weighted(value, weight, scale=1.0, out=None):
         made = torch.mul(value, weight, out=out)
     else:
         made = torch.addcmul(value.new_zeros(()), value, weight, value=scale, out=out)
-    if made.is_cpu:  # elsewhere to look would cost a synchronisation
+    if is_at_hand(made):
         has_no_zero = is_shared and weight.all().item()
         if has_no_zero or math.isfinite(made.sum().item()):
             return made
