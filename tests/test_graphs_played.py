@@ -169,8 +169,9 @@ class TestWhatIsReplaced:
         [
             lambda model, optimizer: optimizer.load_state_dict(optimizer.state_dict()),
             lambda model, optimizer: model.double(),
+            lambda model, optimizer: model.decoder.double(),
         ],
-        ids=["state", "weights"],
+        ids=["state", "weights", "some weights"],
     )
     def test_ends_the_step(self, replace):
         model = small()

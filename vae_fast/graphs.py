@@ -80,8 +80,8 @@ class CapturedStep:
             optimizer.zero_grad(set_to_none=True)  # those of the warm-up would stay beside the graph's
             self._result = self._capture(step)
         self._state = optimizer.state
-        self._weight = next(weight for group in optimizer.param_groups for weight in group["params"])
-        self._address = self._weight.data_ptr()
+        self._weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self._addresses = self._addresses_now()
 
     def _capture(self, step):
         try:
@@ -92,11 +92,14 @@ class CapturedStep:
                 _captured(torch.cuda.CUDAGraph(), Tensor.clone, self._x)
             raise
 
+    def _addresses_now(self):
+        return [weight.data_ptr() for weight in self._weights]
+
     def __call__(self, x):
         checks.is_tensor("x", x)
         if (x.shape, x.dtype) != (self._x.shape, self._x.dtype):
             raise ValueError(f"x is {_describe(x)}, the captured example was {_describe(self._x)}: they must be equal")
-        if self._optimizer.state is not self._state or self._weight.data_ptr() != self._address:
+        if self._optimizer.state is not self._state or self._addresses_now() != self._addresses:
             raise RuntimeError(
                 "the graph writes to tensors that have been replaced since its capture, as model.to() and "
                 "optimizer.load_state_dict() do: capture the step again"
