@@ -32,6 +32,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -166,7 +167,7 @@ class Budget:
     skipped: int | None = 0
 
 
-def check(report, budget):
+def check(report: Audit, budget: Budget) -> list[str]:
     """What is wrong with an `Audit`, one line each; an empty list where nothing is."""
     failures = []
     used = report.resources
@@ -189,7 +190,7 @@ def check(report, budget):
     return [f"{report.kernel} on {report.target}: {failure}" for failure in failures]
 
 
-def audit(launch, target, *, elements):
+def audit(launch: Launch, target: str, *, elements: int | str | Sequence[str]) -> Audit:
     """Compile what a `Launch` would run on "sm_80", "sm_90", "sm_100" or "gfx942", and read the machine code.
 
     elements: how many elements a program takes (in a loop's rounds, see above); or the names of the constexpr arguments

@@ -11,6 +11,7 @@ autotuned kernel has no launch of its own: call its `.fn`, with the arguments of
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 from unittest.mock import patch
@@ -77,7 +78,7 @@ class Launch:
 
 
 @contextlib.contextmanager
-def record_launches():
+def record_launches() -> Iterator[list[Launch]]:
     """Yields a list to which each Triton launch inside the block is appended as a `Launch`; none is executed."""
     if triton.knobs.runtime.interpret:
         raise RuntimeError("record_launches needs compiled kernels: unset TRITON_INTERPRET before Triton is imported")

@@ -18,6 +18,7 @@ on a GPU, unless one program makes both stores, or a lock puts them in order: pr
 
 import contextlib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
@@ -62,7 +63,7 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def count_traffic(bounds=True):
+def count_traffic(bounds: bool = True) -> Iterator[Traffic]:
     """Count launches, programs and bytes of all interpreted kernels run inside the block; yields a `Traffic`.
 
     With `bounds` (the default) a lane outside every tensor argument raises OutOfBounds before memory is touched; a view

@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import math
+import typing
 
 import pytest
 import torch
@@ -36,6 +37,28 @@ def test_all_names_exist_and_nothing_else_is_public():
     assert defined <= set(vae_fast.__all__)
     with pytest.raises(AttributeError, match="module 'vae_fast' has no attribute 'nothing'"):
         _ = vae_fast.nothing
+
+
+def functions():
+    """The public functions, and the public methods and properties of the public classes, by name."""
+    for name in (*PUBLIC, "VAE"):
+        value = getattr(vae_fast, name)
+        for method, member in vars(value).items() if inspect.isclass(value) else [(None, value)]:
+            function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            is_public = method in (None, "__init__", "__call__") or not method.startswith("_")
+            if is_public and inspect.isfunction(function) and function.__module__.startswith("vae_fast"):
+                yield name if method is None else f"{name}.{method}", function
+
+
+def test_arguments_and_results_have_types():
+    """The package says that it is typed: these are what a user's type checker sees."""
+    untyped = {}
+    for name, function in functions():
+        wanted = {p for p in inspect.signature(function).parameters if p not in ("self", "cls")}
+        wanted |= set() if name.endswith("__init__") else {"return"}
+        untyped[name] = wanted - set(typing.get_type_hints(function))
+    assert {"sample_kl", "ELBOLoss.forward", "DiagonalGaussian.mu", "DiagonalGaussian.from_moments"} <= set(untyped)
+    assert {name: missing for name, missing in untyped.items() if missing} == {}
 
 
 def documented():

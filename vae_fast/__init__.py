@@ -1,5 +1,7 @@
 """The fast path of variational autoencoders: fused sample, KL and reconstruction losses with their own gradients."""
 
+import typing
+
 from vae_fast.classes import Categorical
 from vae_fast.distributions import DiagonalGaussian
 from vae_fast.functional import (
@@ -52,10 +54,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    # Training needs the `app` extra; importing the losses must not.
-    if name == "fit":
-        from vae_fast.app.training import fit
+if typing.TYPE_CHECKING:
+    from vae_fast.app.training import fit
+else:
 
-        return fit
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name):
+        # Training needs the `app` extra; importing the losses must not.
+        if name == "fit":
+            from vae_fast.app.training import fit
+
+            return fit
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

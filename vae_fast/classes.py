@@ -37,7 +37,7 @@ class Categorical:
         object.__setattr__(self, "ignore_index", index)
 
     @property
-    def constants(self):
+    def constants(self) -> tuple[int, ...]:
         return () if self.ignore_index is None else (self.ignore_index,)
 
 

@@ -1,10 +1,12 @@
 """Loss functions of other people's training loops, under their names and with their numbers."""
 
+from torch import Tensor
+
 from vae_fast import checks
 from vae_fast.functional import gaussian_kl, reconstruction_loss
 
 
-def vae_loss(recon_x, x, mu, logvar):
+def vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """The loss of pytorch/examples' vae/main.py (`loss_function`): nats of the whole batch, not per sample.
 
     Binary cross-entropy of probabilities plus the KL to N(0, I), both summed over all elements and the batch
@@ -38,7 +40,7 @@ def vae_loss(recon_x, x, mu, logvar):
     return bernoulli_probs(recon_x, x.reshape(recon_x.shape)) + gaussian_kl(mu, logvar, reduction="sum")
 
 
-def bernoulli_probs(probs, target):
+def bernoulli_probs(probs: Tensor, target: Tensor) -> Tensor:
     """F.binary_cross_entropy(probs, target, reduction="sum"): the log is not below -100."""
     checks.is_float("target", target)  # PyTorch's refuses others; ours would take bytes for pixels
     return reconstruction_loss(probs, target, "bernoulli_probs", reduction="sum")

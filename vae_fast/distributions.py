@@ -1,10 +1,12 @@
 """The diagonal Gaussian posterior as an object."""
 
 import torch
+from torch import Tensor
 
 from vae_fast import checks, scales
 from vae_fast.eager.reductions import accumulator
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
+from vae_fast.scales import ScaleLike
 
 
 class DiagonalGaussian:
@@ -27,12 +29,26 @@ class DiagonalGaussian:
     0.0
     """
 
-    def __init__(self, mu, logvar, *, logvar_clamp=None, scale="logvar"):
+    def __init__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        logvar_clamp: tuple[float, float] | None = None,
+        scale: ScaleLike = "logvar",
+    ):
         checks.posterior(mu, logvar)
         self._set((mu, logvar), None, logvar_clamp, scale)
 
     @classmethod
-    def from_moments(cls, moments, dim=1, *, logvar_clamp=None, scale="logvar"):
+    def from_moments(
+        cls,
+        moments: Tensor,
+        dim: int = 1,
+        *,
+        logvar_clamp: tuple[float, float] | None = None,
+        scale: ScaleLike = "logvar",
+    ) -> "DiagonalGaussian":
         """From moments = cat(mu, logvar) along `dim`: `sample_kl` then writes one gradient for them."""
         dim = checks.moments(moments, dim)
         posterior = cls.__new__(cls)
@@ -46,22 +62,22 @@ class DiagonalGaussian:
         self._options = {"logvar_clamp": logvar_clamp, "scale": scale}
 
     @property
-    def logvar_clamp(self):
+    def logvar_clamp(self) -> tuple[float, float] | None:
         """As it was given."""
         return self._options["logvar_clamp"]
 
     @property
-    def scale(self):
+    def scale(self) -> ScaleLike:
         """As it was given."""
         return self._options["scale"]
 
     @property
-    def mu(self):
+    def mu(self) -> Tensor:
         """The mean."""
         return self._mean().to(self._halves[0].dtype)
 
     @property
-    def logvar(self):
+    def logvar(self) -> Tensor:
         """The log-variance, clamped."""
         return self._log_variance().to(self._halves[1].dtype)
 
@@ -87,16 +103,36 @@ class DiagonalGaussian:
         # a mean of 0 and noise of 1 make a sample of the standard deviation
         return 2 * reparameterize(_full(wide, 0), wide, scale=self.scale, eps=_full(wide, 1)).log()
 
-    def rsample(self, *, seed=None, generator=None, eps=None):
+    def rsample(
+        self,
+        *,
+        seed: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        eps: Tensor | None = None,
+    ) -> Tensor:
         """A sample [B, ...], differentiable in mu and logvar."""
         return reparameterize(*self._halves, **self._options, seed=seed, generator=generator, eps=eps)
 
-    def sample(self, *, seed=None, generator=None, eps=None):
+    def sample(
+        self,
+        *,
+        seed: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        eps: Tensor | None = None,
+    ) -> Tensor:
         """A sample [B, ...] without a gradient."""
         with torch.no_grad():
             return self.rsample(seed=seed, generator=generator, eps=eps)
 
-    def sample_kl(self, *, prior=None, reduction="sample", seed=None, generator=None, eps=None):
+    def sample_kl(
+        self,
+        *,
+        prior: "DiagonalGaussian | tuple[Tensor, Tensor] | None" = None,
+        reduction: str = "sample",
+        seed: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        eps: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """A differentiable sample and the KL in one pass, as the function of that name; `prior` as in `kl`."""
         q, prior = self._beside(prior)
         posterior, function = (q._halves, sample_kl) if q._moments is None else (q._moments, sample_kl_packed)
@@ -104,11 +140,16 @@ class DiagonalGaussian:
         z, kl = function(*posterior, prior=prior, reduction=reduction, **q._options, **noise)
         return z.to(self._halves[0].dtype), kl
 
-    def mode(self):
+    def mode(self) -> Tensor:
         """The most likely value: mu itself."""
         return self.mu
 
-    def kl(self, prior=None, *, reduction="batchmean"):
+    def kl(
+        self,
+        prior: "DiagonalGaussian | tuple[Tensor, Tensor] | None" = None,
+        *,
+        reduction: str = "batchmean",
+    ) -> Tensor:
         """KL to `prior` in nats; to N(0, I) where it is None.
 
         prior: a DiagonalGaussian, of any scale and dtype, or a tuple (mu, logvar) of tensors in this one's scale, in
@@ -117,7 +158,7 @@ class DiagonalGaussian:
         q, prior = self._beside(prior)
         return gaussian_kl(*q._halves, prior=prior, reduction=reduction, **q._options)
 
-    def log_prob(self, value):
+    def log_prob(self, value: Tensor) -> Tensor:
         """The log-density of `value` [B, ...]: [B], nats per sample, summed over elements; differentiable in both."""
         checks.is_float("value", value)
         checks.same_shape("value", value, "mu", self._halves[0])

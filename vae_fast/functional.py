@@ -7,34 +7,37 @@ of this kind has been checked. `latents` asks the same, for those of an encoder'
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from vae_fast import checks, classes, latents, likelihoods, outputs
+from vae_fast.likelihoods import LikelihoodLike
 from vae_fast.ops import backend, categorical, elbo, kinds, reconstruction, small
 from vae_fast.ops.gaussian import APART, NO_KL
+from vae_fast.scales import ScaleLike
 
 
 class ELBO(NamedTuple):
     """The negative ELBO and its parts, 0-d, in nats per sample: total = reconstruction + beta * kl."""
 
-    total: torch.Tensor
-    reconstruction: torch.Tensor
-    kl: torch.Tensor
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
 
 
 def sample_kl(
-    mu,
-    logvar,
+    mu: Tensor,
+    logvar: Tensor,
     *,
-    prior=None,
-    logvar_clamp=None,
-    scale="logvar",
-    kl="closed_form",
-    num_samples=None,
-    reduction="sample",
-    seed=None,
-    generator=None,
-    eps=None,
-):
+    prior: tuple[Tensor, Tensor] | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
+    scale: ScaleLike = "logvar",
+    kl: str = "closed_form",
+    num_samples: int | None = None,
+    reduction: str = "sample",
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    eps: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Sample z = mu + exp(logvar/2) * eps and the KL of the posterior to the prior, in one pass.
 
     Kingma & Welling 2014: equation 4 (the reparameterised sample) and appendix B (the KL in closed form).
@@ -83,19 +86,19 @@ def sample_kl(
 
 
 def sample_kl_packed(
-    moments,
-    dim=1,
+    moments: Tensor,
+    dim: int = 1,
     *,
-    prior=None,
-    logvar_clamp=None,
-    scale="logvar",
-    kl="closed_form",
-    num_samples=None,
-    reduction="sample",
-    seed=None,
-    generator=None,
-    eps=None,
-):
+    prior: tuple[Tensor, Tensor] | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
+    scale: ScaleLike = "logvar",
+    kl: str = "closed_form",
+    num_samples: int | None = None,
+    reduction: str = "sample",
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    eps: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """`sample_kl` of moments = cat(mu, logvar) along `dim`, which writes one gradient for it: no chunk, no cat.
 
     moments: [B, ...], of even size along `dim`, which is not the batch. Everything else, errors included, as in
@@ -110,8 +113,16 @@ def sample_kl_packed(
 
 
 def reparameterize(
-    mu, logvar, *, logvar_clamp=None, scale="logvar", num_samples=None, seed=None, generator=None, eps=None
-):
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    logvar_clamp: tuple[float, float] | None = None,
+    scale: ScaleLike = "logvar",
+    num_samples: int | None = None,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    eps: Tensor | None = None,
+) -> Tensor:
     """Sample z = mu + exp(logvar/2) * eps (Kingma & Welling 2014, equation 4). Arguments and errors as in `sample_kl`.
 
     >>> reparameterize(torch.ones(1, 2), torch.zeros(1, 2), eps=torch.tensor([[0.0, 2.0]]))
@@ -121,7 +132,15 @@ def reparameterize(
     return latents.compute(mu, logvar, APART, *options)[0]
 
 
-def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", reduction="batchmean"):
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    prior: tuple[Tensor, Tensor] | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
+    scale: ScaleLike = "logvar",
+    reduction: str = "batchmean",
+) -> Tensor:
     """KL(N(mu, exp(logvar)) || prior) in nats, in closed form (Kingma & Welling 2014, appendix B).
 
     Arguments and errors as in `sample_kl`; the default reduction, "batchmean", is nats per sample. Returns float32
@@ -137,18 +156,18 @@ def gaussian_kl(mu, logvar, *, prior=None, logvar_clamp=None, scale="logvar", re
 
 
 def reconstruction_loss(
-    output,
-    target,
-    likelihood="bernoulli",
+    output: Tensor | tuple[Tensor, ...],
+    target: Tensor,
+    likelihood: LikelihoodLike = "bernoulli",
     *,
-    reduction="batchmean",
-    target_scale=None,
-    weight=None,
-    binarize=False,
-    seed=None,
-    generator=None,
-    validate=False,
-):
+    reduction: str = "batchmean",
+    target_scale: float | None = None,
+    weight: Tensor | None = None,
+    binarize: bool = False,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    validate: bool = False,
+) -> Tensor:
     """The negative log-likelihood of `target` in nats, given the likelihood's parameters.
 
     Args:
@@ -235,19 +254,19 @@ def reconstruction_loss(
 
 
 def elbo_loss(
-    output,
-    target,
-    kl,
+    output: Tensor | tuple[Tensor, ...],
+    target: Tensor,
+    kl: Tensor,
     *,
-    likelihood="bernoulli",
-    beta=1.0,
-    target_scale=None,
-    weight=None,
-    binarize=False,
-    seed=None,
-    generator=None,
-    validate=False,
-):
+    likelihood: LikelihoodLike = "bernoulli",
+    beta: float | Tensor = 1.0,
+    target_scale: float | None = None,
+    weight: Tensor | None = None,
+    binarize: bool = False,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    validate: bool = False,
+) -> ELBO:
     """The negative ELBO in nats per sample: total = reconstruction + beta * kl (Kingma & Welling 2014, equation 3).
 
     Args:
@@ -274,7 +293,7 @@ def elbo_loss(
         losses = small.elbo(output, target, kl, beta, row, target_scale, weight, noise)
         if losses is not None:
             return ELBO(*losses)
-    others = kl, beta if isinstance(beta, torch.Tensor) else None
+    others = kl, beta if isinstance(beta, Tensor) else None
     key, kind = outputs.find(output, target, weight, others, row, None, target_scale, noise, validate)
     if kind is not None:
         params, *given = outputs.known(output, target, weight, row, noise)

@@ -12,7 +12,7 @@ from vae_fast.functional import ELBO
 WARM_UP = 3  # steps before the capture: kernels are compiled, cuDNN plans, and the optimiser makes its state
 
 
-def capture_step(model, optimizer, example):
+def capture_step(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> Callable[[Tensor], ELBO]:
     """Capture forward, backward and the optimiser's step on one batch as a CUDA graph, for any number of batches.
 
     At small sizes a training step is bound by the host, which launches dozens of kernels; a graph launches them at

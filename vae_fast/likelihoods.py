@@ -68,7 +68,7 @@ class Huber:
         checks.positive("delta", self.delta)
 
     @property
-    def constants(self):
+    def constants(self) -> tuple[float, ...]:
         return (float(self.delta),)
 
 
@@ -94,7 +94,7 @@ class StudentT:
         checks.positive("df", self.df)
 
     @property
-    def constants(self):
+    def constants(self) -> tuple[float, ...]:
         """df, and the logarithm of the density's constant.
 
         Where df is large the logarithms of gamma would cancel: NIST DLMF 5.11.13 has their difference. Beyond 1e30,
@@ -106,6 +106,9 @@ class StudentT:
             series = x / 8 - x**3 / 192 + x**5 / 640 - 17 * x**7 / 14336 + 31 * x**9 / 18432
             return df, 0.5 * math.log(2 * math.pi) + series
         return df, 0.5 * math.log(df * math.pi) + math.lgamma(df / 2) - math.lgamma((df + 1) / 2)
+
+
+LikelihoodLike = str | Huber | StudentT | Categorical  # what `lookup` takes
 
 
 def _first(mean, *others):

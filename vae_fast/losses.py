@@ -1,10 +1,13 @@
 """The losses as modules: the functions' options are set once, and calls look like those of torch.nn's losses."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vae_fast import checks, likelihoods, objectives, outputs, scales, targets
 from vae_fast.functional import ELBO, elbo_loss, gaussian_kl, reconstruction_loss
+from vae_fast.likelihoods import LikelihoodLike
+from vae_fast.scales import ScaleLike
+from vae_fast.schedules import Schedule
 
 
 class GaussianKL(nn.Module):
@@ -14,18 +17,24 @@ class GaussianKL(nn.Module):
     0.0
     """
 
-    def __init__(self, *, logvar_clamp=None, scale="logvar", reduction="batchmean"):
+    def __init__(
+        self,
+        *,
+        logvar_clamp: tuple[float, float] | None = None,
+        scale: ScaleLike = "logvar",
+        reduction: str = "batchmean",
+    ):
         super().__init__()
         checks.clamp(logvar_clamp)
         scales.lookup(scale, logvar_clamp)
         checks.choice("reduction", reduction, checks.LATENT_REDUCTIONS)
         self.logvar_clamp, self.scale, self.reduction = logvar_clamp, scale, reduction
 
-    def forward(self, mu, logvar, prior=None):
+    def forward(self, mu: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None = None) -> Tensor:
         options = {"logvar_clamp": self.logvar_clamp, "scale": self.scale, "reduction": self.reduction}
         return gaussian_kl(mu, logvar, prior=prior, **options)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         options = f"logvar_clamp={self.logvar_clamp}, reduction={self.reduction!r}"
         return options if self.scale == "logvar" else f"{options}, scale={self.scale!r}"
 
@@ -39,20 +48,34 @@ class ReconstructionLoss(nn.Module):
     3.0
     """
 
-    def __init__(self, likelihood="bernoulli", *, reduction="batchmean", target_scale=None, binarize=False):
+    def __init__(
+        self,
+        likelihood: LikelihoodLike = "bernoulli",
+        *,
+        reduction: str = "batchmean",
+        target_scale: float | None = None,
+        binarize: bool = False,
+    ):
         super().__init__()
         checks.choice("reduction", reduction, checks.REDUCTIONS)
         _check_target_options(likelihood, target_scale, binarize)
         self.likelihood, self.reduction = likelihood, reduction
         self.target_scale, self.binarize = target_scale, binarize
 
-    def forward(self, output, target, *, weight=None, seed=None):
+    def forward(
+        self,
+        output: Tensor | tuple[Tensor, ...],
+        target: Tensor,
+        *,
+        weight: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
         return reconstruction_loss(
             output, target, self.likelihood, reduction=self.reduction,
             target_scale=self.target_scale, weight=weight, binarize=self.binarize, seed=seed,
         )  # fmt: skip
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.likelihood!r}, reduction={self.reduction!r}{_target_options_repr(self)}"
 
 
@@ -97,14 +120,14 @@ class ELBOLoss(nn.Module):
 
     def __init__(
         self,
-        likelihood="bernoulli",
+        likelihood: LikelihoodLike = "bernoulli",
         *,
-        beta=1.0,
-        free_bits=None,
-        free_bits_per="sample",
-        capacity=None,
-        target_scale=None,
-        binarize=False,
+        beta: float | Tensor | Schedule = 1.0,
+        free_bits: float | Tensor | Schedule | None = None,
+        free_bits_per: str = "sample",
+        capacity: float | Tensor | Schedule | None = None,
+        target_scale: float | None = None,
+        binarize: bool = False,
     ):
         super().__init__()
         _check_target_options(likelihood, target_scale, binarize)
@@ -121,7 +144,15 @@ class ELBOLoss(nn.Module):
         scheduled = any(callable(value) for value in (beta, free_bits, capacity))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64) if scheduled else None)
 
-    def forward(self, output, target, kl, *, weight=None, seed=None):
+    def forward(
+        self,
+        output: Tensor | tuple[Tensor, ...],
+        target: Tensor,
+        kl: Tensor,
+        *,
+        weight: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> ELBO:
         options = {"weight": weight, "seed": seed, "target_scale": self.target_scale, "binarize": self.binarize}
         options |= {"likelihood": self.likelihood, "beta": self._now(self.beta)}
         if self.free_bits is None and self.capacity is None:
@@ -131,7 +162,7 @@ class ELBOLoss(nn.Module):
         reported = kl.sum() if self._per_latent else kl.mean()
         return ELBO(losses.total, losses.reconstruction, reported.to(losses.kl.dtype))
 
-    def advance(self):
+    def advance(self) -> None:
         """Count one step: the next call of the module uses the schedule's next value. Nothing without a schedule.
 
         Call it outside what torch.compile(mode="reduce-overhead") compiles: there the step would be the result of a
@@ -169,7 +200,7 @@ class ELBOLoss(nn.Module):
             raise ValueError("a schedule was set on an ELBOLoss made without one: it counts no steps, make a new one")
         return value(self.step)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         options = f"{self.likelihood!r}, beta={self.beta}"
         if self.free_bits is not None:
             options += f", free_bits={self.free_bits}, free_bits_per={self.free_bits_per!r}"
@@ -195,5 +226,5 @@ def _check_scalar(name, value):
     """A number, or what only a call can check: a tensor or a schedule."""
     if isinstance(value, type):
         raise TypeError(f"{name} is the class {value.__name__}: expected a schedule made of it")
-    if not callable(value) and not isinstance(value, torch.Tensor):
+    if not callable(value) and not isinstance(value, Tensor):
         checks.number(name, value, "a number or a 0-d tensor")

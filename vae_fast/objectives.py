@@ -6,11 +6,12 @@ They work on vectors of one number a sample or a latent, where plain PyTorch ope
 import math
 
 import torch
+from torch import Tensor
 
 from vae_fast import checks
 
 
-def free_bits(kl, nats, *, per="sample"):
+def free_bits(kl: Tensor, nats: float | Tensor, *, per: str = "sample") -> Tensor:
     """The KL with a floor, below which it has no gradient.
 
     Args:
@@ -43,7 +44,7 @@ def free_bits(kl, nats, *, per="sample"):
     return floored.sum() if per == "latent" else floored
 
 
-def capacity(kl, nats):
+def capacity(kl: Tensor, nats: float | Tensor) -> Tensor:
     """The distance of the KL from a capacity: |kl - nats| (Burgess et al. 2018, equation 8).
 
     There it is weighted by gamma, which is the `beta` of `elbo_loss`, and nats grows from 0 during training.
@@ -67,7 +68,7 @@ def capacity(kl, nats):
     return (kl - _bound(nats, kl)).abs()
 
 
-def iwae_loss(nll, kl, *, reduction="batchmean"):
+def iwae_loss(nll: Tensor, kl: Tensor, *, reduction: str = "batchmean") -> Tensor:
     """The negative importance-weighted bound of K samples of z for each x (Burda et al. 2015, equation 8), in nats.
 
     -log((1/K) sum_k w_k) with log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x) = -(nll_k + kl_k). With K = 1 it

@@ -50,6 +50,7 @@ class SoftClamp:
 
 
 NAMES = ("logvar", "logstd", "std", "softplus")
+ScaleLike = str | Softplus | SoftClamp  # what `lookup` takes
 
 
 def lookup(scale, logvar_clamp=None):

@@ -4,11 +4,15 @@ A number gives a float. A tensor gives a float32 tensor, computed on its device:
 and CUDA graphs see one computation at every step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vae_fast import checks
+
+Schedule = Callable[[Tensor], float | Tensor]  # steps taken -> weight: a dataclass below, or any function
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Constant:
     def __post_init__(self):
         _keep(self, checks.number, "beta")
 
-    def __call__(self, step):
+    def __call__(self, step: float | Tensor) -> float:
         _taken(step)
         return self.beta
 
@@ -59,7 +63,7 @@ class LinearWarmup:
         _keep(self, checks.count, "steps")
         _keep(self, checks.number, "start", "end")
 
-    def __call__(self, step):
+    def __call__(self, step: float | Tensor) -> float | Tensor:
         return _ramp(_taken(step), self.steps, self.start, self.end)
 
 
@@ -92,7 +96,7 @@ class Cyclical:
         _keep(self, checks.ratio, "ratio")
         _keep(self, checks.number, "start", "end")
 
-    def __call__(self, step):
+    def __call__(self, step: float | Tensor) -> float | Tensor:
         step = _taken(step)
         # Past the last cycle's start the position only grows: the ramp then stays at its end.
         position = step - self.period * _at_most(step // self.period, self.cycles - 1)
@@ -107,18 +111,18 @@ def _keep(schedule, check, *names):
 
 def _taken(step):
     """A number as a float; a tensor as it is, but integers as int64: fewer bits may not hold the start of a cycle."""
-    if not isinstance(step, torch.Tensor):
+    if not isinstance(step, Tensor):
         return checks.number("step", step, "a number or a tensor")
     checks.is_real("step", step)
     return step if step.is_floating_point() else step.to(torch.int64)
 
 
 def _ramp(step, steps, start, end):
-    if isinstance(step, torch.Tensor):
+    if isinstance(step, Tensor):
         step = step.to(torch.float32)
     fraction = _at_most(step / steps, 1.0)
     return (1.0 - fraction) * start + fraction * end
 
 
 def _at_most(value, bound):
-    return value.clamp(max=bound) if isinstance(value, torch.Tensor) else min(value, bound)
+    return value.clamp(max=bound) if isinstance(value, Tensor) else min(value, bound)

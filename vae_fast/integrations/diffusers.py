@@ -11,7 +11,7 @@ from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize
 from vae_fast.integrations import oobleck
 from vae_fast.integrations.lazy import Lazy, complete_all, is_unread, source, state
 from vae_fast.integrations.noise import draw
-from vae_fast.integrations.patching import Project, add, wrap
+from vae_fast.integrations.patching import Patch, Project, add, wrap
 from vae_fast.integrations.tensors import is_like, result_dtype
 
 CLAMP = (-30.0, 20.0)
@@ -19,7 +19,7 @@ _LAZY = ("logvar", "std", "var")
 _PRIVATE = ("_raw", "_dtype")
 
 
-def patch(*, force=False):
+def patch(*, force: bool = False) -> Patch:
     """Compute diffusers' posteriors with the fused ops, until `unpatch()` or the end of `with patch():`.
 
     `DiagonalGaussianDistribution`: sample(), kl() and nll() are fused; std, var and logvar are made when they are first
@@ -40,7 +40,7 @@ def patch(*, force=False):
     return _project.patch(force)
 
 
-def unpatch():
+def unpatch() -> None:
     """Put diffusers' own methods back; posteriors made in between stay usable."""
     _project.unpatch()
 

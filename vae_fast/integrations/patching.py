@@ -43,22 +43,22 @@ class Patch:
     patched: the dotted names of what was replaced.
     """
 
-    def __init__(self, project, version, patched, owns):
+    def __init__(self, project: "Project", version: str, patched: tuple[str, ...], owns: bool):
         self.patched = patched
         self._project, self._version, self._owns = project, version, owns
 
-    def unpatch(self):
+    def unpatch(self) -> None:
         """Put the originals back. Does nothing for a `patch()` that found the project patched: that is the first's."""
         if self._owns:
             self._owns = False
             self._project.unpatch()
 
-    def __enter__(self):
+    def __enter__(self) -> "Patch":
         if not self._project.is_patched:
             raise RuntimeError(f"this patch of {self._project.package} was taken back: call patch() again")
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.unpatch()
 
     def __repr__(self):

@@ -7,10 +7,10 @@ fast.patch()  # for the process, or `with fast.patch():`
 
 from vae_fast.compat import bernoulli_probs
 from vae_fast.functional import gaussian_kl, reconstruction_loss
-from vae_fast.integrations.patching import Project, wrap
+from vae_fast.integrations.patching import Patch, Project, wrap
 
 
-def patch(*, force=False):
+def patch(*, force: bool = False) -> Patch:
     """Compute pythae's losses with the fused ops, until `unpatch()` or the end of `with patch():`.
 
     `loss_function` of VAE, BetaVAE and DisentangledBetaVAE returns what it did: (loss, reconstruction, KL), 0-d, nats
@@ -25,7 +25,7 @@ def patch(*, force=False):
     return _project.patch(force)
 
 
-def unpatch():
+def unpatch() -> None:
     """Put pythae's own loss functions back."""
     _project.unpatch()
 

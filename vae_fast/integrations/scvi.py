@@ -9,11 +9,11 @@ from torch.distributions import Normal, kl_divergence, register_kl
 
 from vae_fast.functional import gaussian_kl
 from vae_fast.integrations import counts
-from vae_fast.integrations.patching import Project, wrap
+from vae_fast.integrations.patching import Patch, Project, wrap
 from vae_fast.integrations.tensors import is_like
 
 
-def patch(*, force=False):
+def patch(*, force: bool = False) -> Patch:
     """Compute scvi-tools' likelihoods of counts and the KL of its VAE fused, until `unpatch()` or the end of `with`.
 
     `scvi.distributions`: log_prob of `NegativeBinomial`, `ZeroInflatedNegativeBinomial` and `Poisson`, elementwise and
@@ -38,7 +38,7 @@ def patch(*, force=False):
     return _project.patch(force)
 
 
-def unpatch():
+def unpatch() -> None:
     """Put scvi-tools' own functions back."""
     _project.unpatch()
 

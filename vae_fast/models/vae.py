@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vae_fast import checks, functional
 from vae_fast.distributions import DiagonalGaussian
-from vae_fast.likelihoods import Categorical, Huber, StudentT, lookup
+from vae_fast.likelihoods import LikelihoodLike, lookup
 from vae_fast.models import storage
 from vae_fast.models.mlp import MLPDecoder, MLPEncoder
 
@@ -65,7 +65,7 @@ class VAE(nn.Module):
         *,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
-        likelihood: str | Huber | StudentT | Categorical = "bernoulli",
+        likelihood: LikelihoodLike = "bernoulli",
         beta: float = 1.0,
     ):
         super().__init__()

@@ -17,7 +17,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 _current = os.environ.get("VAE_FAST_BACKEND", "auto")
 
 
-def use_backend(name):
+def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Within the block `with use_backend(name):`, compute with "triton", "eager", or "auto".
 
     "auto" is Triton for CUDA tensors where it is installed, and eager otherwise. It holds for all threads of the
