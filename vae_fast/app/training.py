@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vae_fast import checks, seeds, validation
 from vae_fast.extras import import_extra
-from vae_fast.likelihoods import lookup
+from vae_fast.likelihoods import LikelihoodLike, lookup
 from vae_fast.models import VAE
 
 
@@ -99,7 +99,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def check_data(name: str, data: Tensor, likelihood: str) -> None:
+def check_data(name: str, data: Tensor, likelihood: LikelihoodLike) -> None:
     """Raise unless `data` is a tensor of samples that `likelihood` can score."""
     checks.is_tensor(name, data)
     if not data.is_floating_point():
