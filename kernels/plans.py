@@ -19,6 +19,7 @@ from vae_fast.kernels import tiling
 
 ALIGNMENT = 16  # bytes: Triton compiles another kernel where an address is no multiple of it
 STREAM = object()  # in place of the current one
+IN_EACH_CALL = ("global_scratch_size", "profile_scratch_size", "gsan_enabled")  # Triton's launcher allocates or waits
 
 
 class Launch(NamedTuple):
@@ -185,8 +186,8 @@ def _handed_on(kernel, programs, arguments):
     version of Triton and each vendor hands on something else.
     """
     launcher, handed_on = copy.copy(kernel.run), []
-    if not hasattr(launcher, "launch") or getattr(launcher, "global_scratch_size", 0) or launcher.profile_scratch_size:
-        raise LookupError("a launcher of another make, or that allocates in each call")
+    if not hasattr(launcher, "launch") or any(getattr(launcher, name, 0) for name in IN_EACH_CALL):
+        raise LookupError("a launcher of another make, or that does more in each call")
     launch, launcher.launch = launcher.launch, lambda *given: handed_on.append(given)
     launcher(programs, 1, 1, STREAM, kernel.function, kernel.packed_metadata, None, None, None, *arguments)
     return launch, handed_on[0]

@@ -40,6 +40,7 @@ class Kernel:
             launch=lambda *given: runs.append(given), num_ctas=1, warp_size=64,
             global_scratch_size=0, global_scratch_align=1, profile_scratch_size=0, profile_scratch_align=1,
             launch_cooperative_grid=False, launch_pdl=False, arg_annotations=[], kernel_signature=source.fn.arg_names,
+            gsan_enabled=False,
         )  # fmt: skip
 
     def launch_metadata(self, grid, stream, *arguments):
@@ -132,6 +133,13 @@ def test_a_launcher_that_allocates_in_each_call_is_not_played(runs, monkeypatch)
         WORKLOADS[0].run()
     assert runs
     assert not plays
+
+
+@pytest.mark.parametrize("name", plans.IN_EACH_CALL)
+def test_a_launcher_that_does_more_in_each_call_is_not_written_down(name):
+    launcher = SimpleNamespace(launch=None, **{name: 1})
+    with pytest.raises(LookupError, match="does more in each call"):
+        plans._handed_on(SimpleNamespace(run=launcher), 1, [])
 
 
 @pytest.mark.no_poison("tensors that are never read")
