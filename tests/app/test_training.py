@@ -105,6 +105,15 @@ def test_a_seed_may_be_numpys(images):
     fast(model(), images.train[:64], seed=np.int64(3))
 
 
+def test_another_default_device_changes_nothing(images):
+    """As torch.set_default_device("cuda") sets one: the shuffling's generator is on the CPU."""
+    first, second = model(), model()
+    fast(first, images.train[:64], test_data=images.test)
+    with torch.device("meta"):
+        fast(second, images.train[:64], test_data=images.test)
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+
+
 def test_training_on_the_cpu_leaves_the_generators_of_gpus_alone(images, monkeypatch):
     """torch.manual_seed would seed those of every device, also where nobody puts them back."""
     vae, seeded = model(), []

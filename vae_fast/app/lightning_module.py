@@ -25,7 +25,9 @@ class TensorLoader:
         if self.generator is None:
             yield from self.data.split(self.batch_size)
             return
-        order = torch.randperm(len(self.data), generator=self.generator).to(self.data.device)
+        # On the generator's device, which torch.set_default_device need not have chosen.
+        order = torch.randperm(len(self.data), generator=self.generator, device=self.generator.device)
+        order = order.to(self.data.device)
         for index in order.split(self.batch_size):
             yield self.data[index]
 
