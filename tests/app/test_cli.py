@@ -91,8 +91,17 @@ def test_train_ends_with_the_comparison(trained):
 
 def test_train_shows_no_path_but_the_output_and_no_noise(trained):
     folder, output = trained
-    assert f"written to {folder}/" in output.replace("\n", "")
+    assert f"written to {folder}/\n" in output
     assert "Lightning" not in output
+
+
+def test_a_path_is_shown_as_it_is(tmp_path):
+    """Neither as Rich's markup, of which [/b] would be an error, nor broken into lines."""
+    folder = tmp_path / f"run [b] of {'many words ' * 9}" / "[/b]"
+    np.save(tmp_path / "images.npy", np.zeros((10, 4, 4), dtype=np.float32))
+    result = run("train", "--data", tmp_path / "images.npy", "--output", folder, "--epochs", 1, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert f"written to {folder}/\n" in result.output
 
 
 @pytest.mark.parametrize("shape", [(10, 6, 5), (10, 3, 6, 5), (10, 6, 5, 1)])
@@ -221,6 +230,16 @@ def test_doctor_fails_where_an_op_is_wrong(monkeypatch):
     failed = [line.split("│")[1].strip() for line in result.output.splitlines() if "│ FAILED │" in line]
     assert set(failed) == {"gaussian_kl"}
     assert "checks FAILED" in result.output
+
+
+def test_doctor_shows_what_was_raised_as_it_is(monkeypatch):
+    def failing(*_):
+        raise RuntimeError("[a] [/b]")
+
+    monkeypatch.setattr(vae_fast.functional, "gaussian_kl", failing)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "│ RuntimeError: [a] [/b] │" in result.output
 
 
 def test_the_help_lists_the_likelihoods_of_images():

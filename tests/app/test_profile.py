@@ -41,10 +41,12 @@ def test_digits_and_a_new_model_by_default(tmp_path):
 def test_a_saved_model_on_ones_own_images(tmp_path):
     small().save(tmp_path / "model")
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((7, 6, 5)))
-    options = ("--model", tmp_path / "model", "--data", tmp_path / "images.npy", "--output", tmp_path)
+    folder = tmp_path / "trace [b]" / "[/b]"  # no markup of Rich's
+    options = ("--model", tmp_path / "model", "--data", tmp_path / "images.npy", "--output", folder)
     result = run(*options, "--steps", 2, "--batch-size", 100)
     assert result.exit_code == 0, result.output
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert f"written to {folder / 'trace.json'}: open" in result.output
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     names = {event.get("name") for event in events}
     assert {"vae_fast::gaussian_forward", "vae_fast::elbo_forward", "vae_fast: data"} <= names
     assert "over 2 steps of 7" in result.output

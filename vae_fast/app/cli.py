@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -123,10 +124,10 @@ def train(
     try:
         _write(model, history, images, folder, seed)
     except KeyboardInterrupt:
-        console.print(f"interrupted: some files of this training are missing in {folder}/", soft_wrap=True)
+        _say(f"interrupted: some files of this training are missing in {folder}/")
         raise typer.Exit(INTERRUPTED) from None
     console.print(f"\nfinal test negative ELBO: {final:.2f} nats per image")
-    console.print(f"written to {folder}/")
+    _say(f"written to {folder}/")
     _print_comparison(model.to(target), images.train.to(target), batch_size, learning_rate)
 
 
@@ -141,7 +142,7 @@ def doctor() -> None:
     for check in run_checks(device):
         failed += not check.passed
         verdict = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
-        table.add_row(check.op, check.what, f"{check.error:.1e}", f"{ALLOWED:.1e}", verdict)
+        table.add_row(check.op, escape(check.what), f"{check.error:.1e}", f"{ALLOWED:.1e}", verdict)
     console.print(table)
     console.print(f"{failed} of {table.row_count} checks FAILED" if failed else f"all {table.row_count} checks passed")
     raise typer.Exit(1 if failed else 0)
@@ -150,6 +151,11 @@ def doctor() -> None:
 app.command()(bench)
 app.command()(audit)
 app.command()(profile)
+
+
+def _say(line: str) -> None:
+    """A path as it is: neither broken into lines nor read as Rich's markup."""
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _model(shape: torch.Size, latent_dim: int, hidden_dims: list[int], **options) -> VAE:

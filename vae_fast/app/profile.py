@@ -68,7 +68,8 @@ def profile(
     with atomic_path(folder / TRACE) as trace:
         found = profile_training(vae.to(target), images, steps=steps, batch_size=batch_size, trace=trace)
     _show(found, steps, min(batch_size, len(images)), target)
-    console.print(f"written to {folder / TRACE}: open it in https://ui.perfetto.dev", soft_wrap=True)
+    written = f"written to {folder / TRACE}: open it in https://ui.perfetto.dev"
+    console.print(written, markup=False, soft_wrap=True)
 
 
 def profile_training(model: VAE, data: Tensor, *, steps: int, batch_size: int, trace: Path | None = None) -> Profile:
