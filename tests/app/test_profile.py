@@ -52,6 +52,13 @@ def test_a_saved_model_on_ones_own_images(tmp_path):
     assert "over 2 steps of 7" in result.output
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_saved_model_of_another_dtype(dtype, tmp_path):
+    VAE((8, 8), latent_dim=2).to(dtype).save(tmp_path)
+    result = run("--model", tmp_path, "--output", tmp_path, "--steps", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+
+
 def test_the_parts_are_told_apart_and_add_up(monkeypatch):
     def slow(data, batch_size, device):
         while True:

@@ -62,6 +62,7 @@ def profile(
     target = trainable_device(device)
     images = digits().train if data is None else argument("--data", load_images, data)
     vae = VAE(images.shape[1:], latent_dim=8) if model is None else argument("--model", VAE.load, model)
+    images = images.to(next(vae.parameters()).dtype)
     argument("--data", check_data, "data", images, vae.likelihood)
     argument("--data", vae.loss, images[:1])
     folder = argument("--output", writable_folder, output, "the folder")
