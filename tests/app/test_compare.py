@@ -80,6 +80,16 @@ def test_contenders_take_turns_on_the_same_batches(monkeypatch):
     assert pairs[0][0][0] is pairs[1][1][0]
 
 
+def test_batches_are_moved_to_the_model_and_the_data_stay(monkeypatch):
+    """A GPU that trained on data larger than its memory has no room for all of them here either."""
+    devices = set()
+    monkeypatch.setattr(
+        compare, "_time", lambda step, batch, eps: devices.update((batch.device, eps.device)) or (1.0, torch.zeros(()))
+    )
+    compare.compare(model("mse").to("meta"), torch.rand(10, 4, 5), batch_size=4, learning_rate=1e-3, rounds=1)
+    assert devices == {torch.device("meta")}
+
+
 def test_the_learning_rate_is_the_users(monkeypatch):
     rates, adam = [], torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda weights, lr=1e-3: rates.append(lr) or adam(weights, lr=lr))

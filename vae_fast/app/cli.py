@@ -128,7 +128,7 @@ def train(
         raise typer.Exit(INTERRUPTED) from None
     console.print(f"\nfinal test negative ELBO: {final:.2f} nats per image")
     _say(f"written to {folder}/")
-    _print_comparison(model.to(target), images.train.to(target), batch_size, learning_rate)
+    _print_comparison(model.to(target), images.train, batch_size, learning_rate, target)
 
 
 @app.command()
@@ -180,7 +180,7 @@ def _write(model: VAE, history: list[dict[str, float]], images: Split, folder: P
     figures.latent(model, images.test[:LATENT_POINTS], labels, folder / "latent.png")
 
 
-def _print_comparison(model: VAE, data: Tensor, batch_size: int, learning_rate: float) -> None:
+def _print_comparison(model: VAE, data: Tensor, batch_size: int, learning_rate: float, device: torch.device) -> None:
     timings = compare(model, data, batch_size, learning_rate)
     if not timings:
         return
@@ -188,6 +188,6 @@ def _print_comparison(model: VAE, data: Tensor, batch_size: int, learning_rate: 
     for timing in timings:
         table.add_row(timing.name, f"{timing.milliseconds:.3f}", f"{timing.loss:.4f}")
     console.print(table)
-    console.print(f"medians of interleaved steps on {data.device}; same weights, batches and noise")
-    if data.device.type == "cpu":
+    console.print(f"medians of interleaved steps on {device}; same weights, batches and noise")
+    if device.type == "cpu":
         console.print("the kernels need a GPU: on a CPU both are PyTorch, and a small model's step is level at best")

@@ -31,6 +31,7 @@ class Timing(NamedTuple):
 def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rounds: int = ROUNDS) -> list[Timing]:
     """Time training steps of two copies of `model`, which take turns on the same batches of `data` with the same noise.
 
+    The data may be on another device, where that of the model has no room for them: each batch is moved to it.
     Both start from the model's weights: their losses there agree to rounding if both are right, and drift apart after
     many steps. Returns the fused contender first; an empty list where there is no eager formula for the likelihood.
     """
@@ -42,11 +43,12 @@ def compare(model: VAE, data: Tensor, batch_size: int, learning_rate: float, rou
         steps[name] = training_step(twin, loss, torch.optim.Adam(twin.parameters(), lr=learning_rate))
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
     first: dict[str, Tensor] = {}
+    device = next(model.parameters()).device
     deadline = time.perf_counter() + SECONDS
     for number in range(WARM_UP + rounds):
         if number >= WARM_UP + FEWEST and time.perf_counter() > deadline:
             break
-        batch = data[torch.arange(number * batch_size, (number + 1) * batch_size, device=data.device) % len(data)]
+        batch = data[torch.arange(number * batch_size, (number + 1) * batch_size) % len(data)].to(device)
         with torch.no_grad():
             eps = torch.randn_like(model.encoder(batch).chunk(2, dim=1)[0])
         # Whoever goes second finds the batch in the cache: they take turns at that too.
