@@ -48,6 +48,18 @@ def test_ctrl_c_stays_one(monkeypatch):
     assert all(p.grad is None for p in vae.parameters())
 
 
+def test_after_ctrl_c_in_testing_each_module_is_in_its_mode():
+    def interrupted(module, _):
+        if not module.training:
+            raise KeyboardInterrupt
+
+    vae = model()
+    vae.encoder.register_forward_pre_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fast(vae, DATA, test_data=DATA)
+    assert all(module.training for module in vae.modules())
+
+
 def test_a_handler_of_ctrl_c_that_python_does_not_know_is_left_alone(monkeypatch):
     """As where Python is embedded in another program."""
     monkeypatch.setattr(signal, "getsignal", lambda number: None)

@@ -73,13 +73,15 @@ class VAETraining(LightningModule):
         The noise is the same in each epoch, so that a curve moves only because the model does.
         """
         modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
         sums = torch.zeros(2, device=self.device)
-        for seed, batch in enumerate(loader):
-            loss = self.model.loss(batch.to(self.device), seed=seed)
-            sums += torch.stack((loss.reconstruction, loss.kl)) * len(batch)
-        for module, mode in modes.items():  # a layer that its user has frozen stays so
-            module.training = mode
+        try:
+            self.model.eval()
+            for seed, batch in enumerate(loader):
+                loss = self.model.loss(batch.to(self.device), seed=seed)
+                sums += torch.stack((loss.reconstruction, loss.kl)) * len(batch)
+        finally:  # after Ctrl-C too: who goes on to train must not do so without dropout
+            for module, mode in modes.items():  # a layer that its user has frozen stays so
+                module.training = mode
         return (sums / len(loader.data)).tolist()
 
 
