@@ -101,8 +101,9 @@ def test_the_same_seed_trains_the_same_model_and_leaves_the_generator_alone(imag
     assert not torch.equal(first.encoder.layers[0].weight, other.encoder.layers[0].weight)
 
 
-def test_a_seed_may_be_numpys(images):
-    fast(model(), images.train[:64], seed=np.int64(3))
+def test_numbers_may_be_numpys(images):
+    counts = {"epochs": np.int64(2), "batch_size": np.int32(20), "seed": np.int64(3)}
+    assert len(fast(model(), images.train[:64], learning_rate=np.float32(1e-3), **counts)) == 2
 
 
 def test_another_default_device_changes_nothing(images):

@@ -59,9 +59,8 @@ def fit(
     check_data("data", data, model.likelihood)
     if test_data is not None:
         check_data("test_data", test_data, model.likelihood)
-    checks.count("epochs", epochs)
-    checks.count("batch_size", batch_size)
-    checks.positive("learning_rate", learning_rate)
+    epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
+    learning_rate = checks.positive("learning_rate", learning_rate)
     seed = seeds.check_int(seed)
     target = resolve_device(device)
     module = import_extra("vae_fast.app.lightning_module")
