@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what was written there becomes `path` on success, and is removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _hidden(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -29,7 +30,7 @@ def writable_folder(path: str | os.PathLike, name: str = "path") -> Path:
             that the message names.
     """
     folder = Path(path)
-    probe = folder / f".{os.getpid()}.tmp"
+    probe = _hidden(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -39,3 +40,8 @@ def writable_folder(path: str | os.PathLike, name: str = "path") -> Path:
             error.errno, f"{name} is {folder}: expected a folder that can be written ({error.strerror})"
         ) from error
     return folder
+
+
+def _hidden(path: Path) -> Path:
+    """A path beside `path` that nobody else has: threads share the process's number, and two containers may, too."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")

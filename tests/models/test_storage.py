@@ -238,6 +238,21 @@ def test_a_failure_while_saving_leaves_the_old_files_and_no_others(saved, error,
     assert {name: (saved / name).read_bytes() for name in files(saved)} == before
 
 
+def test_two_may_save_into_one_folder_at_once(saved, monkeypatch):
+    """Of one process, or of two that have one number, as in containers: either's files are whole."""
+    first, second, save_model = mlp(), mlp(), safetensors.torch.save_model
+
+    def interleaved(model, path):
+        if model is first:
+            second.save(saved)
+        save_model(model, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_model", interleaved)
+    first.save(saved)
+    assert files(saved) == ["config.json", "model.safetensors"]
+    torch.testing.assert_close(VAE.load(saved).state_dict(), first.state_dict(), rtol=0, atol=0)
+
+
 def test_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     with pytest.raises(MissingExtra, match=r'safetensors.* is not installed: pip install -e "\.\[app\]"$'):
