@@ -5,7 +5,9 @@ import os
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from vae_fast.app import cli
 from vae_fast.app.data import digits, load_images, split
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="data does not depend on the backend")
@@ -100,12 +102,22 @@ HUGE = header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"PK\x03\x04 broken", b"P5 8 8 255", b"\x93NUMPY\x01\x00", header(b"{'descr' ((("), HUGE],
+    [b"", b"PK\x03\x04 broken", b"P5 8 8 255", b"\x93NUMPY\x01\x00", header(b"{'descr' (((")],
 )
 def test_files_of_another_kind(tmp_path, content):
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"a.npy is not a whole .npy file"):
         load_images(tmp_path / "a.npy")
+
+
+def test_more_than_there_is_memory_for(tmp_path):
+    """Which a whole file may hold, too: it must not be called a broken one."""
+    (tmp_path / "a.npy").write_bytes(HUGE)
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        load_images(tmp_path / "a.npy")
+    result = CliRunner().invoke(cli.app, ["train", "--data", str(tmp_path / "a.npy")])
+    assert result.exit_code == 2
+    assert "'--data': Unable to allocate" in result.output
 
 
 def test_a_truncated_file(tmp_path):

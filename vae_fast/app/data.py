@@ -51,6 +51,7 @@ def load_images(path: str | os.PathLike) -> Tensor:
     Raises:
         OSError: the file is not there or cannot be read.
         ValueError: it is not a `.npy` file, or does not hold images, or its uint8 are 0 and 1 alone.
+        MemoryError: it holds, or says that it holds, more than there is memory for.
     """
     array = _read(Path(path))
     if array.dtype not in (np.uint8, np.bool_) and not np.issubdtype(array.dtype, np.floating):
@@ -76,8 +77,8 @@ def _read(path: Path) -> np.ndarray:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise OSError(error.errno, f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, BadZipFile, TokenError, MemoryError) as error:
-        # Another format, or truncated, or Python objects; or a header that is not Python, or of more than there is.
+    except (ValueError, EOFError, BadZipFile, TokenError) as error:
+        # Another format, or truncated, or Python objects; or a header that is not Python.
         raise ValueError(f"{path} is not a whole .npy file: expected an array of numbers by numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an .npz archive: expected a .npy file with one array")

@@ -18,7 +18,7 @@ def argument(option: str, function: Callable, *values: Any) -> Any:
     """Call `function`; what it finds wrong is said of `option`."""
     try:
         return function(*values)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, MemoryError) as error:
         message = f"{_file(error)}{error.strerror}" if isinstance(error, OSError) else str(error)
         raise typer.BadParameter(message, param_hint=f"'{option}'") from error
 
