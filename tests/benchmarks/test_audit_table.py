@@ -244,7 +244,7 @@ class TestCommand:
         (row,) = table.audit_rows(few)
         row = row._replace(
             registers=26, spilled=4, local=8, loads="8x128", stores="4x128", issued=3.0, limit=4.5, integer=1.0,
-            special=0.5, bytes=12, bound="memory", load=0.75, failures=("one", "two"),
+            special=0.5, bytes=12, bound="memory", load=0.75, failures=("x[rows]", "two"),
         )  # fmt: skip
         asked = []
         monkeypatch.setattr(table, "tasks", lambda *arguments: asked.append(arguments) or few)
@@ -252,7 +252,7 @@ class TestCommand:
         chosen = "--target", "sm_90", "--kernel", "scale"
         _, result = run(*chosen, "--main"), run(*chosen, "--target", "sm_90")
         assert asked == [(["sm_90"], "scale", True), (["sm_90"], "scale", False)]
-        assert f"FAILED {row.call}: one\nFAILED {row.call}: two\n2 failures in 1 compilations" in result.output
+        assert f"FAILED {row.call}: x[rows]\nFAILED {row.call}: two\n2 failures in 1 compilations" in result.output
         assert " 26 4 8 8x128 4x128 3.0 4.5 1.0 0.50 12 memory, 75% " in " ".join(result.output.split())
 
     @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def audit(
     console.print(CAPTION, soft_wrap=True)
     failures = [f"{row.call}: {failure}" for row in rows for failure in row.failures]
     for failure in failures:
-        console.print(f"[red]FAILED[/] {failure}", soft_wrap=True)
+        console.print(f"[red]FAILED[/] {escape(failure)}", soft_wrap=True)
     console.print(f"{len(failures)} failures in" if failures else "no failures in", f"{len(rows)} compilations")
     raise typer.Exit(1 if failures else 0)
 
