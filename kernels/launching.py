@@ -27,12 +27,14 @@ _plans_anew = False
 
 def launch(kernel, programs, *arguments, warps, **constants):
     """Launch `kernel` on its arguments and, by name and in any order, its compile-time constants."""
+    # Sums of products are fused in every version: from triton 3.10 on they are not unless a launch says so.
+    run = functools.partial(kernel[(programs,)], *arguments, **constants, num_warps=warps, enable_fp_fusion=True)
     tape = getattr(_thread, "tape", None)
     if tape is None:
-        kernel[(programs,)](*arguments, **constants, num_warps=warps)
+        run()
     else:
         with tape.deaf():
-            compiled = kernel[(programs,)](*arguments, **constants, num_warps=warps)
+            compiled = run()
         tape.launches.append(Launch(kernel, compiled, programs, arguments, warps, constants))
 
 

@@ -234,3 +234,17 @@ def test_launchers_allocate_their_results_and_partial_sums_alone(call, layout):
     assert not operators.names
     assert [n for n in operators.sizes if n >= size] == [size] * results
     assert sum(n for n in operators.sizes if n < size) <= size / 8  # the partial sums; 1/32 for "latent"
+
+
+@pytest.mark.compiled_only
+def test_products_are_added_in_one_instruction_whatever_triton_s_default(monkeypatch):
+    import triton
+
+    from vae_fast.benchmarks.launches import TARGETS, record_launches
+
+    monkeypatch.setattr(triton.knobs.language, "default_fp_fusion", False)
+    with record_launches() as launches:
+        for launcher, _ in KERNEL_CALLS.values():
+            launcher(torch.empty(64, 784), torch.zeros(1, dtype=torch.int64))
+    assert len(launches) >= len(KERNEL_CALLS)
+    assert all(each.specialize(target).options.enable_fp_fusion for each in launches for target in TARGETS.values())
