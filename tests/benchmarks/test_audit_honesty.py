@@ -27,9 +27,10 @@ def copies(x, y, BLOCK: gl.constexpr, LAYOUT: gl.constexpr):
 def test_the_main_path_goes_through_the_loop_that_loads(target):
     """Its loads are narrow beside the store, and it may have no round: it could be taken for a tail."""
     table, index = meta((100, 999), torch.bfloat16), meta(50, torch.int32)
-    report = audited(target, kernels.sums_of_gathered_rows, table, index, meta(BLOCK), 50, 999)
+    block = 2 * BLOCK  # of fewer elements triton 3.8 makes two rounds one for gfx942, with a last one apart
+    report = audited(target, kernels.sums_of_gathered_rows, table, index, meta(block), 50, 999, BLOCK=block)
     assert (report.loops, report.skipped) == (1, 0)
-    assert report.loads[16] == BLOCK / report.threads
+    assert report.loads[16] == block / report.threads
     assert any("narrower than 128 bits" in failure for failure in check(report, Budget()))
 
 
