@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vae_fast.benchmarks import timing
+from vae_fast.benchmarks.counting import count_ops
 from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Rotation, Work
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
@@ -50,9 +51,10 @@ def test_rounds_end_at_the_most():
 
 
 def test_the_host_timer_prepares_outside_of_what_it_times(monkeypatch):
-    clock = iter(range(100))
+    clock = iter(range(5, 100))
     log = []
     timer = HostTimer(Work(lambda state: log.append(("run", state)), lambda number: log.append("prepare") or number))
+    assert log == ["prepare", ("run", 0), "prepare", ("run", 1), "prepare", ("run", 2)]  # the first calls are not timed
     log.clear()
     monkeypatch.setattr(timing.time, "perf_counter", lambda: log.append("clock") or next(clock))
     assert timer() == {"time": 1e3}
@@ -168,10 +170,13 @@ def test_calls_fit_the_sample_and_the_most(play):
     assert DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40).calls == 1
 
 
-def test_a_batch_is_long_for_the_device_where_the_host_is_slow(play):
-    gpu = play(device=5e-6, host=1e-3)
+@pytest.mark.parametrize(("host", "calls", "queued"), [(1e-3, 9, 40), (8e-3, 1, 12), (0.15, 1, 1)])
+def test_a_batch_is_long_for_the_device_where_the_host_is_slow(play, host, calls, queued):
+    """As long as it can sleep meanwhile: a tenth of a second."""
+    gpu = play(device=5e-6, host=host)
     timer = DeviceTimer(Work(gpu.call, int), Rotation(1, 0), most=40)
-    assert (timer.calls, timer.queued_calls) == (9, 40)
+    assert (timer.calls, timer.queued_calls) == (calls, queued)
+    assert timer()["device"] == pytest.approx(5e-3)
 
 
 def test_inputs_and_results_rotate(play):
@@ -196,22 +201,23 @@ def test_no_contender_takes_the_inputs_of_the_one_before(play):
     assert numbers == list(range(len(numbers)))
 
 
-def test_the_cache_is_emptied_of_what_is_prepared(play, monkeypatch):
+def test_the_cache_is_emptied_of_what_is_prepared_before_the_gpu_is_idle(play, monkeypatch):
     gpu = play(device=1e-3, host=1e-6)
     log, rotation = [], Rotation(100, 0)
     monkeypatch.setattr(rotation, "empty_cache", lambda: log.append("empty"))
     work = Work(lambda state: log.append(("run", state)) or gpu.call(), lambda number: log.append(number) or number)
     timer = DeviceTimer(work, rotation, most=2)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("idle"))
     log.clear()
     timer._batch(3)
     first, second, third = log[:3]
-    assert log[3:] == ["empty", ("run", first), ("run", second), ("run", third)]
+    assert log[3:] == ["empty", "idle", ("run", first), ("run", second), ("run", third)]
 
 
-def test_what_empties_the_cache_is_twice_as_large(monkeypatch):
+def test_what_is_read_to_empty_the_cache_is_twice_as_large(monkeypatch):
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **options: zeros(*size, **options))
-    assert Rotation(4, 1000)._other.nbytes == 2000
+    assert count_ops(Rotation(4, 1000).empty_cache).bytes == pytest.approx(2000, abs=8)  # and the sum
 
 
 def test_a_collector_that_was_off_stays_off():
