@@ -96,17 +96,12 @@ def floor(workload, leaves, constants, outputs, upstream, gradients):
     given = {tensor.data_ptr() for tensor in upstream}
     made = [gradient.data_ptr() not in given for gradient in gradients]
     backward = _bytes(*upstream, *(gradient for gradient, new in zip(gradients, made) if new))
-    if not _in_forward(workload, outputs):
+    if any(output.dim() for output in outputs):  # of scalars, one pass over the inputs is enough for both directions
         of_sample = workload.op == "reparameterize" or workload.used == 0
         unread = 1 if of_sample and "SoftClamp" not in workload.options else 0
         again = constants[-1:] if of_sample else constants  # the noise comes last
         backward += _bytes(*(leaf for leaf, new in zip(leaves[unread:], made[unread:]) if new), *again)
     return forward + backward
-
-
-def _in_forward(workload, outputs):
-    """Whether one pass over the inputs is enough for both directions."""
-    return workload.op in ("reconstruction_loss", "elbo_loss") and all(output.dim() == 0 for output in outputs)
 
 
 def _bytes(*tensors):

@@ -48,6 +48,7 @@ def test_the_main_calls_move_what_they_must(main):
         ("elbo_loss, gaussian, averaged kl, every output used, float32, rows", 9 / 5),  # an upstream gradient of 2
         ("reparameterize, float32, rows", 1),  # the gradient in mu is the upstream one
         ("sample_kl, sample, only kl used, float32, rows", 1),
+        ("gaussian_kl, batchmean, float32, rows", 3 / 2),  # mu and logvar are read again for the gradient
         ("reconstruction_loss, gaussian, batchmean, 1 of 2 gradients, bfloat16, rows", 1),
         ("sample_kl_packed, sample, bfloat16, chunks of channels_last", 1),
         ("reconstruction_loss, categorical, batchmean, bfloat16, 32768 classes", 3 / 2),  # read again for the gradient
@@ -114,6 +115,8 @@ def test_the_floor_has_what_must_be_moved_once():
     assert floor("reparameterize", [a, b], [], [c], [d], [e, c], options=options) == 8 * 400
     prior_and_seed = [c, one]  # of which a sample's gradient wants the seed alone
     assert floor("sample_kl", [a, b], prior_and_seed, [d], [e], [e, c], used=0) == 7 * 400 + 2 * 4
+    assert floor("gaussian_kl", [a, b], [], [each], [each], [c, d]) == 6 * 400 + 2 * 40
+    assert floor("gaussian_kl", [a, b], [], [one], [one], [c, d]) == 4 * 400 + 2 * 4
     assert floor("reconstruction_loss", [a], [b], [c], [d], ()) == 3 * 400
     assert floor("reconstruction_loss", [a], [b], [one], [one], [c]) == 3 * 400 + 2 * 4
     assert floor("reconstruction_loss", [a], [b], [each], [each], [c]) == 5 * 400 + 2 * 40
