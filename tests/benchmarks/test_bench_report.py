@@ -159,6 +159,7 @@ def test_nothing_but_skipped_cases(tmp_path):
     row = dataclasses.replace(fake_rows(ops=OPS)[0], contender="", status="skipped: too large", copy_bandwidth=None)
     text = written([row], tmp_path)
     assert "skipped: too large" in text
+    assert "A copy within the device: not measured" in text
     assert "*.*" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 

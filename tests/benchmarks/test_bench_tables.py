@@ -184,10 +184,22 @@ def test_the_hosts_time_is_that_of_the_smallest_size_in_float32_where_there_is_a
         assert line == ("bernoulli", host, host, host, "20", "7", "5")
 
 
+def test_what_was_not_measured_is_blank():
+    """Of a contender that did not run, that waits for the device itself, or that the profiler does not see."""
+    rows = [row for row in fake_rows(ops=["kl"]) if row.contender != "compile"]
+    for row in rows:
+        if row.contender == "eager":
+            row.host_time = row.launches = row.peak_bytes = None
+    assert tables.overheads(rows) == [("kl", "", "", "40", "", "", "5")]
+    assert tables.overview(rows)[0][-1] == ""
+    for row in rows:
+        row.peak_bytes = 8 if row.contender == "eager" else None
+    assert tables.overview(rows)[0][-1] == ""
+
+
 @pytest.mark.parametrize(("load", "said"), [(1.0, False), (1.1, True), (None, False)])
 def test_a_busy_machine(load, said):
     rows = fake_rows(FAKE_CPU, ["kl"], threads=(1, 2))
-    for row in rows:
-        row.load = load
+    rows[0].load = load  # of one run among several
     assert bool(tables.busy(rows)) == said
     assert not tables.busy([dataclasses.replace(row, kind="cuda", threads=None) for row in rows])
