@@ -1,6 +1,7 @@
 """What is timed of a contender: inputs that rotate, and calls that are warm where their launches are counted."""
 
 import os
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 CPU = torch.device("cpu")
 CASE = cases.CASES["mse/1x32/float32"]
+TWO = {name: CONTENDERS[name] for name in ("eager", "vae_fast")}
 
 
 def test_sets_of_inputs_rotate(monkeypatch):
@@ -41,6 +43,38 @@ def test_a_call_whose_launches_are_counted_was_made_before(monkeypatch):
     monkeypatch.setattr(counting, "count_launches", lambda call: len(made))
     count, status = entrants.count_launches_here(CASE, Counted("eager"), CPU)
     assert (status, count > timing.WARM_UP) == ("ok", True)
+
+
+@pytest.mark.parametrize("op", ["mse", "step_mlp"])
+@pytest.mark.parametrize("name", TWO)
+def test_launches_are_counted_of_a_whole_call_that_is_warm(op, name, monkeypatch):
+    case = cases.Case(op, (16, 784), *cases.FLOAT32, "small")
+    called = []
+    monkeypatch.setattr(entrants.counting, "count_launches", lambda call: called.append(call()) or 7)
+    assert entrants.count_launches_here(case, TWO[name], CPU) == (7, "ok")
+    assert called != [None]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they can be counted")
+def test_launches_are_counted_in_another_process_which_says_why_it_cannot():
+    """Here there is no CUDA. After profiling each launch costs its process more: none is profiled that times."""
+    with pytest.raises(RuntimeError, match="^failed: "):
+        entrants.count_launches(CASE, TWO["eager"], CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they can be counted")
+def test_a_process_for_counts_that_died_is_replaced():
+    entrants._process_for_counts().submit(os._exit, 1)
+    with pytest.raises(BrokenProcessPool):
+        entrants.count_launches(CASE, TWO["eager"], CPU)
+    with pytest.raises(RuntimeError, match="^failed: "):
+        entrants.count_launches(CASE, TWO["eager"], CPU)
+
+
+@pytest.mark.cuda_only
+def test_launches_on_a_gpu():
+    counts = [entrants.count_launches(CASE, contender, torch.device("cuda", 0)) for contender in TWO.values()]
+    assert counts[0] > counts[1] > 0
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 import dataclasses
 import os
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vae_fast.benchmarks import cases, entrants, machine, measure, memory, results, steps, timing
+from vae_fast.benchmarks import cases, machine, measure, memory, results, steps, timing
 from vae_fast.benchmarks.contenders import CONTENDERS, Contender
 from vae_fast.benchmarks.formulas import OPS
 from vae_fast.benchmarks.results import Results
@@ -59,11 +58,19 @@ def test_what_is_counted_of_a_whole_call(session):
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), [("compile", CASE), ("eager graph", CASE), ("eager", cases.CASES["step_mlp/128x784/float32"])]
+    ("name", "case", "device"),
+    [
+        ("compile", CASE, "cpu"),
+        ("eager graph", CASE, "cpu"),
+        ("eager", cases.CASES["step_mlp/128x784/float32"], "cpu"),
+        ("vae_fast", CASE, "cuda"),
+    ],
 )
-def test_the_ops_of_what_hides_them_are_not_counted(name, case):
+def test_the_ops_of_what_hides_them_are_not_counted(name, case, device, monkeypatch):
+    monkeypatch.setattr(memory, "peak_memory", lambda call, device: 8)
+    monkeypatch.setattr(measure, "count_launches", lambda case, contender, device: 1)
     entrant = SimpleNamespace(contender=CONTENDERS[name], call=lambda: torch.ones(3) * 2)
-    counted = measure._count(case, entrant, CPU)
+    counted = measure._count(case, entrant, torch.device(device))
     assert (counted["moved_bytes"], counted["passes"], counted["note"]) == (None, None, "")
 
 
@@ -184,38 +191,6 @@ def test_what_cannot_be_counted_leaves_a_note(session, monkeypatch):
     assert row.moved_bytes > 0
 
 
-@pytest.mark.parametrize("op", ["mse", "step_mlp"])
-@pytest.mark.parametrize("name", TWO)
-def test_launches_are_counted_of_a_whole_call_that_is_warm(op, name, monkeypatch):
-    case = cases.Case(op, (16, 784), *cases.FLOAT32, "small")
-    called = []
-    monkeypatch.setattr(entrants.counting, "count_launches", lambda call: called.append(call()) or 7)
-    assert entrants.count_launches_here(case, TWO[name], CPU) == (7, "ok")
-    assert called != [None]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there they can be counted")
-def test_launches_are_counted_in_another_process_which_says_why_it_cannot():
-    """Here there is no CUDA. After profiling each launch costs its process more: none is profiled that times."""
-    with pytest.raises(RuntimeError, match="^failed: "):
-        entrants.count_launches(CASE, TWO["eager"], CPU)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there they can be counted")
-def test_a_process_for_counts_that_died_is_replaced():
-    entrants._process_for_counts().submit(os._exit, 1)
-    with pytest.raises(BrokenProcessPool):
-        entrants.count_launches(CASE, TWO["eager"], CPU)
-    with pytest.raises(RuntimeError, match="^failed: "):
-        entrants.count_launches(CASE, TWO["eager"], CPU)
-
-
-@pytest.mark.cuda_only
-def test_launches_on_a_gpu():
-    counts = [entrants.count_launches(CASE, contender, torch.device("cuda", 0)) for contender in TWO.values()]
-    assert counts[0] > counts[1] > 0
-
-
 def test_an_interrupted_run_keeps_its_rows(session, tmp_path, monkeypatch):
     chosen = [cases.CASES[f"{op}/1x32/float32"] for op in ("kl", "mse", "gaussian")]
     said = []
@@ -271,7 +246,10 @@ def test_graphs_are_compared_with_graphs():
 def test_a_session_measures_the_copy(monkeypatch):
     monkeypatch.setattr(memory, "COPY_BYTES_CPU", 2**20)
     monkeypatch.setattr(timing, "QUICK", timing.Effort(0.0, 3, 3))
+    monkeypatch.setattr(timing, "FULL", timing.Effort(0.0, 3, 4))
+    assert measure.begin(CPU).effort == timing.FULL
     session = measure.begin(CPU, quick=True)
+    assert session.effort == timing.QUICK
     assert list(session.copy_bandwidth) == list(dict.fromkeys((1, machine.all_threads())))
     assert all(1e8 < value < 1e13 for value in session.copy_bandwidth.values())
 

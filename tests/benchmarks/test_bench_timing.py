@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_fast.benchmarks import timing
+from vae_fast.benchmarks import measure, timing
 from vae_fast.benchmarks.counting import count_ops
 from vae_fast.benchmarks.timing import DeviceTimer, Effort, HostTimer, Rotation, Work
 
@@ -242,3 +242,14 @@ def test_results_are_freed_when_the_clock_has_stopped(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", lambda: seen.append("clock") or 0.0)
     timer()
     assert seen == ["clock", "clock", "freed"]
+
+
+@pytest.mark.parametrize(
+    ("launches", "peak", "most"),
+    [(4, 2**10, 50), (80, 2**10, 10), (None, 2**10, 20), (4, 2**20, 16), (4, None, 50), (1000, 2**30, 1)],
+)
+def test_a_batch_on_a_gpu_fits_its_queue_and_a_quarter_of_its_memory(monkeypatch, launches, peak, most):
+    monkeypatch.setattr(timing, "DeviceTimer", lambda work, rotation, most: most)
+    entrant = SimpleNamespace(works={"forward": None})
+    counted = {"launches": launches, "peak_bytes": peak}
+    assert measure._timer(entrant, "forward", timing.Rotation(1, 0), counted, 2**26) == most
