@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 
 from tests.benchmarks.bench_rows import FAKE_CPU, FAKE_GPU, fake_rows
-from vae_fast.benchmarks import charts, report, results, tables, traffic_table
+from vae_fast.benchmarks import charts, report, results, traffic_table
 from vae_fast.benchmarks.traffic_table import Row as TrafficRow
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="speed is that of compiled code")
@@ -225,6 +225,18 @@ def test_a_figure_without_figures_goes(tmp_path):
     drawn = charts.draw([row for row in fake_rows(ops=OPS) if row.phase == "step"], tmp_path)
     assert [path.name for path in drawn] == ["steps.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["steps.png"]
+    for other in ({"phase": "forward"}, {"status": "wrong: z"}):
+        assert charts.draw(changed(fake_rows(ops=OPS), lambda row: True, **other), tmp_path) == []
+
+
+def test_a_line_has_the_points_that_its_figure_names(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(charts, "_bars", lambda *_: None)
+    monkeypatch.setattr(charts, "_panels", lambda lines, path, *_: shown.update({path.stem: lines["bernoulli"]}))
+    charts.draw(of_device(over_eager=2.0, device_over_eager=4.0, share=0.5), tmp_path)
+    for name, of, y in (("speedup", "eager", 2.0), ("device", "eager", 4.0), ("bandwidth", "vae_fast", 0.5)):
+        sizes = [row.elements for row in fake_rows(ops=["bernoulli"]) if (row.contender, row.dtype) == (of, "float32")]
+        assert shown[name][charts.Line(of, "float32", None)] == [(size, y) for size in sizes]
 
 
 def test_bars_are_of_one_case_whatever_its_dtype():
@@ -271,26 +283,6 @@ def test_figures_of_few_contenders(tmp_path, contenders):
         rows = changed(rows, lambda row: True, over_eager=None, over_compile=None)
     names = sorted(path.name for path in charts.draw(rows, tmp_path))
     assert names == (FIGURES if "eager" in contenders else [name for name in FIGURES if name != "speedup.png"])
-
-
-def test_columns_that_are_empty_are_left_out():
-    assert tables.without_empty(("a", "b", "c"), [("1", "", "2"), ("3", "", "")]) == (
-        ["a", "c"], [["1", "2"], ["3", ""]]
-    )  # fmt: skip
-
-
-def test_the_note_below_a_table_is_of_its_columns():
-    assert tables.note(("case", "vae_fast", "x eager", "x compile"), tables.MEANINGS) == (
-        "milliseconds of a whole call, medians; x: how many times as fast as that"
-    )
-    assert tables.note(("op", "memory"), tables.OVERVIEW_MEANINGS).startswith("memory: the peak")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.012345, "0.0123"), (2.9, "2.9"), (999.4, "999"), (999.6, "1,000"), (2897.1, "2,897")]
-)
-def test_milliseconds(value, text):
-    assert tables.milliseconds(value) == text
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -203,3 +203,23 @@ def test_a_busy_machine(load, said):
     rows[0].load = load  # of one run among several
     assert bool(tables.busy(rows)) == said
     assert not tables.busy([dataclasses.replace(row, kind="cuda", threads=None) for row in rows])
+
+
+def test_columns_that_are_empty_are_left_out():
+    assert tables.without_empty(("a", "b", "c"), [("1", "", "2"), ("3", "", "")]) == (
+        ["a", "c"], [["1", "2"], ["3", ""]]
+    )  # fmt: skip
+
+
+def test_the_note_below_a_table_is_of_its_columns():
+    assert tables.note(("case", "vae_fast", "x eager", "x compile"), tables.MEANINGS) == (
+        "milliseconds of a whole call, medians; x: how many times as fast as that"
+    )
+    assert tables.note(("op", "memory"), tables.OVERVIEW_MEANINGS).startswith("memory: the peak")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.012345, "0.0123"), (2.9, "2.9"), (999.4, "999"), (999.6, "1,000"), (2897.1, "2,897")]
+)
+def test_milliseconds(value, text):
+    assert tables.milliseconds(value) == text
