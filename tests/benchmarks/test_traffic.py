@@ -88,8 +88,9 @@ def test_halves_of_one_tensor_are_told_apart():
         lambda halves: halves,
         lambda halves: halves.expand(3, 8, 10),  # once more the same elements
         lambda halves: halves.as_strided((8, 1, 10), (20, 5, 1)),  # a stride that is never taken
+        lambda halves: halves.unflatten(0, (2, 4)),
     ],
-    ids=["halves", "expanded", "of size 1"],
+    ids=["halves", "expanded", "of size 1", "of three dimensions"],
 )
 def test_lanes_between_the_elements_of_a_view_are_gaps(view):
     left = view(torch.ones(8, 20)[:, :10])
