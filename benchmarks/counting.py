@@ -36,10 +36,13 @@ def count_ops(call: Callable) -> Counted:
 
 
 class _Frame:
-    """What the ops inside another op have read, written and allocated: sets of storages, and sizes of the last."""
+    """What the ops inside another op have read, written and allocated: sets of storages, and sizes of the last.
+
+    unseen: what they have read that none of them had written.
+    """
 
     def __init__(self):
-        self.read, self.written, self.allocated = set(), set(), {}
+        self.read, self.unseen, self.written, self.allocated = set(), set(), set(), {}
 
 
 class _OpCounter(TorchDispatchMode):
@@ -69,6 +72,7 @@ class _OpCounter(TorchDispatchMode):
         if not is_composite or (writes and not (frame.read or frame.written)):
             self._count_own(frame, reads, writes)
         outer = self.frames[-1]
+        outer.unseen |= frame.unseen - outer.written
         outer.read |= frame.read
         outer.written |= frame.written
         outer.allocated.update(frame.allocated)
@@ -78,9 +82,10 @@ class _OpCounter(TorchDispatchMode):
         """Add what an op with a kernel of its own moved beside the ops inside it."""
         own_reads = [t for t in reads if _storage(t) not in frame.read]
         own_writes = [t for t in writes if own_reads or _storage(t) not in frame.written]
-        results = {_storage(t) for t in writes}
-        hidden = [s for s in frame.allocated if s in frame.read and s not in frame.written | results]
+        results = {_storage(t): _size(t) for t in writes}  # one may be made small in the end, as a loss is
+        hidden = [s for s, size in frame.allocated.items() if s in frame.unseen and results.get(s, 0) < size]
         moved = sum(map(_size, own_reads + own_writes)) + sum(frame.allocated[s] for s in hidden)
+        frame.unseen |= {_storage(t) for t in reads}
         frame.read |= {_storage(t) for t in reads}
         frame.written |= {_storage(t) for t in writes} | set(hidden)
         self.bytes += moved

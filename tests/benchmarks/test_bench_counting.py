@@ -57,6 +57,7 @@ def test_bytes_of_one_call(call, moved):
     ("op", "elements"),
     [
         ("mse", 8),  # forward as above, backward 3 and a gradient that is zeroed first
+        ("bernoulli_probs", 7),  # forward 4: the tensor that is summed is then made small, and is the result
         ("bernoulli", 21),  # 20 on a GPU; on a CPU log_sigmoid writes a buffer as well
         ("gaussian", 42),  # 16 forward
     ],
