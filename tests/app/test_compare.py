@@ -47,12 +47,13 @@ def test_timings(monkeypatch):
     torch.testing.assert_close(vae.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_slow_machine_does_few_rounds(monkeypatch):
-    monkeypatch.setattr(compare, "SECONDS", 0)
-    rounds = []
-    monkeypatch.setattr(compare, "_time", lambda *arguments: rounds.append(1) or (1.0, torch.tensor(2.0)))
+@pytest.mark.parametrize(("seconds", "rounds"), [(0, compare.FEWEST), (1000, compare.ROUNDS)])
+def test_a_slow_machine_alone_does_few_rounds(seconds, rounds, monkeypatch):
+    monkeypatch.setattr(compare, "SECONDS", seconds)
+    timed = []
+    monkeypatch.setattr(compare, "_time", lambda *arguments: timed.append(1) or (1.0, torch.tensor(2.0)))
     compare.compare(model("mse"), torch.rand(10, 4, 5), batch_size=4, learning_rate=1e-3)
-    assert len(rounds) == 2 * (compare.WARM_UP + compare.FEWEST)
+    assert len(timed) == 2 * (compare.WARM_UP + rounds)
 
 
 def test_a_likelihood_without_an_eager_formula_is_not_compared(monkeypatch):
@@ -99,8 +100,9 @@ def test_the_learning_rate_is_the_users(monkeypatch):
 
 def test_a_step_ends_when_its_own_gpu_is_done(monkeypatch):
     """Which need not be the current one."""
-    events, device = [], torch.device("cuda", 1)
+    events, device, clock = [], torch.device("cuda", 1), iter((5.0, 5.25))
     monkeypatch.setattr(torch.cuda, "synchronize", events.append)
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: events.append("clock") or next(clock))
     x = SimpleNamespace(device=device)
-    _, loss = compare._time(lambda x, eps: events.append("step") or "loss", x, None)
-    assert (events, loss) == ([device, "step", device], "loss")
+    timed = compare._time(lambda x, eps: events.append("step") or "loss", x, None)
+    assert (events, timed) == ([device, "clock", "step", device, "clock"], (250.0, "loss"))

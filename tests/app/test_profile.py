@@ -200,6 +200,15 @@ def test_steps_end_when_their_own_gpu_is_done(apart, monkeypatch):
     assert events == [device] * (4 if apart else 2)
 
 
+def test_each_number_stands_beside_its_part(capsys):
+    milliseconds = dict(zip(profile.NOTES, (1.0, 2.0, 0.5, 6.0, 0.5)))
+    profile._show(profile.Profile(1234.0, milliseconds), 3, 8, torch.device("cpu"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert " our ops 1.000 10% noise, " in said
+    assert " host 6.000 60% Python and autograd, " in said
+    assert said.endswith("1,234 samples/s without the profiler, over 3 steps of 8")
+
+
 def test_the_outermost_op_has_the_time():
     def event(name, parent=None):
         return SimpleNamespace(name=name, cpu_parent=parent)
