@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -219,6 +220,17 @@ def test_narrow_accesses_of_all_widths_and_directions_count(access):
     assert check(report, Budget(narrow=2)) == []
     (failure,) = check(report, Budget(narrow=1))
     assert failure.endswith("narrower than 128 bits: 1 of 32, 1 of 64; allowed: 1")
+
+
+@pytest.mark.parametrize(("stack", "local", "known"), [(16, 0, 16), (0, 24, 24), (16, 24, 24), (0, 0, 8)])
+def test_resources_on_nvidia(stack, local, known, monkeypatch):
+    """Where cuobjdump names no local memory, what is stored and loaded there tells."""
+    code = "/*0000*/ STL [R1], R2 ;\n/*0010*/ LDL R2, [R1] ;\n/*0020*/ EXIT ;"
+    listing = f"Function kernel:\n REG:26 STACK:{stack} SHARED:0 LOCAL:{local} CONSTANT[0]:560\n{code}"
+    monkeypatch.setattr(tool, "_cached", lambda cubin, disassemble: listing)
+    monkeypatch.setattr(tool, "_spilled", lambda ptx, arch: 4)
+    compiled = SimpleNamespace(asm={"cubin": b"", "ptx": ""})
+    assert tool._nvidia(compiled, TARGETS["sm_90"])[1] == Resources(registers=26, spilled=4, local=known)
 
 
 @pytest.mark.parametrize("kind", ["vgpr", "sgpr"])
