@@ -229,14 +229,16 @@ def test_a_figure_without_figures_goes(tmp_path):
         assert charts.draw(changed(fake_rows(ops=OPS), lambda row: True, **other), tmp_path) == []
 
 
-def test_a_line_has_the_points_that_its_figure_names(tmp_path, monkeypatch):
+def test_a_figure_has_the_rows_and_the_points_that_it_names(tmp_path, monkeypatch):
     shown = {}
-    monkeypatch.setattr(charts, "_bars", lambda *_: None)
+    monkeypatch.setattr(charts, "_bars", lambda rows, path, *_: shown.update({path.stem: {row.op for row in rows}}))
     monkeypatch.setattr(charts, "_panels", lambda lines, path, *_: shown.update({path.stem: lines["bernoulli"]}))
     charts.draw(of_device(over_eager=2.0, device_over_eager=4.0, share=0.5), tmp_path)
     for name, of, y in (("speedup", "eager", 2.0), ("device", "eager", 4.0), ("bandwidth", "vae_fast", 0.5)):
         sizes = [row.elements for row in fake_rows(ops=["bernoulli"]) if (row.contender, row.dtype) == (of, "float32")]
         assert shown[name][charts.Line(of, "float32", None)] == [(size, y) for size in sizes]
+    assert shown["steps"] == {"step_mlp"}
+    assert shown["memory"] == shown["host"] == {"sample_kl", "bernoulli"}
 
 
 def test_bars_are_of_one_case_whatever_its_dtype():
