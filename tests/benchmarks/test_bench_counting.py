@@ -8,6 +8,7 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,27 @@ def test_bytes_of_what_users_write(op, elements):
         return torch.autograd.grad(loss, inputs.leaves)
 
     assert counting.count_ops(call).bytes / (4 * case.elements) == pytest.approx(elements, rel=1e-3)
+
+
+def scales_what_its_own_loop_writes(a: torch.Tensor) -> torch.Tensor:
+    result = torch.empty_like(a)
+    np.copyto(result.numpy(), a.numpy())  # no op
+    return result.mul_(2)
+
+
+def copies_what_it_adds_to(a: torch.Tensor) -> torch.Tensor:
+    copy = torch.empty_like(a)
+    copy.copy_(a)
+    return copy + 1
+
+
+@pytest.mark.no_poison("the fill would be counted")
+@pytest.mark.parametrize("kernel", [scales_what_its_own_loop_writes, copies_what_it_adds_to])
+def test_what_an_op_writes_counts_once(kernel):
+    """Whether in a loop of its own, which no op inside it shows, or by an op: each of two passes reads and writes."""
+    op = torch.library.custom_op(f"counted::{kernel.__name__}", kernel, mutates_args=(), device_types="cpu")
+    (a,) = tensors(1)
+    assert counting.count_ops(lambda: op(a)).bytes == pytest.approx(4 * SIZE, abs=20)
 
 
 def test_passes_are_ops_that_touch_memory():
