@@ -15,6 +15,7 @@ unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX TRITON_INTERPRET V
 # One thread: at these sizes more gain nothing, and on a busy machine they wait for each other.
 export OMP_NUM_THREADS := 1
 PYTEST = $(PYTHON) -m pytest -q
+TORCH ?= 2.11.0
 
 # The other projects want Python 3.11.
 ifeq ($(shell $(BASE_PYTHON) -c "import sys; print(sys.version_info >= (3, 11))"),True)
@@ -27,7 +28,7 @@ CHECKS := lint test-interpreter test-cpu test-interpreter-3.6 test-compile-3.6 $
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-torch-2.11 audit bench bench-peers clean $(CHECKS)
+.PHONY: help demo test test-peers test-torch audit bench bench-peers clean $(CHECKS)
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 26
@@ -61,11 +62,11 @@ test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0
 	@echo "== each kernel compiled by triton 3.6.0"
 	PYTHONPATH=.venv/triton36 $(PYTEST) -m compiled_only tests/kernels tests/benchmarks
 
-test-torch-2.11: .venv/torch211/.ready  ## the CPU path and the interpreter on the oldest PyTorch taken; not in `test`: GBs
-	@echo "== the CPU path on torch 2.11.0"
-	PYTHONPATH=.venv/torch211 $(PYTEST) -m "not compiled_only"
-	@echo "== the kernels in the interpreter, on torch 2.11.0"
-	TRITON_INTERPRET=1 PYTHONPATH=.venv/torch211 $(PYTEST)
+test-torch: .venv/torch-$(TORCH)/.ready  ## the CPU path and the interpreter on PyTorch 2.11, or TORCH=2.14.1; not in `test`: GBs
+	@echo "== the CPU path on torch $(TORCH)"
+	PYTHONPATH=.venv/torch-$(TORCH) $(PYTEST)
+	@echo "== the kernels in the interpreter, on torch $(TORCH)"
+	TRITON_INTERPRET=1 PYTHONPATH=.venv/torch-$(TORCH) $(PYTEST)
 
 test-peers: .venv/peers/.ready  ## vae_fast.integrations against the projects that it patches (Python >= 3.11)
 	@echo "== diffusers, pythae and scvi-tools, patched and not"
@@ -85,8 +86,9 @@ test-peers: .venv/peers/.ready  ## vae_fast.integrations against the projects th
 	$(PYTHON) -m pip install --no-deps --upgrade --target .venv/triton36 triton==3.6.0
 	@touch $@
 
-.venv/torch211/.ready: $(READY)
-	$(PYTHON) -m pip install --upgrade --target .venv/torch211 torch==2.11.0 "triton==3.6.0; platform_system == 'Linux'"
+# With the version of Triton that goes with it.
+.venv/torch-$(TORCH)/.ready: $(READY)
+	$(PYTHON) -m pip install --upgrade --target .venv/torch-$(TORCH) torch==$(TORCH)
 	@touch $@
 
 # Their own environment: they bring a hundred packages. The imports fail here if one is missing, as its tests would skip.
