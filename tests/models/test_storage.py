@@ -41,7 +41,8 @@ def files(folder):
 def test_an_mlp_comes_back(tmp_path, options):
     model = mlp(**options)
     model.save(tmp_path / "new" / "folder")
-    loaded = VAE.load(tmp_path / "new" / "folder")
+    with torch.device("meta"):  # as torch.set_default_device makes another the default
+        loaded = VAE.load(tmp_path / "new" / "folder")
     x = torch.rand(3, 4, 5)
     torch.testing.assert_close(tuple(loaded.loss(x, seed=1)), tuple(model.loss(x, seed=1)), rtol=0, atol=0)
     assert (loaded.likelihood, loaded.beta) == (model.likelihood, model.beta)

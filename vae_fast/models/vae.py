@@ -204,7 +204,8 @@ class VAE(nn.Module):
             )
         dtype = config.pop("dtype", None)
         try:
-            model = cls(**config, encoder=encoder, decoder=decoder)
+            with torch.device("cpu"):  # where the default device is another, too
+                model = cls(**config, encoder=encoder, decoder=decoder)
             if dtype is not None:
                 model.to(getattr(torch, dtype))
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # the last: of sizes beyond all memory
