@@ -1,7 +1,10 @@
 """What the autograd Functions share: which kind to apply, what forward makes, and the guard against double backward."""
 
+import functools
+
 import torch
 from torch.autograd import Function
+from torch.autograd.function import _SingleLevelFunction
 
 from vae_fast.ops.plain import batching, vmapping
 
@@ -42,8 +45,15 @@ def select(ordinary, transformable, *tensors):
 
 
 def apply_alone(function, *inputs):
-    """function.apply, as `Short` has it, for a raw op that is called by itself."""
-    return Short.__dict__["apply"].__get__(None, function)(*inputs)
+    """function.apply for a raw op that is called by itself: at this level of torch.func's transforms alone."""
+    return _alone(function).apply(*inputs)
+
+
+@functools.cache
+def _alone(function):
+    """Its twin without Function's apply, which would enter those transforms again."""
+    members = {name: staticmethod(getattr(function, name)) for name in ("forward", "setup_context", "backward")}
+    return type(function.__name__, (_SingleLevelFunction,), members)
 
 
 def made_in_forward(params, wanted):
