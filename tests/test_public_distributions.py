@@ -1,5 +1,7 @@
 """DiagonalGaussian against torch.distributions, and what it does not compute; seeds and generators."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -89,6 +91,15 @@ def test_log_prob_of_its_own_sample(parameters):
     torch.testing.assert_close(ours, theirs)
     gradients = [torch.autograd.grad(t.sum(), parameters, retain_graph=True) for t in (ours, theirs)]
     torch.testing.assert_close(*gradients)
+
+
+def test_a_clamped_logvar_has_a_gradient_at_its_bounds():
+    """As the functions have it, where PyTorch's own clamp has none from 2.14 on."""
+    logvar = torch.tensor([[-1.0, -0.5, 0.0, 0.5, 1.0, math.nan]], requires_grad=True)
+    clamped = DiagonalGaussian(torch.zeros(1, 6), logvar, logvar_clamp=(-0.5, 0.5)).logvar
+    torch.testing.assert_close(clamped, logvar.detach().clamp(-0.5, 0.5), equal_nan=True)
+    (gradient,) = torch.autograd.grad(clamped.sum(), logvar)
+    assert gradient[0, :5].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_the_clamp_is_seen_by_every_method(parameters, backend):

@@ -99,7 +99,9 @@ class DiagonalGaussian:
             return 2 * value
         wide = _widened(value)
         if self._found.name == "logvar":
-            return wide.clamp(*checks.clamp(self.logvar_clamp, wide.dtype))
+            low, high = checks.clamp(self.logvar_clamp, wide.dtype)
+            bounded = torch.where(wide > high, high, wide)  # not clamp: from PyTorch 2.14 on it has no gradient there
+            return torch.where(bounded < low, low, bounded)
         # a mean of 0 and noise of 1 make a sample of the standard deviation
         return 2 * reparameterize(_full(wide, 0), wide, scale=self.scale, eps=_full(wide, 1)).log()
 

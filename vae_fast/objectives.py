@@ -40,7 +40,8 @@ def free_bits(kl: Tensor, nats: float | Tensor, *, per: str = "sample") -> Tenso
         checks.latent_kl(kl)
     else:
         checks.kl(kl)
-    floored = kl.clamp(min=_bound(nats, kl))
+    bound = _bound(nats, kl)
+    floored = torch.where(kl < bound, bound, kl)  # not clamp: from PyTorch 2.14 on it has no gradient at the floor
     return floored.sum() if per == "latent" else floored
 
 
