@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+
 from tests.benchmarks import sample_kernels as kernels
 from tests.benchmarks.test_controlflow import nvidia
 from vae_fast.benchmarks import audit as tool
@@ -101,6 +103,9 @@ def test_catches_a_spill_on_amd():
     assert any("spills" in f for f in check(report, Budget()))
 
 
+@pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9), reason="its cosine has no array on the stack"
+)
 def test_catches_local_memory_that_is_no_spill():
     report = audited("sm_90", kernels.cosine, meta(8192), meta(8192))
     assert report.resources.spilled == 0

@@ -192,9 +192,9 @@ class TestWhatDoesNotCompile:
         first, second = (table.row(table.Task(target, k, True)) for k in (0, 1))
         assert (first.call, first.kernel, first.target, first.compiled) == ("call 0", "does_not_compile", target, False)
         (failure,) = first.failures
-        assert failure.startswith(
-            f"does_not_compile on {target}: not compiled: CompilationError: ValueError('Cannot make_"
-        )
+        assert failure.startswith(f"does_not_compile on {target}: not compiled: ")
+        assert "ValueError" in failure
+        assert "Cannot make_shape_compatible: incompatible dimensions" in failure
         assert second.failures[0].endswith("CompileTimeAssertionFailure: BLOCK is 64 or more: expected fewer")
 
     @pytest.mark.usefixtures("_broken")
