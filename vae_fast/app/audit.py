@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from vae_fast.app.options import WIDTH
+from vae_fast.app.options import WIDTH, console
 from vae_fast.ops import backend
 
 COLUMNS = (
@@ -23,8 +23,6 @@ CAPTION = (
     "An element: instructions issued, of the number beside the kernel (sm_90 alone must keep it), integer and special "
     "ones, and bytes. Bound by: memory, or the instructions that take longer, and the share of the memory's time."
 )
-
-console = Console(highlight=False)
 
 
 def audit(

@@ -12,13 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vae_fast.app.options import BACKEND, INTERRUPTED, WIDTH, argument, trainable_device
+from vae_fast.app.options import BACKEND, INTERRUPTED, WIDTH, argument, console, say, trainable_device
 from vae_fast.benchmarks import cases, machine, measure, tables
 from vae_fast.benchmarks.results import Results, Row
 from vae_fast.extras import import_extra
 from vae_fast.ops import backend
-
-console = Console(highlight=False)
 
 RESULTS = Path("benchmarks/results")
 NAMED = ("case", "threads")  # the columns that say what is measured
@@ -44,22 +42,22 @@ def bench(
     description = machine.describe(target)
     folder = output or RESULTS / (machine.folder_name(description) + ("-quick" if quick else ""))
     results = argument("--output", Results, folder, description["device"])
-    _say(f"{len(chosen)} cases on {description['device']}; results in {folder}/")
+    say(f"{len(chosen)} cases on {description['device']}; results in {folder}/")
     report = import_extra("vae_fast.benchmarks.report")
     measured = None
     try:
-        measured = measure.run(chosen, target, results, _say, quick=quick, named=names)
+        measured = measure.run(chosen, target, results, say, quick=quick, named=names)
     except KeyboardInterrupt:
-        _say("interrupted: what was measured is kept")
+        say("interrupted: what was measured is kept")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if results.rows:
             _show(results.rows)
             count_traffic = measured is not None and not (quick or names)
-            _say(f"written to {report.write(results.rows, folder, traffic=count_traffic)}")
+            say(f"written to {report.write(results.rows, folder, traffic=count_traffic)}")
     faulty = tables.own_faults(measured)
     if faulty:
-        _say(f"vae_fast is wrong, or failed: {', '.join(faulty)}")
+        say(f"vae_fast is wrong, or failed: {', '.join(faulty)}")
         raise typer.Exit(1)
 
 
@@ -77,20 +75,20 @@ def _device(name: str) -> torch.device:
 def _show(rows: list[Row]) -> None:
     """The table; where vae_fast is slower; what has no figures."""
     columns, lines = tables.without_empty(tables.HEADER, tables.cases(rows, _colored))
-    _say("forward and backward, or a whole training step")
+    say("forward and backward, or a whole training step")
     room = console.width if console.is_terminal else WIDTH
     for part in _parts(columns, lines, room):
         _print_part([columns[k] for k in part], [[line[k] for k in part] for line in lines])
-    _say(tables.note(columns, tables.MEANINGS))
+    say(tables.note(columns, tables.MEANINGS))
     if tables.busy(rows):
-        _say(tables.busy(rows))
+        say(tables.busy(rows))
     for title, faults in (
         ("slower on the device:", tables.losses(rows, tables.ON_DEVICE)),
         ("slower:", tables.losses(rows)),
         ("without figures:", tables.unmeasured(rows)),
     ):
         if faults:
-            _say("\n  ".join((title, *faults)))
+            say("\n  ".join((title, *faults)))
 
 
 def _parts(columns: list[str], lines: list[list[str]], room: int) -> Iterator[list[int]]:
@@ -137,7 +135,3 @@ def _print_part(columns: list[str], lines: list[list[str]]) -> None:
 
 def _colored(text: str, ratio: float) -> str:
     return f"[red]{text}[/]" if tables.is_loss(ratio) else f"[green]{text}[/]" if tables.is_win(ratio) else text
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)

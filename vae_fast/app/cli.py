@@ -7,7 +7,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -18,7 +17,7 @@ from vae_fast.app.bench import bench
 from vae_fast.app.compare import compare
 from vae_fast.app.data import Split, digits, load_images, split
 from vae_fast.app.doctor import ALLOWED, environment, run_checks
-from vae_fast.app.options import INTERRUPTED, argument, trainable_device
+from vae_fast.app.options import INTERRUPTED, argument, console, say, trainable_device
 from vae_fast.app.profile import profile
 from vae_fast.app.training import check_data, fit, resolve_device
 from vae_fast.extras import import_extra
@@ -33,7 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain messages: they stay on one line, and can be searched for
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
 
 TRAINABLE = [name for name, row in LIKELIHOODS.items() if row.domain != "classes"]  # pixels are numbers
 MSE_NOTE = "(mse alone is no ELBO: it is the Gaussian at variance 1/2, less a constant.)"
@@ -124,10 +122,10 @@ def train(
     try:
         _write(model, history, images, folder, seed)
     except KeyboardInterrupt:
-        _say(f"interrupted: some files of this training are missing in {folder}/")
+        say(f"interrupted: some files of this training are missing in {folder}/")
         raise typer.Exit(INTERRUPTED) from None
     console.print(f"\nfinal test negative ELBO: {final:.2f} nats per image")
-    _say(f"written to {folder}/")
+    say(f"written to {folder}/")
     _print_comparison(model.to(target), images.train, batch_size, learning_rate, target)
 
 
@@ -151,11 +149,6 @@ def doctor() -> None:
 app.command()(bench)
 app.command()(audit)
 app.command()(profile)
-
-
-def _say(line: str) -> None:
-    """A path as it is: neither broken into lines nor read as Rich's markup."""
-    console.print(line, markup=False, soft_wrap=True)
 
 
 def _model(shape: torch.Size, latent_dim: int, hidden_dims: list[int], **options) -> VAE:

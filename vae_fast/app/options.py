@@ -1,10 +1,11 @@
-"""What the commands share: values of options, checked."""
+"""What the commands share: values of options, checked, and the terminal."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import typer
+from rich.console import Console
 
 from vae_fast.app.training import resolve_device
 from vae_fast.ops import backend
@@ -12,6 +13,12 @@ from vae_fast.ops import backend
 BACKEND = "'VAE_FAST_BACKEND'"
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 WIDTH = 190  # of a table where there is no terminal
+console = Console(highlight=False)
+
+
+def say(line: str) -> None:
+    """A line as it is, paths in it too: neither broken into several nor read as Rich's markup."""
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def argument(option: str, function: Callable, *values: Any) -> Any:

@@ -11,20 +11,17 @@ from unittest.mock import patch
 import torch
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, record_function
 
 from vae_fast import checks, seeds
 from vae_fast.app.data import digits, load_images
-from vae_fast.app.options import argument, trainable_device
+from vae_fast.app.options import argument, console, say, trainable_device
 from vae_fast.app.training import check_data, synchronizer
 from vae_fast.benchmarks.counting import quiet_profiler
 from vae_fast.files import atomic_path, writable_folder
 from vae_fast.models import VAE
-
-console = Console(highlight=False)
 
 TRACE = "trace.json"
 WARM_UP = 5
@@ -69,8 +66,7 @@ def profile(
     with atomic_path(folder / TRACE) as trace:
         found = profile_training(vae.to(target), images, steps=steps, batch_size=batch_size, trace=trace)
     _show(found, steps, min(batch_size, len(images)), target)
-    written = f"written to {folder / TRACE}: open it in https://ui.perfetto.dev"
-    console.print(written, markup=False, soft_wrap=True)
+    say(f"written to {folder / TRACE}: open it in https://ui.perfetto.dev")
 
 
 def profile_training(model: VAE, data: Tensor, *, steps: int, batch_size: int, trace: Path | None = None) -> Profile:
