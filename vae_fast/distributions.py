@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import checks, scales
+from vae_fast.eager.elementary import clamp
 from vae_fast.eager.reductions import accumulator
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize, sample_kl, sample_kl_packed
 from vae_fast.scales import ScaleLike
@@ -99,9 +100,7 @@ class DiagonalGaussian:
             return 2 * value
         wide = _widened(value)
         if self._found.name == "logvar":
-            low, high = checks.clamp(self.logvar_clamp, wide.dtype)
-            bounded = torch.where(wide > high, high, wide)  # not clamp: from PyTorch 2.14 on it has no gradient there
-            return torch.where(bounded < low, low, bounded)
+            return clamp(wide, *checks.clamp(self.logvar_clamp, wide.dtype))
         # a mean of 0 and noise of 1 make a sample of the standard deviation
         return 2 * reparameterize(_full(wide, 0), wide, scale=self.scale, eps=_full(wide, 1)).log()
 

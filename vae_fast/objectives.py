@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import checks
+from vae_fast.eager.elementary import clamp
 
 
 def free_bits(kl: Tensor, nats: float | Tensor, *, per: str = "sample") -> Tensor:
@@ -40,8 +41,7 @@ def free_bits(kl: Tensor, nats: float | Tensor, *, per: str = "sample") -> Tenso
         checks.latent_kl(kl)
     else:
         checks.kl(kl)
-    bound = _bound(nats, kl)
-    floored = torch.where(kl < bound, bound, kl)  # not clamp: from PyTorch 2.14 on it has no gradient at the floor
+    floored = clamp(kl, _bound(nats, kl))
     return floored.sum() if per == "latent" else floored
 
 

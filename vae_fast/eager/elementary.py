@@ -80,6 +80,12 @@ def expm1_minus_x(x, expm1=None):
     return expm1, torch.where(x.abs() < 1, series.mul_(x).mul_(x).div_(2), expm1 - x)
 
 
+def clamp(value, low, high=None):
+    """`value` within the bounds, with the gradient 1 at them, where torch.clamp from 2.14 on has 0, or 1/2."""
+    bounded = torch.where(value < low, low, value)
+    return bounded if high is None else torch.where(bounded > high, high, bounded)
+
+
 def log_ratio(a, b):
     """log(a / b) for a, b > 0; where they are close their difference is exact, and no digit of it is lost."""
     difference = (a - b) / b
