@@ -7,7 +7,7 @@ import torch
 
 from vae_fast.eager import reductions
 from vae_fast.eager.blocks import blocks
-from vae_fast.eager.elementary import exp
+from vae_fast.eager.elementary import exp, is_at_hand
 
 # Times the usual block: it is counted in logits, and most operations are on its elements. Not of halves: their copies
 # in float32 would be new memory each time.
@@ -120,12 +120,12 @@ def _sum_of_others(values, index, like):
 
 def _are_finite(top, left_out):
     """Whether those left out are, where a look costs a fraction of a copy of the logits; classes may be -inf."""
-    return top.is_cpu and bool(top.isfinite().logical_or_(left_out.logical_not()).all())
+    return is_at_hand(top) and bool(top.isfinite().logical_or_(left_out.logical_not()).all())
 
 
 def _within(given, classes):
     """(indices that are classes, a mask of those that were none; None if all were classes)."""
-    if given.is_cpu and given.numel():
+    if is_at_hand(given) and given.numel():
         low, high = given.aminmax()
         if low.item() >= 0 and high.item() < classes:
             return given, None

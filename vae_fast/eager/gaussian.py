@@ -4,7 +4,7 @@ import torch
 
 from vae_fast.eager import general, noise, reductions
 from vae_fast.eager.blocks import blocks
-from vae_fast.eager.elementary import HALF, ONE, exp, exp_of_half, expm1_minus_x
+from vae_fast.eager.elementary import HALF, ONE, exp, exp_of_half, expm1_minus_x, is_at_hand
 from vae_fast.eager.general import NONE, clamped, clamped_gradient
 
 LOGVAR = ("logvar", 0.0, 0.0)
@@ -74,7 +74,7 @@ def forward_block(
     if reduction is None:
         return z, None, (noisy, None)
     shift = _shift(m, prior_mu, prior_logvar)
-    if mu.is_cpu and reductions.is_sum(reduction):
+    if is_at_hand(mu) and reductions.is_sum(reduction):
         difference, sums = _rounded_kl(x, shift, reduction, difference, None if shift[0] is mu else shift[0])
         if reductions.outweigh_rounding(sums, x.numel()):
             return z, sums, (noisy, difference)

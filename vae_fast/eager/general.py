@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from vae_fast.eager import divergence, reductions, scales
 from vae_fast.eager.blocks import blocks
-from vae_fast.eager.elementary import cast
+from vae_fast.eager.elementary import cast, is_at_hand
 
 NONE = (None, None)  # no clamp, no prior
 
@@ -84,7 +84,7 @@ def _prior(kept):
 def _closed_form(out, reduction, *posterior):
     """The doubled KL, reduced: where the sum is large enough, with float32's own digits, in a fraction of the time."""
     mean = posterior[0]
-    if mean.is_cpu and reductions.is_sum(reduction):
+    if is_at_hand(mean) and reductions.is_sum(reduction):
         sums = reductions.partial(divergence.closed_form_rounded(*posterior), reduction)
         if reductions.outweigh_rounding(sums, mean.numel()):
             return sums
