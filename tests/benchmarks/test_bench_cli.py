@@ -122,7 +122,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         bench.console.print(line, markup=False, soft_wrap=True)
 
-    monkeypatch.setattr(bench, "_say", say)
+    monkeypatch.setattr(bench, "say", say)
     options = [f for op in ("kl", "mse", "gaussian") for f in ("--case", f"{op}/1x32/float32")]
     result = run("--quick", *options, "--device", "cpu", "--output", tmp_path)
     assert result.exit_code == bench.INTERRUPTED
