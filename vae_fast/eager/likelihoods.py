@@ -166,7 +166,10 @@ def _log_cosh_derivatives(params, target, outs):
 
 
 def _log_cosh_total(params, target, outs, sums):
-    """|d| + log(1 + exp(-2 |d|)) - log 2, if float32 bears what cancels."""
+    """With q = 1 + exp(-2 |d|): |d| + log q - log 2, if float32 bears what cancels, and sign(d) (2 - q) / q.
+
+    exp(-2 |d|) - 1 gives the slope with all its digits, in half the time of tanh.
+    """
     if target.dtype == torch.float64:
         return sum(map(sums.of, _log_cosh_terms(params, target))), _log_cosh_derivatives(params, target, outs)
     error = torch.sub(params[0], target, out=outs[0])
@@ -174,8 +177,10 @@ def _log_cosh_total(params, target, outs, sums):
     linear, count = sums.of(size).double(), sums.of_ones(size)
     if not (is_at_hand(error) and linear.item() >= float(count)):
         return _small_log_cosh_total(error, size, sums)
-    total = linear + sums.of_logs(size.mul_(-2).exp_().add_(1)) - math.log(2) * count
-    return total.to(error.dtype), (error.tanh_(),)
+    excess = size.mul_(-2).expm1_()
+    q = excess + 2
+    total = linear + sums.of_logs(q) - math.log(2) * count
+    return total.to(error.dtype), (torch.copysign(excess.div_(q), error, out=error),)
 
 
 def _small_log_cosh_total(error, size, sums):
