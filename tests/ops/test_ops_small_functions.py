@@ -21,9 +21,6 @@ def node(output, target, name, **options):
     return loss.grad_fn.name()  # for as long as the loss is there
 
 
-OWN = [name for name in LIKELIHOODS if name not in ("mse", "l1", "huber", "bernoulli", "categorical")]
-
-
 WEIGHTS = {"none": None, "of samples": values(5, dtype=torch.float32, seed=4), "mask": values(5, 7, seed=4) > 0.5}
 
 
@@ -69,15 +66,15 @@ def test_classes_that_are_not_plain_take_the_long_way():
         reconstruction_loss(logits[0], torch.tensor(1), "categorical")
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean", "sample"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean", "sample", "none"])
 @pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("name", ["bernoulli", *OWN])
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name != "categorical"])
 def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduction):
     params, target = parameters(name)
     weight = WEIGHTS[weight]
     given, options = (single(params), target, name), {"reduction": reduction, "weight": weight}
-    is_kept = reduction == "sample" and weight is None and getattr(likelihoods, name).both is not None
-    is_pytorch_s = name == "bernoulli" and weight is None and reduction != "sample"
+    is_native = reduction != "none" and getattr(likelihoods, name).native is not None
+    is_kept = reduction in small.SEVERAL and weight is None and getattr(likelihoods, name).both is not None
     results = []
     for way in ("_Reconstruction", "Ordinary"):
         with pytest.MonkeyPatch.context() as patch:
@@ -86,8 +83,8 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduc
             loss = reconstruction_loss(*given, **options)
             with torch.no_grad():
                 torch.testing.assert_close(reconstruction_loss(*given, **options), loss)
-        assert is_kept or is_pytorch_s or way in loss.grad_fn.name()
-        upstream = torch.arange(1, 6.0) if reduction == "sample" else torch.tensor(3.0)
+        assert is_native or is_kept or way in loss.grad_fn.name()
+        upstream = torch.arange(1.0, 1 + loss.numel()).view(loss.shape)
         first = torch.autograd.grad(loss, params, upstream, retain_graph=True)
         torch.testing.assert_close(torch.autograd.grad(loss, params, upstream), first)  # which computes them again
         results.append((loss, first))
@@ -109,7 +106,6 @@ def test_what_wants_the_layers_has_them():
     (mean, logvar), target = parameters("gaussian")
     for output in ((mean, logvar[:1, 0]), [mean, logvar], (mean.double(), logvar.double())):
         assert "Ordinary" in node(output, target, "gaussian")
-    assert "Ordinary" in node((mean, logvar), target, "gaussian", reduction="none")
     counts, counted = parameters("negative_binomial")
     assert "Ordinary" in node(tuple(counts), counted, "negative_binomial", reduction="sample")  # keeps for backward
     with torch.no_grad():

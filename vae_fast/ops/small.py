@@ -22,6 +22,7 @@ from vae_fast.ops import autograd, backend, categorical, reconstruction
 from vae_fast.ops.plain import PLAIN, hooked, is_plain, listening, overheard
 
 SCALARS = ("batchmean", "sum", "mean")
+SEVERAL = ("sample", "none")
 REAL = (*checks.FLOATS, *checks.INTEGERS)
 
 
@@ -37,18 +38,18 @@ def reconstruct(output, target, row, reduction, target_scale, weight, noise):
         if row.domain == "classes":
             return _reconstruct_classes(output, target, row, reduction)
         if target.dtype is torch.float32:
-            way, params = _way(output, target, row, True)
+            way, params = _way(output, target, row, getattr(likelihoods, row.name).most)
             return None if way is None else way(params, target, row, reduction)
     return _reconstruct_prepared(output, target, row, reduction, target_scale, weight, noise)
 
 
 def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, noise):
-    """That of each sample, or of a target that is scaled, weighted or sampled."""
-    if row.domain == "classes" or reduction not in (*SCALARS, "sample") or target.dtype not in REAL:
+    """That of each sample or element, or of a target that is scaled, weighted or sampled."""
+    if row.domain == "classes" or reduction not in (*SCALARS, *SEVERAL) or target.dtype not in REAL:
         return None
-    if reduction == "sample" and eager.keeps(row.name, weight):
+    if reduction in SEVERAL and eager.keeps(row.name, weight):
         return None  # the long way keeps the derivatives that come with it
-    way, params = _way(output, target, row, weight is None and reduction in SCALARS)
+    way, params = _way(output, target, row, _most(getattr(likelihoods, row.name), reduction, weight))
     binarize, seed, _ = noise
     if way is None or (binarize is not False and not (weight is seed is None)):
         return None  # a seed has noise of its own; and nothing is drawn here that the long way may have to draw again
@@ -58,14 +59,19 @@ def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, 
     return way(params, eager_targets.read(target, scale, torch.float32), row, reduction, weight)
 
 
-def _way(output, target, row, is_whole):
-    """(who computes it: `_natively`, `_by_function` or None, the parameters). is_whole: as one number, of no weight."""
-    params = output if type(output) is tuple else (output,)
+def _most(formulas, reduction, weight):
+    """How many elements a thread to compute `_natively`; none for the loss of each, of which a small one may be off."""
+    if reduction == "none":
+        return 0
+    return formulas.most if weight is None and reduction in SCALARS else formulas.most_each
+
+
+def _way(output, target, row, most):
+    """(who computes it: `_natively`, up to `most` elements a thread, `_by_function` or None, the parameters)."""
+    params, threads = output if type(output) is tuple else (output,), torch.get_num_threads()
     if len(params) != len(row.parameters) or target.requires_grad:
         return None, params
-    formulas, threads = getattr(likelihoods, row.name), torch.get_num_threads()
-    most = formulas.most if is_whole else formulas.most_each
-    if formulas.native is not None and _suits(params[0], target, most * threads):
+    if most and _suits(params[0], target, most * threads):
         return _natively, params
     for param in params:
         if not takes(param, param, BLOCK * threads) or param.shape != target.shape:
@@ -121,8 +127,9 @@ def _by_function(params, target, row, reduction, weight=None):
 def _loss(name, reduction, params, target, weight, differentiate):
     """(the loss, the derivatives where it is one number and they are asked for: without the weight)."""
     formulas, nowhere = getattr(likelihoods, name), (None,) * len(params)
-    if reduction == "sample":
-        return reductions.partial(eager.nll_of_block(formulas, params, target, weight), reduction), ()
+    if reduction in SEVERAL:
+        nll = eager.nll_of_block(formulas, params, target, weight)
+        return nll if reduction == "none" else reductions.partial(nll, reduction), ()
     total, made = eager.total_of_block(formulas, params, target, weight, nowhere, differentiate)
     return reductions.finish([total], reduction, target.shape), made
 
@@ -201,7 +208,7 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
     def forward(ctx, spec, target, weight, seed, *params):
         factor = getattr(likelihoods, spec.likelihood).factor
         ctx.spec, ctx.kind, ctx.share = spec, None, factor / reductions.divisor(spec.reduction, target.shape)
-        ctx.is_scaled_alone = weight is None and spec.reduction != "sample"
+        ctx.is_scaled_alone = weight is None and spec.reduction in SCALARS
         ctx.save_for_backward(target, weight, None, *params)
         loss, made = _loss(spec.likelihood, spec.reduction, params, target, weight, True)
         ctx.grads = list(itertools.compress(made, ctx.needs_input_grad[4:]))
@@ -221,10 +228,10 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
 
 
 def _weighted(ctx, grads, scale):
-    """The derivatives, which for a loss of each sample have yet to be made, times the scale and the weight."""
+    """The derivatives, which for `SEVERAL` losses have yet to be made, times the scale and the weight."""
     target, weight, _, *params = ctx.saved_tensors
-    if ctx.spec.reduction == "sample":
+    if ctx.spec.reduction in SEVERAL:
         made = getattr(likelihoods, ctx.spec.likelihood).derivatives(params, target, (None,) * len(params))
         grads = itertools.compress(made, ctx.needs_input_grad[4:])
-        scale = reductions.spread(scale, target, "sample")
+        scale = reductions.spread(scale, target, ctx.spec.reduction)
     return [grad * scale if weight is None else eager_targets.weighted(grad, weight, scale) for grad in grads]
