@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from vae_fast.kernels import packed_rows, reductions, targets, tiling
-from vae_fast.kernels.elementary import log_of_normal, reciprocal
+from vae_fast.kernels.elementary import exp, log_of_normal, reciprocal
 from vae_fast.kernels.launching import launch, replayed
 from vae_fast.kernels.likelihoods import Issued
 
@@ -30,10 +30,10 @@ PASS = 4096  # lanes of a tile where rows are read in passes
 NEIGHBOURS = 32  # elements side by side in a tile where they, and not the classes, are contiguous: 64 bytes or more
 
 # Instructions on sm_90 (make audit), where 16-byte accesses fit: per logit, and per element in each thread of its row.
-ISSUED = Issued(sum=19, gradient=25, both=26, each=19)
-ISSUED_PASSES = Issued(sum=42, gradient=56, both=58, each=42)
+ISSUED = Issued(sum=12, gradient=18, both=19, each=13)
+ISSUED_PASSES = Issued(sum=29, gradient=43, both=45, each=30)
 ISSUED_ELEMENT = 70
-ISSUED_PACKED = Issued(sum=17, gradient=29, both=31, each=17)  # per lane, of which a row has a power of two
+ISSUED_PACKED = Issued(sum=14, gradient=24, both=26, each=13)  # per lane, of which a row has a power of two
 ISSUED_PACKED_ROW = 50
 
 
@@ -43,9 +43,9 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
 
     logits: [B, ..., K], any strides; target: integers [B, ...]; ignore_index: of elements that are left out, or None;
     weight: of each element's nll, expanded to the target's shape, bool or float, or None. Returns (loss, gradient or
-    None). For N elements, reads NK logits, N indices and weights, and writes NK of the gradient and one partial sum a
-    program. Logits of elements that are ignored, or of weight 0, are read in packed rows alone. More classes than
-    MAX_CLASSES are read a second time for the gradient, 3NK in all, and N more: the logits of the targets. Two
+    None). For N elements, reads NK logits and, but in packed rows, the targets' N again, N indices and weights, and
+    writes NK of the gradient and one partial sum a program. Logits of elements that are ignored, or of weight 0, are
+    read in packed rows alone. More classes than MAX_CLASSES are read a second time for the gradient, 3NK in all. Two
     launches, between which "sample" writes and reads N losses; one for "none", and for "sample" of one element each.
     """
     dtype = tiling.accumulator(logits.dtype)
@@ -67,7 +67,7 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
 
 @replayed
 def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
-    """The gradient of the logits, recomputed, in one launch: reads NK logits, 2NK beyond MAX_CLASSES, and writes NK.
+    """The gradient of the logits, recomputed, in one launch: reads what `forward` does, and writes NK.
 
     grad_loss: of the loss's shape, any strides. The rest as in `forward`.
     """
@@ -170,26 +170,29 @@ def _categorical(
     if not WIDE:
         index = index.to(tl.int32)
 
-    # Logits that are left out read as 0, so that nothing of them is NaN.
+    # What is not read is -inf or 0, and the target's logit 0, so that nothing of an element that is left out is NaN.
     at = logits[0] + tiling.offset(row, column, shape, logits[1], 2)
+    if not PACKED:
+        own = _own(at, logits[1][1], index, active & valid, WIDE)
     if PASSES:
-        own, top, rest = _pass_over(at, logits[1][1], index, valid, active, classes, ROWS, COLUMNS, WIDE)
+        top, rest = _pass_over(at, logits[1][1], index, own, active, classes, ROWS, COLUMNS, WIDE)
     else:
         k = _classes(0, COLUMNS, WIDE)
         if PACKED:
             x = packed_rows.load(logits[0], program * ROWS, count, PACKED, ROWS, COLUMNS)
             if IGNORES or weight is not None:
                 x = tl.where(active[None, :], x, 0.0)
+            if MASKED:
+                x = tl.where(k < classes, x, float("-inf"))
+            own = tl.sum(tl.where(k == index[None, :], x, 0.0), 0)
         else:
             x = _load(at, logits[1][1], k, active, classes, MASKED)
-        if MASKED:
-            x = tl.where(k < classes, x, float("-inf"))
-        top = tl.max(x, 0)
-        e = tl.exp(x - top[None, :])
-        rest = tl.sum(tl.where(k == index[None, :], 0.0, e), 0)
-        own = tl.sum(tl.where(k == index[None, :], x, 0.0), 0)
+        x = tl.where(k == index[None, :], float("-inf"), x)
+        top = tl.maximum(tl.max(x, 0), own)
+        e = exp(x - top[None, :])
+        rest = tl.sum(e, 0)
     below = own - top
-    e_own = tl.exp(below)
+    e_own = exp(below)
     total = rest + e_own
     inverse = reciprocal(total)
 
@@ -217,7 +220,7 @@ def _categorical(
             start = 0
             while start < classes:
                 k = _classes(start, COLUMNS, WIDE)
-                e = tl.exp(_load(at, logits[1][1], k, active, classes, True) - top[None, :])
+                e = exp(_load(at, logits[1][1], k, active, classes, True) - top[None, :])
                 value = _gradient(k, index, e, rest, scale)
                 _store(out, grad[1][1], k, element < count, classes, value, True)
                 start += COLUMNS
@@ -230,18 +233,21 @@ def _categorical(
 
 
 @triton.jit
-def _pass_over(
-    at, stride, index, valid, active, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr
-):
-    """(The target's logit, the largest, the sum of the others' exponentials), each lane with a maximum of its own.
+def _own(at, stride, index, read, WIDE: tl.constexpr):
+    """The target's logit, of the elements that are to be `read`."""
+    if WIDE:
+        at += index * stride
+    else:
+        at += index.to(tl.int64) * stride
+    return tiling.upcast(tl.load(at, mask=read, other=0))
+
+
+@triton.jit
+def _pass_over(at, stride, index, own, active, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    """(The largest logit, the sum of the exponentials of all but the target's), each lane with a maximum of its own.
 
     One exponential a logit: of exp(x - new) and exp(old - new), one is 1.
     """
-    if WIDE:
-        own = at + index * stride
-    else:
-        own = at + index.to(tl.int64) * stride
-    own = tiling.upcast(tl.load(own, mask=active & valid, other=0))
     if own.dtype == tl.float64:
         lowest = tl.full((COLUMNS, ROWS), -1.7976931348623157e308, tl.float64)
     else:
@@ -251,14 +257,14 @@ def _pass_over(
     while start < classes:
         k = _classes(start, COLUMNS, WIDE)
         x = _load(at, stride, k, active, classes, True)
-        x = tl.where((k < classes) & (k != index[None, :]), x, float("-inf"))
+        x = tl.where(k == index[None, :], float("-inf"), x)
         d = x - top
-        e = tl.exp(-1.0 * tl.abs(d))
+        e = exp(-1.0 * tl.abs(d))
         total = tl.where(d > 0, total * e + 1.0, total + e)
         top = tl.maximum(top, x)
         start += COLUMNS
     highest = tl.maximum(tl.max(top, 0), own)
-    return own, highest, tl.sum(total * tl.exp(top - highest[None, :]), 0)
+    return highest, tl.sum(total * exp(top - highest[None, :]), 0)
 
 
 @triton.jit
@@ -271,10 +277,12 @@ def _classes(start, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _load(at, stride, k, rows, classes, MASKED: tl.constexpr):
-    inside = rows[None, :]
+    at = at[None, :] + k * stride
     if MASKED:
-        inside = inside & (k < classes)
-    return tiling.upcast(tl.load(at[None, :] + k * stride, mask=inside, other=0))
+        x = tl.load(at, mask=rows[None, :] & (k < classes), other=float("-inf"))
+    else:
+        x = tl.load(at, mask=rows[None, :], other=0)
+    return tiling.upcast(x)
 
 
 @triton.jit

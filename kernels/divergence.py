@@ -6,7 +6,7 @@ A prior is (mean, log-variance, standard deviation), or () for N(0, I). DIRECT: 
 import triton
 import triton.language as tl
 
-from vae_fast.kernels.elementary import expm1, expm1_minus_x, log_ratio
+from vae_fast.kernels.elementary import exp, exp_minus, expm1, expm1_minus_x, log_ratio
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def slope(x, prior, DIRECT: tl.constexpr):
     elif DIRECT:
         return (x - prior[0]) / prior[2] / prior[2]
     else:
-        return (x - prior[0]) * tl.exp(-1.0 * prior[1])
+        return (x - prior[0]) * exp_minus(prior[1])
 
 
 @triton.jit
@@ -67,4 +67,4 @@ def _variance_ratio(logvar, std, prior, DIRECT: tl.constexpr):
         return 2.0 * log_ratio(std, prior[2]), quotient * quotient
     else:
         ratio = logvar - prior[1]
-        return ratio, tl.exp(ratio)
+        return ratio, exp(ratio)
