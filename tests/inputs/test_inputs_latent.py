@@ -197,7 +197,7 @@ def test_num_samples(call):
 @divergence
 def test_reduction(call):
     choices = "'none', 'sample', 'latent', 'sum', 'mean', 'batchmean'"
-    for value in ("average", "", "Sum", None, 0, True, ["sum"], ("sum",), zeros()):
+    for value in ("average", "", "Sum", None, 0, True, ["sum"], ("sum",), np.array("sum"), zeros()):
         refuses(ValueError, f"reduction is {value!r}: expected one of {choices}", call, reduction=value)
 
 

@@ -126,7 +126,7 @@ def test_likelihood(loss):
 
 
 def test_reduction():
-    for value in ("average", "latent", "", None, 0, ["sum"], zeros()):
+    for value in ("average", "latent", "", None, 0, ["sum"], np.array("sum"), np.array(["sum", "mean"]), zeros()):
         message = f"reduction is {value!r}: expected one of {REDUCTIONS}"
         refuses(ValueError, message, reconstruction_loss, zeros(4, 6), zeros(4, 6), reduction=value)
         refuses(ValueError, message, ReconstructionLoss, reduction=value)

@@ -31,7 +31,7 @@ def reconstruct(output, target, row, reduction, target_scale, weight, noise):
 
     noise: (binarize, seed, generator).
     """
-    if type(target) not in PLAIN or not target.is_cpu or is_compiling():
+    if type(target) not in PLAIN or not target.is_cpu or type(reduction) is not str or is_compiling():
         return None
     binarize, seed, generator = noise
     if binarize is False and target_scale is weight is seed is generator is None and reduction in SCALARS:

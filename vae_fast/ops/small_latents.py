@@ -47,7 +47,7 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
         shape, dim = posterior.shape, 0
     else:
         shape = _half(posterior, dim, most)
-    if shape is None or not (reduction is NO_KL or reduction in checks.LATENT_REDUCTIONS):
+    if shape is None or not (reduction is NO_KL or (type(reduction) is str and reduction in checks.LATENT_REDUCTIONS)):
         return None
     if not (noise is None or _takes_noise(shape, num_samples, *noise)):
         return None
