@@ -192,6 +192,8 @@ def test_num_samples(call):
     for shape in ((4, 3), (2, 4, 3), (3, 4, 1)):
         message = f"eps has shape {list(shape)}: expected [3, 4, 3], num_samples times mu's shape"
         refuses(ValueError, message, call, num_samples=3, eps=zeros(*shape))
+    for value, name in not_tensors()[1:]:
+        refuses(TypeError, f"eps is {name}: expected a tensor", call, num_samples=3, eps=value)
 
 
 @divergence

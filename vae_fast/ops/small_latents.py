@@ -100,11 +100,11 @@ def _takes_noise(shape, samples, seed, generator, eps):
         return False
     if eps is None:
         return True
-    if samples is not None:
-        shape = samples, *shape
-        if not eps.is_contiguous():  # z would lie in memory as it does
-            return False
-    return takes(eps, eps, BLOCK) and eps.shape == shape and not eps.requires_grad
+    if not takes(eps, eps, BLOCK) or eps.requires_grad:
+        return False
+    if samples is None:
+        return eps.shape == shape
+    return eps.shape == (samples, *shape) and eps.is_contiguous()  # z would lie in memory as it does
 
 
 def _takes_prior(shape, prior):
