@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.ops.played import CALLS, likelihood, node, tensor
-from vae_fast import elbo_loss, reconstruction_loss, reparameterize, sample_kl
+from vae_fast import elbo_loss, gaussian_kl, reconstruction_loss, reparameterize, sample_kl
 from vae_fast.ops import kinds
 
 
@@ -64,6 +64,18 @@ def test_layouts_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
         assert count(kinds._kinds) <= 2
         nodes.append(node(loss))
     assert nodes == [*["OrdinaryBackward"] * 4, *["_PlayedBackward"] * 2, "OrdinaryBackward", "_PlayedBackward"]
+
+
+def test_one_tensor_given_twice_pushes_out_no_kind(device, monkeypatch):
+    """A kind of it would never be found again, and each call would keep one more in the row of those that are."""
+    monkeypatch.setattr(kinds, "MOST_ALIKE", 2)
+    monkeypatch.setattr(kinds, "_kinds", kinds.Table())
+    mu, logvar = tensor(device, 4, 5), tensor(device, 4, 5, seed=2)
+    gaussian_kl(mu, logvar)
+    for _ in range(2):
+        assert node(gaussian_kl(mu, mu)) == "OrdinaryBackward"
+    assert count(kinds._kinds) == 1
+    assert node(gaussian_kl(mu, logvar)) == "_PlayedBackward"
 
 
 def test_layouts_of_gradients_are_forgotten_before_they_fill_the_memory(device, monkeypatch):
