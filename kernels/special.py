@@ -9,7 +9,7 @@ the result is below 1, else relative.
 import triton
 import triton.language as tl
 
-from vae_fast.kernels.elementary import LOG_2, log_of_normal, split_exponent
+from vae_fast.kernels.elementary import LOG_2, log_of_normal, reciprocal, split_exponent
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def lgamma_1p(x):
     """lgamma(1 + x) for x >= 0: log of x factorial, and exactly 0 at x = 0."""
     y = 1.0 + x
     # R(1) = 1 - log(2 pi) / 2 meets the constants of Stirling's formula.
-    remainder = stirling_remainder(1.0 / y) - 0.08106146679532725822
+    remainder = stirling_remainder(reciprocal(y)) - 0.08106146679532725822
     return tl.where(x == 0, 0.0, (x + 0.5) * log_of_normal(y) - x + remainder)
 
 
