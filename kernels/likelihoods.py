@@ -85,10 +85,10 @@ def bernoulli_probs(params, target):
     """Bernoulli nll given probabilities, with the bounds of torch's binary_cross_entropy: logs at -100, slope 1e-12."""
     p = params[0]
     q = 1.0 - p
-    low = p < 1.17549435e-38  # it is not normal: as 2^24 p it is. That of 0 becomes -104.7
-    log_p = elementary.log_of_normal(tl.where(low, 16777216.0 * p, p)) - 16.635532333438687 * low.to(p.dtype)
+    size, low = tl.abs(p), p < 1.17549435e-38  # which is not normal, but 2^24 of it is: the logarithm of 0 is -104.7
+    log_p = elementary.log_of_normal(tl.where(low, 16777216.0 * size, size)) - 16.635532333438687 * low.to(p.dtype)
     log_p = tl.where(p >= 0, tl.maximum(log_p, -100.0), float("nan"))
-    log_q = elementary.log_of_normal(q) + (-p - (q - 1.0)) * elementary.reciprocal(q)  # log1p(-p)
+    log_q = elementary.log_of_normal(tl.abs(q)) + (-p - (q - 1.0)) * elementary.reciprocal(q)  # log1p(-p); NaN if q < 0
     log_q = tl.where(q == 0, -100.0, log_q)
     slope = (p - target) * elementary.reciprocal(tl.maximum(p * q, _exactly(1e-12, p)))
     return (target - 1.0) * log_q - target * log_p, (), (slope,)

@@ -140,15 +140,21 @@ class TestBernoulliProbs:
     """torch's own rules, which are not those of logits at saturation."""
 
     def test_the_bounds_of_the_logarithm_and_of_the_slope(self, backend):
-        p = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1e-30, 1 - 6e-8, 0.9997, 0.5]], device=backend.device)
-        x = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.25]], device=backend.device)
+        p = torch.tensor([[0.0, 1.0, -0.0, 0.0, 1.0, 1e-30, 1e-40, 1 - 6e-8, 0.9997, 0.5]], device=backend.device)
+        x = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.25]], device=backend.device)
         ours, theirs = p.clone().requires_grad_(), p.clone().requires_grad_()
         loss = reconstruction_loss(ours, x, "bernoulli_probs", reduction="none")
         expected = F.binary_cross_entropy(theirs, x, reduction="none")
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-        assert loss[0, :2].tolist() == [100.0, 100.0]
+        assert loss[0, :3].tolist() == [100.0] * 3
         gradients = torch.autograd.grad(loss.sum(), ours), torch.autograd.grad(expected.sum(), theirs)
         torch.testing.assert_close(*gradients, rtol=2e-6, atol=0)
+
+    def test_what_is_no_probability_is_nan(self, backend):
+        p = torch.tensor([[-1e-45, -0.1, 1 + 2e-7, 1.1, float("inf")]], device=backend.device)
+        for target in (0.0, 0.5, 1.0):
+            loss = reconstruction_loss(p, torch.full_like(p, target), "bernoulli_probs", reduction="none")
+            assert loss.isnan().all()
 
     def test_saturated_sigmoids(self, backend):
         """Through a sigmoid the gradient is that of the code it replaces: not the logits' -1, -1, 0."""

@@ -1,7 +1,5 @@
 """torch.compile against eager mode: full graphs, static and dynamic shapes, recompilations."""
 
-import shutil
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
@@ -9,6 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraph
 import vae_fast
 from tests.kernels.scaled import SCALES
 from tests.ops.cases import CASES, MAIN, SEED, Case, case_id, scalar, tupled, values
+from tests.support.environment import inductor_for_cpu
 from vae_fast import (
     elbo_loss,
     gaussian_kl,
@@ -243,7 +242,7 @@ def test_an_error_under_compile_names_the_argument(backend):
         compiled(torch.zeros(2, 3, device=backend.device), torch.zeros(2, 4, device=backend.device))
 
 
-@pytest.mark.skipif(not shutil.which("c++"), reason="Inductor needs a C++ compiler for CPU tensors")
+@inductor_for_cpu
 def test_inductor_compiles_the_whole_loss(backend):
     compiled = torch.compile(whole_loss, fullgraph=True, dynamic=True)
     moments, logits, target = batch(6, backend.device)

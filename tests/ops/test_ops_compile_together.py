@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.ops.cases import values
 from tests.ops.test_ops_compile import counted
-from tests.support.environment import INTERPRETED
+from tests.support.environment import INTERPRETED, inductor_for_cpu
 from vae_fast import (
     DiagonalGaussian,
     Huber,
@@ -52,6 +52,7 @@ def test_two_draws_in_one_graph_are_two_draws(draws, backend):
     assert not torch.equal(first, second)
 
 
+@inductor_for_cpu
 @pytest.mark.skipif(INTERPRETED, reason="Inductor compiles for the CPU")
 def test_two_draws_in_one_graph_of_inductor_are_two_draws():
     leaves = [torch.zeros(16, 8, requires_grad=True) for _ in range(4)]

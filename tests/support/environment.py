@@ -1,9 +1,11 @@
 """Where the tests run: versions, interpreted or compiled kernels, devices, and what a marked test needs of them."""
 
 import importlib.util
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -18,6 +20,8 @@ def _interpreted():
 
 
 INTERPRETED = _interpreted()  # Triton reads TRITON_INTERPRET once, so a process has one or the other
+
+inductor_for_cpu = pytest.mark.skipif(not shutil.which("c++"), reason="Inductor needs a C++ compiler for CPU tensors")
 
 
 @dataclass(frozen=True)
