@@ -187,9 +187,8 @@ def _categorical(
             own = tl.sum(tl.where(k == index[None, :], x, 0.0), 0)
         else:
             x = _load(at, logits[1][1], k, active, classes, MASKED)
-        x = tl.where(k == index[None, :], float("-inf"), x)
-        top = tl.maximum(tl.max(x, 0), own)
-        e = exp(x - top[None, :])
+        top = tl.where(active, tl.max(x, 0), 0.0)
+        e = exp(tl.where(k == index[None, :], float("-inf"), x - top[None, :]))
         rest = tl.sum(e, 0)
     below = own - top
     e_own = exp(below)
@@ -260,7 +259,7 @@ def _pass_over(at, stride, index, own, active, classes, ROWS: tl.constexpr, COLU
         x = tl.where(k == index[None, :], float("-inf"), x)
         d = x - top
         e = exp(-1.0 * tl.abs(d))
-        total = tl.where(d > 0, total * e + 1.0, total + e)
+        total = tl.where(d > 0, total, 1.0) * e + tl.where(d > 0, 1.0, total)
         top = tl.maximum(top, x)
         start += COLUMNS
     highest = tl.maximum(tl.max(top, 0), own)
