@@ -10,7 +10,8 @@ from vae_fast.app import bench
 from vae_fast.benchmarks import results, tables
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
-COMMITTED = [FOLDER / name / "results.json" for name in ("nvidia-h200", "cpu-intel-xeon-processor-2-cores-quick")]
+DEVICES = "nvidia-h200", "cpu-amd-epyc-2-cores-quick", "cpu-intel-xeon-processor-2-cores-quick"
+COMMITTED = [FOLDER / name / "results.json" for name in DEVICES]
 
 
 def shown(monkeypatch, capsys, path, width=None):
