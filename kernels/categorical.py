@@ -187,8 +187,13 @@ def _categorical(
             own = tl.sum(tl.where(k == index[None, :], x, 0.0), 0)
         else:
             x = _load(at, logits[1][1], k, active, classes, MASKED)
-        top = tl.where(active, tl.max(x, 0), 0.0)
-        e = exp(tl.where(k == index[None, :], float("-inf"), x - top[None, :]))
+        if x.dtype == tl.float64:  # the other form takes local memory on sm_100
+            top = tl.where(active, tl.max(x, 0), 0.0)
+            e = exp(tl.where(k == index[None, :], float("-inf"), x - top[None, :]))
+        else:
+            x = tl.where(k == index[None, :], float("-inf"), x)
+            top = tl.maximum(tl.max(x, 0), own)
+            e = exp(x - top[None, :])
         rest = tl.sum(e, 0)
     below = own - top
     e_own = exp(below)

@@ -49,7 +49,7 @@ def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr
         return 2.0 * tl.log(x), x
     elif SCALE == "softplus":
         std = tl.maximum(x, 0.0) + log1p_unit(_exp_minus(tl.abs(x), EPSILON)) + EPSILON
-        return 2.0 * _log_softplus(x, std, EPSILON), std
+        return 2.0 * _log(std, EPSILON), std
     else:
         logvar = 2.0 * BOUND * tanh_of_half(x * (2.0 / BOUND))
         std = exp_of_half(logvar)
@@ -66,15 +66,6 @@ def _exp_minus(x, EPSILON: tl.constexpr):
         return exp_minus(x)
     else:
         return tl.exp(-1.0 * x)
-
-
-@triton.jit
-def _log_softplus(x, std, EPSILON: tl.constexpr):
-    """log std of std = softplus(x) + EPSILON: that of softplus(x) is x to rounding where it may not be normal."""
-    if EPSILON > 0 or x.dtype == tl.float64:
-        return _log(std, EPSILON)
-    else:
-        return tl.where(x < -16.0, x, log_of_normal(std))
 
 
 @triton.jit

@@ -73,7 +73,8 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduc
     params, target = parameters(name)
     weight = WEIGHTS[weight]
     given, options = (single(params), target, name), {"reduction": reduction, "weight": weight}
-    is_native = reduction != "none" and getattr(likelihoods, name).native is not None
+    formulas, is_whole = getattr(likelihoods, name), weight is None and reduction not in small.SEVERAL
+    is_native = reduction != "none" and (formulas.most if is_whole else formulas.most_each) > 0
     is_kept = reduction in small.SEVERAL and weight is None and getattr(likelihoods, name).both is not None
     results = []
     for way in ("_Reconstruction", "Ordinary"):

@@ -23,8 +23,8 @@ class Formulas(NamedTuple):
     total(params, target, outs, sums), where the two share work, returns (the nll's sum, the derivatives): see
     `targets.Sums`.
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
-    its autograd costs less than a Function's host time. With EACH, for sums of samples and weighted ones, for at most
-    `most_each`, as forward then makes no gradient. bernoulli's own errs by a rounding of the logit, absolute.
+    its autograd costs less than a Function's host time. With EACH for at most `most_each`, as forward then makes no
+    gradient; for none where a small nll has not all its digits, or a large one overflows.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
     factor, beside no `both`, is left out of the derivatives: it joins the upstream gradient's pass over them.
     """
@@ -300,7 +300,7 @@ def _discretized_logistic_derivatives(params, target, outs):
     return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
 
 
-bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, 2**18, 2**18)
+bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, 2**18)
 mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, 2**19, 2**21, factor=2.0)
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
