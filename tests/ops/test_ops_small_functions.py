@@ -75,7 +75,7 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduc
     given, options = (single(params), target, name), {"reduction": reduction, "weight": weight}
     formulas, is_whole = getattr(likelihoods, name), weight is None and reduction not in small.SEVERAL
     is_native = reduction != "none" and (formulas.most if is_whole else formulas.most_each) > 0
-    is_kept = reduction in small.SEVERAL and weight is None and getattr(likelihoods, name).both is not None
+    is_kept = reduction in small.SEVERAL and weight is None and formulas.both is not None
     results = []
     for way in ("_Reconstruction", "Ordinary"):
         with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduc
             with torch.no_grad():
                 torch.testing.assert_close(reconstruction_loss(*given, **options), loss)
         assert is_native or is_kept or way in loss.grad_fn.name()
-        upstream = torch.arange(1.0, 1 + loss.numel()).view(loss.shape)
+        upstream = torch.arange(3.0, 3 + loss.numel()).view(loss.shape)
         first = torch.autograd.grad(loss, params, upstream, retain_graph=True)
         torch.testing.assert_close(torch.autograd.grad(loss, params, upstream), first)  # which computes them again
         results.append((loss, first))
