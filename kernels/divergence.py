@@ -6,25 +6,42 @@ A prior is (mean, log-variance, standard deviation), or () for N(0, I). DIRECT: 
 import triton
 import triton.language as tl
 
-from vae_fast.kernels.elementary import exp, exp_minus, expm1, expm1_minus_x, log_ratio
+from vae_fast.kernels.elementary import (
+    exp,
+    exp_minus,
+    expm1,
+    expm1_minus_x,
+    log_near_1,
+    square_minus_1_minus_2_log,
+)
 
 
 @triton.jit
-def closed_form(mean, logvar, std, prior, DIRECT: tl.constexpr):
-    """KL(N(mean, std^2) || prior) in nats (Kingma & Welling 2014, appendix B)."""
-    ratio, exp_ratio = _variance_ratio(logvar, std, prior, DIRECT)
-    return 0.5 * (_square(mean, prior, DIRECT) + expm1_minus_x(ratio, exp_ratio))
+def closed_form(mean, logvar, std, prior, DIRECT: tl.constexpr, EPSILON: tl.constexpr):
+    """KL(N(mean, std^2) || prior) in nats (Kingma & Welling 2014, appendix B). EPSILON: the least deviation."""
+    if DIRECT:
+        quotient, d = _quotient(std, prior)
+        excess = square_minus_1_minus_2_log(quotient, d, len(prior) == 0 and EPSILON > 1e-37)
+    else:
+        ratio = _log_variance_ratio(logvar, prior)
+        excess = expm1_minus_x(ratio, _variance_ratio(ratio, std, prior))
+    return 0.5 * (_square(mean, prior, DIRECT) + excess)
 
 
 @triton.jit
 def closed_form_gradient(mean, logvar, std, prior, DIRECT: tl.constexpr):
-    """Derivatives of `closed_form` in the mean and the log-variance.
+    """Derivatives of `closed_form` in the mean and, twice it, in the log-variance.
 
-    In the prior's mean it is minus the first, in its log-variance minus the second and half of the first times
+    In the prior's mean it is minus the first; in its log-variance, twice, minus the second and the first times
     (mean - prior's mean).
     """
-    ratio, exp_ratio = _variance_ratio(logvar, std, prior, DIRECT)
-    return slope(mean, prior, DIRECT), 0.5 * expm1(ratio, exp_ratio)
+    if DIRECT:
+        _, d = _quotient(std, prior)
+        twice = d * (d + 2.0)
+    else:
+        ratio = _log_variance_ratio(logvar, prior)
+        twice = expm1(ratio, _variance_ratio(ratio, std, prior))
+    return slope(mean, prior, DIRECT), twice
 
 
 @triton.jit
@@ -33,7 +50,11 @@ def monte_carlo(z, eps, logvar, std, prior, DIRECT: tl.constexpr):
 
     Its derivative in z is `slope`, and at a given z it is -1/2 in the log-variance.
     """
-    ratio, _ = _variance_ratio(logvar, std, prior, DIRECT)
+    if DIRECT and len(prior) > 0:
+        quotient, d = _quotient(std, prior)
+        ratio = 2.0 * log_near_1(quotient, d)
+    else:
+        ratio = _log_variance_ratio(logvar, prior)
     return 0.5 * (_square(z, prior, DIRECT) - eps * eps - ratio)
 
 
@@ -43,7 +64,8 @@ def slope(x, prior, DIRECT: tl.constexpr):
     if len(prior) == 0:
         return x
     elif DIRECT:
-        return (x - prior[0]) / prior[2] / prior[2]
+        inverse = 1.0 / prior[2]
+        return (x - prior[0]) * inverse * inverse
     else:
         return (x - prior[0]) * exp_minus(prior[1])
 
@@ -58,13 +80,27 @@ def _square(x, prior, DIRECT: tl.constexpr):
 
 
 @triton.jit
-def _variance_ratio(logvar, std, prior, DIRECT: tl.constexpr):
-    """(log of the variance over the prior's, that ratio)."""
+def _quotient(std, prior):
+    """(std / prior's, that less 1), of which no digit is lost where they are close."""
     if len(prior) == 0:
-        return logvar, std * std
-    elif DIRECT:
-        quotient = std / prior[2]
-        return 2.0 * log_ratio(std, prior[2]), quotient * quotient
+        return std, std - 1.0
     else:
-        ratio = logvar - prior[1]
-        return ratio, exp(ratio)
+        inverse = 1.0 / prior[2]
+        return std * inverse, (std - prior[2]) * inverse
+
+
+@triton.jit
+def _log_variance_ratio(logvar, prior):
+    if len(prior) == 0:
+        return logvar
+    else:
+        return logvar - prior[1]
+
+
+@triton.jit
+def _variance_ratio(ratio, std, prior):
+    """exp(ratio), which is there already where the prior is N(0, I)."""
+    if len(prior) == 0:
+        return std * std
+    else:
+        return exp(ratio)

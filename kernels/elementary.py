@@ -58,15 +58,19 @@ def reciprocal(x):
 @triton.jit
 def one_minus_exp(x, exp_minus_x):
     """1 - exp(-x) for x >= 0, given exp(-x)."""
+    return tl.where(x < 0.5, x * one_minus_exp_over_x(x), 1.0 - exp_minus_x)
+
+
+@triton.jit
+def one_minus_exp_over_x(x):
+    """(1 - exp(-x)) / x on [0, 1/2], and 1 at 0."""
     if x.dtype == tl.float64:
-        return -expm1(-x, exp_minus_x)
-    else:
-        # over x, minimax below 1/2 (error 8e-8)
+        return 1.0 - x * _expm1_minus_x_over_x2(-x)
+    else:  # minimax (error 8e-8)
         p = 0.00677103549 * x - 0.0410012752
         p = p * x + 0.166548148
         p = p * x - 0.49999249
-        p = p * x + 0.99999994
-        return tl.where(x < 0.5, x * p, 1.0 - exp_minus_x)
+        return p * x + 0.99999994
 
 
 @triton.jit
@@ -87,6 +91,40 @@ def log_of_normal(x):
         p = p * z + 0.333367348
         p = p * z - 0.499999613
         return exponent * LOG_2 + (z + z * z * p)
+
+
+@triton.jit
+def square_minus_1_minus_2_log(x, d, NORMAL: tl.constexpr):
+    """x^2 - 1 - 2 log x for x >= 0, given d = x - 1 (see `log_near_1`); infinite at 0, and NaN below.
+
+    NORMAL: x is normal, or infinite or NaN, and need not be looked at.
+    """
+    if x.dtype == tl.float64:
+        return expm1_minus_x(2.0 * log_near_1(x, d), x * x)
+    else:
+        power = 0.0
+        y = x
+        if not NORMAL:
+            is_small = x < 1.17549435e-38
+            power = tl.where(is_small, 201326592.0, 0.0)  # 24 2^23
+            y = tl.where(is_small, tl.abs(x) * 16777216.0, x)
+        exponent, z = split_exponent(y)
+        is_near = exponent == 0
+        z = tl.where(is_near, d, z)
+        # log(1 + z) - z over z^2, minimax (error 1.5e-7 of the result): a term more than in `log_of_normal`
+        p = 0.138440892 * z - 0.15049462
+        p = p * z + 0.140371948
+        p = p * z - 0.164815739
+        p = p * z + 0.200082675
+        p = p * z - 0.250042051
+        p = p * z + 0.333332568
+        p = p * z - 0.499999851
+        square = z * z
+        rest = square * p
+        far = x * x - 1.0 - 2.0 * ((exponent - power) * LOG_2 + (z + rest))
+        if not NORMAL:
+            far = tl.where(x > 0, far, tl.where(x == 0, float("inf"), float("nan")))
+        return tl.where(is_near, square - 2.0 * rest, far)
 
 
 @triton.jit
@@ -143,13 +181,28 @@ def log1p_unit(x):
 
 
 @triton.jit
-def log_ratio(a, b):
-    """log(a / b) for a, b > 0. Where they are close their difference is exact, and no digit of it is lost."""
-    inverse = 1.0 / b
-    d = (a - b) * inverse
+def log_1_minus(x):
+    """log(1 - x) for x in [0, 1/2], by a polynomial alone."""
+    if x.dtype == tl.float64:
+        return log1p(-x)
+    else:
+        # over -x, minimax (error 3e-7)
+        p = 1.1849314 * x - 1.08153999
+        p = p * x + 0.785430908
+        p = p * x + 0.0380181074
+        p = p * x + 0.272250533
+        p = p * x + 0.331862628
+        p = p * x + 0.500036538
+        p = p * x + 0.999999881
+        return -1.0 * x * p
+
+
+@triton.jit
+def log_near_1(x, d):
+    """log x for x > 0, given d = x - 1, which has digits where x is near 1 that x has lost to rounding."""
     close = tl.abs(d) < 0.5
     u = 1.0 + d
-    return tl.log(tl.where(close, u, a * inverse)) + tl.where(close, (d - (u - 1.0)) * reciprocal(u), 0.0)
+    return tl.log(tl.where(close, u, x)) + tl.where(close, (d - (u - 1.0)) * reciprocal(u), 0.0)
 
 
 @triton.jit

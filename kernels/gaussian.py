@@ -5,7 +5,7 @@ One kernel each way, in `latent_forward` and `latent_backward`: these are their 
 
 import torch
 
-from vae_fast.kernels import reductions, tiling
+from vae_fast.kernels import noise, reductions, tiling
 from vae_fast.kernels.latent_backward import _backward
 from vae_fast.kernels.latent_forward import _forward
 from vae_fast.kernels.launching import launch, replayed
@@ -50,7 +50,7 @@ def forward(
         ],
         by_sample=reduction in ("sample", "latent"),
     )  # fmt: skip
-    tiles = tiling.tiles(view, over_samples=reduction == "latent", portion=_portion(_forward, scale, mu.dtype))
+    tiles = tiling.tiles(view, over_samples=reduction == "latent", portion=_portion(_forward, scale, prior, mu.dtype))
     partials, count = None, 0
     if reduction not in (None, "none"):
         count = _partial_count(view, tiles, reduction)
@@ -102,7 +102,7 @@ def backward(
         whole = (grad_z, grad_kl if each is not None else upstream, eps)
         operands[4:7] = (_whole(*pair) for pair in zip(whole, operands[4:7], strict=True))
     steps = _steps(mu, samples, grad_z, eps, grad_kl if each is not None else None, 0)
-    tiles = tiling.tiles(view, portion=_portion(_backward, scale, mu.dtype))
+    tiles = tiling.tiles(view, portion=_portion(_backward, scale, prior, mu.dtype))
     divisor = reductions.divisor(reduction, mu.shape)
     _launch(_backward, mu, view, tiles, position, operands, seed, divisor, clamp, scale, kl, steps, reduction)
     return grads
@@ -156,16 +156,20 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, sca
             kernel, tiles.programs,
             tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1], steps,
             LOW=clamp[0], HIGH=clamp[1], SCALE=name, BOUND=bound, EPSILON=epsilon, KL=kl, REDUCTION=reduction,
-            MANY=bool(steps), QUADS=view.shape[0] % 4 == 0 and position[1][1] == 1,
+            MANY=bool(steps), WAY=noise.way(view, position[1], mu.element_size(), bool(steps)),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, warps=tiles.warps(view),
         )  # fmt: skip
 
 
-def _portion(kernel, scale, dtype):
-    """As `tiling.tiles` takes it. Logarithms and derivatives of tanh cost registers, and so do doubles."""
+def _portion(kernel, scale, prior, dtype):
+    """As `tiling.tiles` takes it. Derivatives of tanh, a prior's deviation and doubles cost registers."""
     name, _, epsilon = scale
-    light = name in ("logvar", "logstd") or (name == "soft_clamp" and not epsilon and kernel is _forward)
-    return (1 if light else 2) * (4 if dtype == torch.float64 else 1)
+    double = dtype == torch.float64
+    if name == "soft_clamp":
+        heavy = epsilon or kernel is _backward
+    else:
+        heavy = name in ("std", "softplus") and (double or prior[0] is not None)
+    return (2 if heavy else 1) * (4 if double else 1)
 
 
 def _partial_count(view, tiles, reduction):

@@ -33,21 +33,17 @@ def first_sample(WIDE: tl.constexpr):
 @triton.jit
 def draw_noise(
     eps, seed, positions, samples, k, row, column, first_column, shape, inside,
-    MANY: tl.constexpr, QUADS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    MANY: tl.constexpr, WAY: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The given eps of sample k, or the seed's: the same in forward and backward."""
     if eps is not None:
         if MANY:
             eps = eps[0] + k * samples[2], eps[1]
         return tiling.load(eps, row, column, shape, inside)
-    elif QUADS:
-        quad = first_column + 4 * tl.arange(0, COLUMNS // 4)[None, :]
-        first = tiling.offset(row, quad, shape, positions)
-        if MANY:
-            first = first + k * samples[4]
-        return noise.normal_quads(tl.load(seed), first, noise.LATENTS, WIDE)
     else:
-        index = tiling.offset(row, column, shape, positions)
+        more = 0
         if MANY:
-            index = index + k * samples[4]
-        return noise.normal_lanes(tl.load(seed), index, noise.LATENTS, WIDE)
+            more = k * samples[4]
+        return noise.draw(
+            tl.load(seed), row, column, first_column, shape, positions, more, WAY, noise.LATENTS, COLUMNS, WIDE
+        )

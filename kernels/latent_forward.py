@@ -10,14 +10,14 @@ import triton.language as tl
 from vae_fast.kernels import divergence, latent, noise, scales, tiling
 
 # Instructions per element on sm_90 (make audit): the sum of what a launch asks for, and of `tiling.ISSUED`. Sample + KL
-# of whole float32 tensors issues 54 of the 61 that this allows.
+# of whole float32 tensors issues 50 of the 57 that this allows.
 ISSUED = {
     "tensors": 7,
     "sample": 2,
     "noise": noise.ISSUED,
     "closed_form": 17,
     "monte_carlo": 7,
-    "prior": 16,
+    "prior": 10,
     "clamp": 3,
     "samples": 2,
 }
@@ -25,10 +25,10 @@ ISSUED = {
 ISSUED_SCALES = {
     "logvar": {None: 0, "closed_form": 0, "monte_carlo": 0},
     "logstd": {None: 0, "closed_form": 0, "monte_carlo": 0},
-    "std": {None: 0, "closed_form": 26, "monte_carlo": 27},
-    "softplus": {None: 12, "closed_form": 40, "monte_carlo": 39},
+    "std": {None: 0, "closed_form": 15, "monte_carlo": 23},
+    "softplus": {None: 8, "closed_form": 27, "monte_carlo": 34},
     "soft_clamp": {None: 30, "closed_form": 30, "monte_carlo": 31},
-    "soft_clamp with epsilon": {None: 34, "closed_form": 55, "monte_carlo": 49},
+    "soft_clamp with epsilon": {None: 34, "closed_form": 47, "monte_carlo": 51},
 }
 
 
@@ -36,7 +36,7 @@ ISSUED_SCALES = {
 def _forward(
     operands, seed, partials, size, shape, positions, samples,
     LOW: tl.constexpr, HIGH: tl.constexpr, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr,
-    KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, QUADS: tl.constexpr,
+    KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, WAY: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
@@ -44,12 +44,12 @@ def _forward(
     if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
         _forward_tile(
             operands, seed, partials, size, shape, positions, samples, row, column,
-            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, QUADS, ROWS, COLUMNS, WIDE, False,
+            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _forward_tile(
             operands, seed, partials, size, shape, positions, samples, row, column,
-            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, QUADS, ROWS, COLUMNS, WIDE, True,
+            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def _forward(
 def _forward_tile(
     operands, seed, partials, size, shape, positions, samples, first_row, first_column,
     LOW: tl.constexpr, HIGH: tl.constexpr, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr,
-    KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, QUADS: tl.constexpr,
+    KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, WAY: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     mu, logvar, prior_mu, prior_logvar, z, eps, kl = operands
@@ -79,30 +79,30 @@ def _forward_tile(
             while k < samples[0]:
                 _draw(
                     m, v, std, prior, z, eps, kl, seed, partials, size, shape, positions, samples, k,
-                    first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, QUADS, ROWS, COLUMNS, WIDE,
+                    first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE,
                 )  # fmt: skip
                 k += 1
         else:
             _draw(
                 m, v, std, prior, z, eps, kl, seed, partials, size, shape, positions, samples, k,
-                first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, QUADS, ROWS, COLUMNS, WIDE,
+                first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE,
             )  # fmt: skip
     if REDUCTION is not None and KL == "closed_form":
-        terms = divergence.closed_form(m, v, std, prior, DIRECT)
+        terms = divergence.closed_form(m, v, std, prior, DIRECT, EPSILON)
         _reduce(terms, kl, partials, size, shape, first_row, first_column, inside, REDUCTION, ROWS, COLUMNS)
 
 
 @triton.jit
 def _draw(
     m, v, std, prior, z, eps, kl, seed, partials, size, shape, positions, samples, k, first_row, first_column, inside,
-    KL: tl.constexpr, DIRECT: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, QUADS: tl.constexpr,
+    KL: tl.constexpr, DIRECT: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, WAY: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Store sample k and, where it is taken there, its KL."""
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
     e = latent.draw_noise(
-        eps, seed, positions, samples, k, row, column, first_column, shape, inside, MANY, QUADS, COLUMNS, WIDE
+        eps, seed, positions, samples, k, row, column, first_column, shape, inside, MANY, WAY, COLUMNS, WIDE
     ).to(std.dtype)
     sample = m + std * e
     if MANY:

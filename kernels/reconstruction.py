@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vae_fast.kernels import likelihoods, reductions, shared, targets, tiling, upstreams
+from vae_fast.kernels import likelihoods, noise, reductions, shared, targets, tiling, upstreams
 from vae_fast.kernels.elementary import log1p
 from vae_fast.kernels.launching import launch, replayed
 from vae_fast.kernels.upstreams import scale_  # noqa: F401 (one of the entry points)
@@ -118,7 +118,7 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, groups
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
             SPREADS=("none", *(shared.spread(view, tiles, p) for p in operands.parameters[1:])),
             GROUPS=groups, WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
-            QUADS=operands.positions[1:2] == (1,) and view.shape[0] % 4 == 0,
+            WAY=noise.way(view, operands.positions, params[0].element_size()),
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, warps=tiles.warps(view),
         )  # fmt: skip
@@ -131,7 +131,7 @@ def _reconstruct(
     parameters, target, weight, loss, upstream, grads, positions, seed, target_scale: "fp64",
     partials, scalars, beta: "fp64", size, shape, divisor,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
-    SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr,
+    SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, WAY: tl.constexpr,
     HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
@@ -140,14 +140,14 @@ def _reconstruct(
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, QUADS, HALVINGS,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, WAY, HALVINGS,
             ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, QUADS, HALVINGS,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, WAY, HALVINGS,
             ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
@@ -157,7 +157,7 @@ def _tile(
     parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
     partials, scalars, beta, size, shape, divisor, first_row, first_column,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
-    SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, QUADS: tl.constexpr,
+    SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, WAY: tl.constexpr,
     HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     row = first_row + tl.arange(0, ROWS)[:, None]
@@ -168,7 +168,7 @@ def _tile(
     values = tiling.load_each(parameters, row, column, first_column, size, shape, inside, SPREADS, EDGE)
     x = targets.read(
         target, target_scale, seed, positions, row, column, first_column, shape, inside, values[0],
-        SCALED, QUADS, COLUMNS, WIDE,
+        SCALED, WAY, COLUMNS, WIDE,
     )  # fmt: skip
     base, excess, derivatives = LIKELIHOOD(values, x)
     weights = None

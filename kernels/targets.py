@@ -28,7 +28,7 @@ def readable(tensor):
 @triton.jit
 def read(
     target, scale, seed, positions, row, column, first_column, shape, inside, like,
-    SCALED: tl.constexpr, QUADS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    SCALED: tl.constexpr, WAY: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The target times `scale` in the dtype of `like`; with a seed a sample, 1 with that probability and 0 otherwise.
 
@@ -39,11 +39,7 @@ def read(
         return _scaled(value.to(like.dtype), scale, SCALED)
     else:
         grey = _scaled(value.to(tl.float32), scale, SCALED)
-        if QUADS:
-            quad = first_column + 4 * tl.arange(0, COLUMNS // 4)[None, :]
-            u = noise.uniform_quads(tl.load(seed), tiling.offset(row, quad, shape, positions), noise.TARGETS, WIDE)
-        else:
-            u = noise.uniform_lanes(tl.load(seed), tiling.offset(row, column, shape, positions), noise.TARGETS, WIDE)
+        u = noise.draw(tl.load(seed), row, column, first_column, shape, positions, 0, WAY, noise.TARGETS, COLUMNS, WIDE)
         return tl.where(u < grey, 1.0, 0.0 * grey).to(like.dtype)
 
 

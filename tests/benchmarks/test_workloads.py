@@ -69,7 +69,7 @@ def test_every_kernel_is_launched_in_each_way():
         name: {launch.arguments[name] for launch in launches if name in launch.arguments}
         for name in (
             "WIDE",
-            "QUADS",
+            "WAY",
             "AXES",
             "SCALARS",
             "REDUCTION",
@@ -86,7 +86,7 @@ def test_every_kernel_is_launched_in_each_way():
     }
     assert flags == {
         "WIDE": {False, True},
-        "QUADS": {False, True},
+        "WAY": {"quads", "octs", "unaligned", "lanes"},
         "AXES": {"rows", "columns", "both"},
         "SCALARS": {False, True},
         "REDUCTION": {None, "none", "sample", "latent", "sum", "mean", "batchmean"},

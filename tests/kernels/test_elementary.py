@@ -127,9 +127,39 @@ def test_hyperbolic_functions_over_the_whole_range(name, dtype, kernels_device):
     assert far[1:].tolist() == ([1.0, -1.0] if name == "tanh" else [0.0, 0.0])
 
 
+HALF_WAY = {  # on [0, 1/2]
+    "log_1_minus": (elementary.log_1_minus, lambda x: mpmath.log1p(-x)),
+    "one_minus_exp_over_x": (elementary.one_minus_exp_over_x, lambda x: -mpmath.expm1(-x) / x if x else mpmath.mpf(1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", HALF_WAY)
+def test_polynomials_up_to_a_half(name, dtype, kernels_device):
+    function, oracle = HALF_WAY[name]
+    x = points(dtype, 0.0, 0.5)
+    error = relative_error(apply(function, x.to(kernels_device)), exact(oracle, x), dtype)
+    assert (error <= (5e-7 if dtype == torch.float32 else 2e-15)).all()
+
+
 @triton.jit
 def _log_of_ratio_to_3(x):
-    return elementary.log_ratio(x, x * 0.0 + 3.0)
+    return elementary.log_near_1(x / 3.0, (x - 3.0) / 3.0)
+
+
+@triton.jit
+def _excess_of_ratio_to_3(x):
+    return elementary.square_minus_1_minus_2_log(x / 3.0, (x - 3.0) / 3.0, False)
+
+
+@triton.jit
+def _excess(x):
+    return elementary.square_minus_1_minus_2_log(x, x - 1.0, False)
+
+
+@triton.jit
+def _excess_of_normal(x):
+    return elementary.square_minus_1_minus_2_log(x, x - 1.0, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -140,6 +170,25 @@ def test_the_logarithm_of_a_ratio_keeps_its_digits_near_one(dtype, kernels_devic
     allowed = 1e-6 if dtype == torch.float32 else 2e-15
     for got in (apply(_log_of_ratio_to_3, x.to(kernels_device)), eager_log_ratio(x, torch.full_like(x, 3.0))):
         assert (relative_error(got, expected, dtype) <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_excess_of_a_squared_ratio_keeps_its_digits_near_one(dtype, kernels_device):
+    close = 1 + np.concatenate([s * np.geomspace(1e-6, 0.9, 200) for s in (1, -1)])
+    x = torch.from_numpy(np.concatenate([close, np.geomspace(1e-15, 1e15, 200)])).to(dtype)
+    for function, scale in ((_excess_of_ratio_to_3, 3), (_excess, 1), (_excess_of_normal, 1)):
+        expected = exact(lambda v, scale=scale: (v / scale) ** 2 - 1 - 2 * mpmath.log(v / scale), scale * x)
+        error = relative_error(apply(function, (scale * x).to(kernels_device)), expected, dtype)
+        assert (error <= (1e-6 if dtype == torch.float32 else 4e-15)).all()
+
+
+def test_the_excess_of_what_is_not_normal(kernels_device):
+    x = torch.tensor([0.0, -0.0, 1e-44, 1e-39, float("inf"), -1.0, -1e-40, float("nan")], device=kernels_device)
+    got = apply(_excess, x).double()
+    assert got[:2].tolist() == [math.inf] * 2
+    assert torch.allclose(got[2:4], -1 - 2 * x[2:4].double().log(), rtol=1e-6)
+    assert got[4] == math.inf
+    assert got[5:].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

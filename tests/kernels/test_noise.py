@@ -10,6 +10,7 @@ from tests.support.tolerance import NOISE, assert_noise_close
 from vae_fast.eager import blocks
 from vae_fast.eager import noise as eager_noise
 from vae_fast.kernels import noise
+from vae_fast.kernels.tiling import View
 from vae_fast.reference import noise as reference
 
 PIECE = int(4 * eager_noise.AT_ONCE * blocks.BLOCK)  # elements that the eager path makes at once, on one thread
@@ -50,54 +51,39 @@ def _box_muller(u, v, out, size, TILE: tl.constexpr):
 
 
 @triton.jit
-def _numbered(start, step, WIDE: tl.constexpr):
-    """start + step, in 64 bits if WIDE: a start below 2^31 is a 32-bit number otherwise."""
-    if WIDE:
-        step = step.to(tl.int64)
-    return start + step
-
-
-@triton.jit
 def _philox(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
     at = tl.arange(0, TILE)
-    words = noise.philox(tl.load(seed), _numbered(start, at, WIDE), STREAM, WIDE)
+    counter = at + start
+    if WIDE:
+        counter = at.to(tl.int64) + start
+    words = noise.philox(tl.load(seed), counter, STREAM, WIDE)
     for k in tl.static_range(4):
         tl.store(out + 4 * at + k, words[k].to(tl.int32, bitcast=True))
 
 
 @triton.jit
-def _lanes(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
-    at = tl.arange(0, TILE)[None, :]
-    tl.store(out + at, noise.normal_lanes(tl.load(seed), _numbered(start, at, WIDE), STREAM, WIDE))
-
-
-@triton.jit
-def _quads(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
-    at = tl.arange(0, TILE)[None, :]
-    first = 4 * tl.arange(0, TILE // 4)[None, :]
-    tl.store(out + at, noise.normal_quads(tl.load(seed), _numbered(start, first, WIDE), STREAM, WIDE))
-
-
-@triton.jit
-def _uniform_lanes(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
-    at = tl.arange(0, TILE)[None, :]
-    tl.store(out + at, noise.uniform_lanes(tl.load(seed), _numbered(start, at, WIDE), STREAM, WIDE))
-
-
-@triton.jit
-def _uniform_quads(seed, start, out, STREAM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
-    at = tl.arange(0, TILE)[None, :]
-    first = 4 * tl.arange(0, TILE // 4)[None, :]
-    tl.store(out + at, noise.uniform_quads(tl.load(seed), _numbered(start, first, WIDE), STREAM, WIDE))
+def _draw(
+    seed, start, out, shape, positions,
+    STREAM: tl.constexpr, WAY: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The numbers of a row of a tensor, from position `start` on; a start below 2^31 is a 32-bit number."""
+    first = tl.program_id(0) * 0
+    if WIDE:
+        first = first.to(tl.int64)
+    at = first + tl.arange(0, TILE)[None, :]
+    row = first + tl.arange(0, 1)[:, None]
+    numbers = noise.draw(tl.load(seed), row, at, first, shape, positions, start, WAY, STREAM, TILE, WIDE)
+    tl.store(out + at, numbers)
 
 
 def seed_tensor(seed, device):
     return torch.tensor([(seed + 2**63) % 2**64 - 2**63], dtype=torch.int64, device=device)
 
 
-def drawn(kernel, seed, start, wide, device, size=256, stream=0):
+def drawn(way, seed, start, wide, device, size=256, stream=0):
     out = torch.empty(size, device=device)
-    kernel[(1,)](seed_tensor(seed, device), start, out, STREAM=stream, WIDE=wide, TILE=size)
+    run = (size,), (0, 1)  # as `tiling.View` and its strides have it
+    _draw[(1,)](seed_tensor(seed, device), start, out, *run, STREAM=stream, WAY=way, WIDE=wide, TILE=size)
     return out
 
 
@@ -192,19 +178,19 @@ def reference_words(seed, start, size, stream):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("start", "wide"), STARTS)
-def test_normals_of_quads_and_lanes(seed, start, wide, kernels_device):
-    expected = reference.normal(seed, 256, start=start)
-    quads = drawn(_quads, seed, start, wide, kernels_device)
-    assert_noise_close(quads, expected)
-    assert torch.equal(quads, drawn(_lanes, seed, start, wide, kernels_device))
+def test_normals(seed, start, wide, kernels_device):
+    quads = drawn("quads", seed, start, wide, kernels_device)
+    assert_noise_close(quads, reference.normal(seed, 256, start=start))
+    for way in ("octs", "unaligned", "lanes"):
+        assert torch.equal(quads, drawn(way, seed, start, wide, kernels_device))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("start", "wide"), STARTS)
 def test_uniforms_are_equal_bit_by_bit(seed, start, wide, kernels_device):
     expected = reference.uniform(seed, 256, start=start)
-    for kernel in (_uniform_quads, _uniform_lanes):
-        made = drawn(kernel, seed, start, wide, kernels_device, stream=1)
+    for way in ("octs", "quads", "unaligned", "lanes"):
+        made = drawn(way, seed, start, wide, kernels_device, stream=1)
         assert np.array_equal(made.cpu().double().numpy(), expected)
 
 
@@ -216,22 +202,45 @@ def test_eager_uniforms_are_equal_bit_by_bit(shape, seed):
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])
-def test_lanes_may_begin_within_a_quad(shift, kernels_device):
-    for start, wide in STARTS:
-        at = start + shift if wide else start
-        assert_noise_close(drawn(_lanes, 7, at, wide, kernels_device), reference.normal(7, 256, start=at))
+@pytest.mark.parametrize(("start", "wide"), STARTS)
+def test_a_row_may_begin_within_a_quad(start, wide, shift, kernels_device):
+    at = start + shift
+    for way in ("unaligned", "lanes"):
+        assert_noise_close(drawn(way, 7, at, wide, kernels_device), reference.normal(7, 256, start=at))
+        uniforms = drawn(way, 7, at, wide, kernels_device, stream=1).cpu().double().numpy()
+        assert np.array_equal(uniforms, reference.uniform(7, 256, start=at))
 
 
-@pytest.mark.parametrize("kernel", [_lanes, _quads], ids=["lanes", "quads"])
-def test_64_bit_counters_give_the_numbers_of_32_bit_ones(kernel, kernels_device):
-    narrow = drawn(kernel, 3, 2**30, False, kernels_device)
-    assert torch.equal(narrow, drawn(kernel, 3, 2**30, True, kernels_device))
+@pytest.mark.parametrize(
+    ("shape", "strides", "repeated", "ways"),  # of 4 and of 2 bytes
+    [
+        ((3, 8), (8, 1), False, ("quads", "octs")),
+        ((3, 8), (8, 1), True, ("quads", "octs")),
+        ((3, 12), (12, 1), False, ("quads", "octs")),  # an oct ends in the idle columns of its tile
+        ((3, 4), (4, 1), False, ("quads", "quads")),  # a tile narrower than an oct
+        ((1, 7), (7, 1), False, ("quads", "octs")),  # the whole tensor as one row
+        ((1, 7), (7, 1), True, ("unaligned", "unaligned")),  # the next sample begins within a quad
+        ((3, 7), (7, 1), False, ("unaligned", "unaligned")),
+        ((3, 2), (2, 1), False, ("lanes", "lanes")),  # a tile narrower than a quad
+        ((1, 1), (1, 1), False, ("lanes", "lanes")),
+        ((8, 3), (1, 8), False, ("lanes", "lanes")),  # columns that lie apart
+    ],
+)
+def test_how_the_noise_of_a_layout_is_drawn(shape, strides, repeated, ways):
+    joint = View(*shape, shape[1:], (strides,), False)
+    assert tuple(noise.way(joint, strides, size, repeated) for size in (4, 2)) == ways
 
 
-@pytest.mark.parametrize("kernel", [_lanes, _quads], ids=["lanes", "quads"])
-def test_the_stream_is_part_of_the_counter(kernel, kernels_device):
-    other = drawn(kernel, 3, 0, False, kernels_device, stream=1)
-    assert_noise_close(other, reference.normal(3, 256, stream=1))
+@pytest.mark.parametrize(("run", "ways"), [(8, ("quads", "octs")), (12, ("quads", "quads")), (7, ("lanes", "lanes"))])
+def test_how_the_noise_of_two_dimensions_of_columns_is_drawn(run, ways):
+    joint = View(3, 5 * run, (run, 5), ((5 * run, 1, run),), False)
+    assert tuple(noise.way(joint, joint.strides[0], size) for size in (4, 2)) == ways
+
+
+@pytest.mark.parametrize("way", ["octs", "quads", "unaligned", "lanes"])
+def test_64_bit_counters_give_the_numbers_of_32_bit_ones(way, kernels_device):
+    narrow = drawn(way, 3, 2**30, False, kernels_device)
+    assert torch.equal(narrow, drawn(way, 3, 2**30, True, kernels_device))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
