@@ -31,14 +31,14 @@ ISSUED = {
     "bernoulli": Issued(sum=18, gradient=16, both=30, each=30),
     "mse": Issued(sum=8, gradient=8, both=12, each=7),
     "gaussian": Issued(sum=14.5, gradient=14, both=21, each=12),
-    "bernoulli_probs": Issued(sum=57, gradient=13, both=65, each=54),
+    "bernoulli_probs": Issued(sum=46, gradient=13, both=55, each=41),
     "continuous_bernoulli": Issued(sum=42, gradient=27, both=56, each=39),
     "l1": Issued(sum=8, gradient=10, both=15, each=7),
     "log_cosh": Issued(sum=34, gradient=24, both=44, each=45),
     "huber": Issued(sum=13, gradient=12, both=21, each=11),
     "student_t": Issued(sum=37, gradient=20, both=47, each=34),
     "laplace": Issued(sum=13, gradient=16, both=27, each=11),
-    "discretized_logistic": Issued(sum=81, gradient=68, both=128, each=94),
+    "discretized_logistic": Issued(sum=69, gradient=57, both=100, each=80),
     "poisson": Issued(sum=41, gradient=11, both=44, each=38),
     "negative_binomial": Issued(sum=96, gradient=77, both=128, each=91),
     "zero_inflated_negative_binomial": Issued(sum=122, gradient=157.5, both=181.5, each=131),
@@ -85,13 +85,16 @@ def bernoulli_probs(params, target):
     """Bernoulli nll given probabilities, with the bounds of torch's binary_cross_entropy: logs at -100, slope 1e-12."""
     p = params[0]
     q = 1.0 - p
-    size, low = tl.abs(p), p < 1.17549435e-38  # which is not normal, but 2^24 of it is: the logarithm of 0 is -104.7
-    log_p = elementary.log_of_normal(tl.where(low, 16777216.0 * size, size)) - 16.635532333438687 * low.to(p.dtype)
-    log_p = tl.where(p >= 0, tl.maximum(log_p, -100.0), float("nan"))
-    log_q = elementary.log_of_normal(tl.abs(q)) + (-p - (q - 1.0)) * elementary.reciprocal(q)  # log1p(-p); NaN if q < 0
-    log_q = tl.where(q == 0, -100.0, log_q)
+    is_low = p < 0.5
+    m = tl.where(is_low, p, q)  # the lesser, of which no digit is lost
+    # What is not normal is with 2^24 in it: the logarithm of 0 is -104.7.
+    size, small = tl.abs(m), m < 1.17549435e-38
+    log_m = elementary.log_of_normal(tl.where(small, 16777216.0 * size, size)) - 16.635532333438687 * small.to(p.dtype)
+    log_m = tl.where(m >= 0, tl.maximum(log_m, -100.0), float("nan"))
+    log_rest = elementary.log_1_minus(m)
+    share = tl.where(is_low, target, 1.0 - target)
     slope = (p - target) * elementary.reciprocal(tl.maximum(p * q, _exactly(1e-12, p)))
-    return (target - 1.0) * log_q - target * log_p, (), (slope,)
+    return (share - 1.0) * log_rest - share * log_m, (), (slope,)
 
 
 @triton.jit
@@ -187,7 +190,7 @@ def discretized_logistic(params, target):
 
     sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)) loses nothing in the tails.
     """
-    centred, inverse = target - params[0], tl.exp(-1.0 * params[1])  # whose logarithm is taken, normal or not
+    centred, inverse = target - params[0], elementary.exp_minus(params[1])
     upper, lower = (centred + 0.00196078431372549020) * inverse, (centred - 0.00196078431372549020) * inverse
     width = inverse * 0.00392156862745098039
     low, high = _exactly(0.00196078431372549020, target), _exactly(0.99803921568627450980, target)
@@ -197,12 +200,15 @@ def discretized_logistic(params, target):
     above = tl.where(lower >= 0, 1.0, e_lower) * elementary.reciprocal(1.0 + e_lower)  # sigmoid(lower)
     e_upper, e_lower = tl.where(last, 0.0, e_upper), tl.where(first, 0.0, e_lower)
     below, above = tl.where(last, 0.0, below), tl.where(first, 0.0, above)
-    e_width = elementary.exp_minus(width)
-    inside = elementary.one_minus_exp(width, e_width)
+    # 1 - exp(-width) is `rest`, and where that may be less than any normal number `rest` times the width, whose
+    # logarithm is -log_scale - log 255.
+    e_width, narrow = elementary.exp_minus(width), width < 0.5
+    rest = tl.where(narrow, elementary.one_minus_exp_over_x(width), 1.0 - e_width)
+    log_inside = elementary.log_of_normal(rest) - tl.where(narrow, params[1] + 5.54126354515842914, 0.0)
     inner = (target >= low) & (target <= high)
     base = tl.where(last, 0.0, tl.maximum(-1.0 * upper, 0.0)) + tl.where(first, 0.0, tl.maximum(lower, 0.0))
-    base = base - tl.where(inner, tl.log(inside), 0.0)
-    stretch = tl.where(inner, width * e_width / inside, 0.0)
+    base = base - tl.where(inner, log_inside, 0.0)
+    stretch = tl.where(inner, tl.where(narrow, e_width, width * e_width) * elementary.reciprocal(rest), 0.0)
     excess = e_upper + e_lower + e_upper * e_lower
     return base, (excess,), (inverse * (below - above), upper * below - lower * above + stretch)
 
