@@ -63,7 +63,7 @@ def one_minus_exp(x, exp_minus_x):
 
 @triton.jit
 def one_minus_exp_over_x(x):
-    """(1 - exp(-x)) / x on [0, 1/2], and 1 at 0."""
+    """(1 - exp(-x)) / x on [0, 1/2]; at 0 it is 1 but for rounding."""
     if x.dtype == tl.float64:
         return 1.0 - x * _expm1_minus_x_over_x2(-x)
     else:  # minimax (error 8e-8)
@@ -122,9 +122,10 @@ def square_minus_1_minus_2_log(x, d, NORMAL: tl.constexpr):
         square = z * z
         rest = square * p
         far = x * x - 1.0 - 2.0 * ((exponent - power) * LOG_2 + (z + rest))
+        excess = tl.where(is_near, square - 2.0 * rest, far)
         if not NORMAL:
-            far = tl.where(x > 0, far, tl.where(x == 0, float("inf"), float("nan")))
-        return tl.where(is_near, square - 2.0 * rest, far)
+            excess = tl.where(x > 0, excess, tl.where(x == 0, float("inf"), float("nan")))
+        return excess
 
 
 @triton.jit

@@ -162,7 +162,7 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, sca
 
 
 def _portion(kernel, scale, prior, dtype):
-    """As `tiling.tiles` takes it. Derivatives of tanh, a prior's deviation and doubles cost registers."""
+    """As `tiling.tiles` takes it. Derivatives of tanh, its epsilon, a prior's deviation and doubles cost registers."""
     name, _, epsilon = scale
     double = dtype == torch.float64
     if name == "soft_clamp":

@@ -101,12 +101,12 @@ def _backward_tile(
     if grad_kl is not None and KL == "closed_form":
         g = tiling.load_spread(grad_kl, row, column, size, shape, REDUCTION, EDGE) / divisor
         half = 0.5 * g
-        kl_mean, kl_logvar = divergence.closed_form_gradient(mean, v, std, prior, DIRECT)
+        kl_mean, twice_kl_logvar = divergence.closed_form_gradient(mean, v, std, prior, DIRECT)
         d_mean = d_mean + g * kl_mean
-        d_deviation = d_deviation + _through_logvar(half * kl_logvar, std, DIRECT)
+        d_deviation = d_deviation + _through_logvar(half * twice_kl_logvar, std, DIRECT)
         if out_prior_mu is not None:
             d_prior_mean = -g * kl_mean
-            d_prior_logvar = -half * (kl_logvar + kl_mean * (mean - prior[0]))
+            d_prior_logvar = -half * (twice_kl_logvar + kl_mean * (mean - prior[0]))
     if out_prior_mu is not None:
         d_prior_mean = scales.mean_gradient(d_prior_mean, prior[3], SCALE, BOUND)
         tiling.store(out_prior_mu, row, column, shape, inside, d_prior_mean)

@@ -204,7 +204,7 @@ def discretized_logistic(params, target):
     # logarithm is -log_scale - log 255.
     e_width, narrow = elementary.exp_minus(width), width < 0.5
     rest = tl.where(narrow, elementary.one_minus_exp_over_x(width), 1.0 - e_width)
-    log_inside = elementary.log_of_normal(rest) - tl.where(narrow, params[1] + 5.54126354515842914, 0.0)
+    log_inside = elementary.log_of_normal(rest) - tl.where(narrow, params[1] + 5.54126354515842615, 0.0)
     inner = (target >= low) & (target <= high)
     base = tl.where(last, 0.0, tl.maximum(-1.0 * upper, 0.0)) + tl.where(first, 0.0, tl.maximum(lower, 0.0))
     base = base - tl.where(inner, log_inside, 0.0)

@@ -47,7 +47,7 @@ def test_backward_has_the_noise_of_forward(seed, backend):
     torch.testing.assert_close(gradient, z / 2, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (61, 67)], ids=["quads", "lanes"])
+@pytest.mark.parametrize("shape", [(64, 64), (61, 67)], ids=["whole quads", "an odd end"])
 def test_no_value_is_drawn_twice(shape, backend):
     """A single float32 repeats by chance; two neighbours do not."""
     flat = eps_of(backend, shape, seed=3).flatten().cpu().numpy()

@@ -183,7 +183,8 @@ def test_the_excess_of_a_squared_ratio_keeps_its_digits_near_one(dtype, kernels_
 
 
 def test_the_excess_of_what_is_not_normal(kernels_device):
-    x = torch.tensor([0.0, -0.0, 1e-44, 1e-39, float("inf"), -1.0, -1e-40, float("nan")], device=kernels_device)
+    below = [-1.0, -(2.0**-24), -5e-8, -1e-40]  # with 2^24 in them, two are near 1
+    x = torch.tensor([0.0, -0.0, 1e-44, 1e-39, math.inf, *below, math.nan], device=kernels_device)
     got = apply(_excess, x).double()
     assert got[:2].tolist() == [math.inf] * 2
     assert torch.allclose(got[2:4], -1 - 2 * x[2:4].double().log(), rtol=1e-6)

@@ -61,17 +61,20 @@ def test_sample_kl(shape, launched):
 
 @pytest.mark.interpreter_only
 @pytest.mark.parametrize(
-    ("scale", "dtype", "most"),
+    ("scale", "prior", "dtype", "most"),
     [
-        ("logvar", torch.float64, LIMIT // 4),
-        (SoftClamp(5.0, epsilon=0.01), torch.float32, LIMIT // 2),
-        ("std", torch.float64, LIMIT // 8),
+        ("softplus", False, torch.float32, LIMIT),
+        ("std", True, torch.float32, LIMIT // 2),
+        (SoftClamp(5.0, epsilon=0.01), False, torch.float32, LIMIT // 2),
+        ("logvar", True, torch.float64, LIMIT // 4),
+        ("std", False, torch.float64, LIMIT // 8),
     ],
 )
-def test_where_registers_are_dear_a_tile_takes_shorter_samples_whole(scale, dtype, most, launched):
+def test_where_registers_are_dear_a_tile_takes_shorter_samples_whole(scale, prior, dtype, most, launched):
     for columns, second in ((most, []), (most + 1, ["_sum_partials"])):
         mu, v = leaf(2, columns, dtype=dtype), torch.ones(2, columns, dtype=dtype, requires_grad=True)
-        kernels, outputs = launched(lambda m=mu, v=v: sample_kl(m, v, scale=scale, reduction="sample", seed=0))
+        options = {"scale": scale, "prior": (torch.zeros_like(mu), torch.ones_like(v)) if prior else None}
+        kernels, outputs = launched(lambda m=mu, v=v, o=options: sample_kl(m, v, **o, reduction="sample", seed=0))
         assert kernels == ["_forward", *second]
         assert launched(backward(outputs, (mu, v)))[0] == ["_backward"]
 

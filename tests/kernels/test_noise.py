@@ -231,9 +231,10 @@ def test_how_the_noise_of_a_layout_is_drawn(shape, strides, repeated, ways):
     assert tuple(noise.way(joint, strides, size, repeated) for size in (4, 2)) == ways
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("run", "ways"), [(8, ("quads", "octs")), (12, ("quads", "quads")), (7, ("lanes", "lanes"))])
-def test_how_the_noise_of_two_dimensions_of_columns_is_drawn(run, ways):
-    joint = View(3, 5 * run, (run, 5), ((5 * run, 1, run),), False)
+def test_how_the_noise_of_two_dimensions_of_columns_is_drawn(run, ways, rows):
+    joint = View(rows, 5 * run, (run, 5), ((5 * run, 1, run),), False)
     assert tuple(noise.way(joint, joint.strides[0], size) for size in (4, 2)) == ways
 
 

@@ -154,7 +154,7 @@ def test_a_drawn_seed_has_63_bits():
     assert functools.reduce(operator.or_, drawn) == 2**63 - 1
 
 
-@pytest.mark.parametrize("shape", [(64, 4096), (262147,)], ids=["quads", "lanes"])
+@pytest.mark.parametrize("shape", [(64, 4096), (262147,)], ids=["whole quads", "an odd end"])
 def test_the_distribution_is_standard_normal(shape, backend):
     z = eps_of(torch.zeros(shape, device=backend.device), 1).flatten().cpu().double().numpy()
     n = len(z)
