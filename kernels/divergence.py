@@ -6,6 +6,7 @@ A prior is (mean, log-variance, standard deviation), or () for N(0, I). DIRECT: 
 import triton
 import triton.language as tl
 
+from vae_fast.kernels import scales
 from vae_fast.kernels.elementary import (
     exp,
     exp_minus,
@@ -21,7 +22,7 @@ def closed_form(mean, logvar, std, prior, DIRECT: tl.constexpr, EPSILON: tl.cons
     """KL(N(mean, std^2) || prior) in nats (Kingma & Welling 2014, appendix B). EPSILON: the least deviation."""
     if DIRECT:
         quotient, d = _quotient(std, prior)
-        excess = square_minus_1_minus_2_log(quotient, d, len(prior) == 0 and EPSILON > 1e-37)
+        excess = square_minus_1_minus_2_log(quotient, d, len(prior) == 0 and EPSILON > scales.HARDLY_NORMAL)
     else:
         ratio = _log_variance_ratio(logvar, prior)
         excess = expm1_minus_x(ratio, _variance_ratio(ratio, std, prior))

@@ -19,6 +19,9 @@ from vae_fast.kernels.elementary import (
     tanh_of_half,
 )
 
+# With a greater EPSILON every deviation is a normal number, and the short functions of `elementary` take it.
+HARDLY_NORMAL: tl.constexpr = tl.constexpr(1e-37)
+
 
 @triton.jit
 def mean(mu, SCALE: tl.constexpr, BOUND: tl.constexpr):
@@ -62,7 +65,7 @@ def deviation(x, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr
 @triton.jit
 def _exp_minus(x, EPSILON: tl.constexpr):
     """exp(-x), which is no longer 0 where it is not normal if it is all of a standard deviation."""
-    if EPSILON > 1e-37:
+    if EPSILON > HARDLY_NORMAL:
         return exp_minus(x)
     else:
         return tl.exp(-1.0 * x)
@@ -71,7 +74,7 @@ def _exp_minus(x, EPSILON: tl.constexpr):
 @triton.jit
 def _log(std, EPSILON: tl.constexpr):
     """log std, of one that is EPSILON or more: the short logarithm takes no numbers that are not normal."""
-    if EPSILON > 1e-37:
+    if EPSILON > HARDLY_NORMAL:
         return log_of_normal(std)
     else:
         return tl.log(std)
