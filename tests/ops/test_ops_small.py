@@ -80,13 +80,20 @@ def is_native(logits, target, name="mse", **options):
     return not any(function in node(logits, target, name, **options) for function in ("Ordinary", "_Reconstruction"))
 
 
+def gives(name, reduction):
+    """Whether PyTorch's own op is good for it, of more than one element a sample."""
+    return reduction != "none" or name in ("mse", "huber")
+
+
 @pytest.mark.parametrize("name", NATIVE)
 def test_where_the_function_takes_over(name):
-    formulas = getattr(likelihoods, name)
-    for most, reduction in ((formulas.most, "sum"), (formulas.most_each, "sample")):
-        most *= torch.get_num_threads()
-        assert not is_native(*tensors(1, most + 1), name, reduction=reduction)
-        assert not most or is_native(*tensors(1, most), name, reduction=reduction)
+    most = getattr(likelihoods, name).most * torch.get_num_threads()
+    few, many = tensors(1, most), tensors(1, most + 1)
+    for weight in (None, torch.ones(1)):
+        assert is_native(*few, name, weight=weight)
+        assert not is_native(*many, name, weight=weight)
+        for reduction in ("sample", "none"):
+            assert is_native(*many, name, reduction=reduction, weight=weight) == gives(name, reduction)
 
 
 WEIGHTS = {
@@ -102,22 +109,22 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean", "sample"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean", "sample", "none"])
 @pytest.mark.parametrize("weight", [None, *WEIGHTS])
 @pytest.mark.parametrize("name", NATIVE)
-def test_weights_and_losses_of_samples(name, weight, reduction):
+def test_weights_and_losses_of_samples_and_elements(name, weight, reduction):
     logits, target = tensors()
     weight = None if weight is None else WEIGHTS[weight]
     nll = NATIVE[name](logits, target, reduction="none")
     if weight is not None:
         nll = nll * (weight.unsqueeze(1) if weight.dim() == 1 else weight).float()
-    expected = nll.sum(1) if reduction == "sample" else nll.sum() / {"sum": 1, "mean": 24, "batchmean": 4}[reduction]
+    counts = {"sum": 1, "mean": 24, "batchmean": 4}
+    expected = nll.sum() / counts[reduction] if reduction in counts else nll.sum(1) if reduction == "sample" else nll
     actual = reconstruction_loss(logits, target, name, reduction=reduction, weight=weight)
-    each = getattr(likelihoods, name).most_each > 0 or (weight is None and reduction != "sample")
-    assert is_native(logits, target, name, reduction=reduction, weight=weight) == each
+    assert is_native(logits, target, name, reduction=reduction, weight=weight) == gives(name, reduction)
     assert actual.dtype is torch.float32
     torch.testing.assert_close(actual, expected)
-    upstream = torch.arange(1.0, 5) if reduction == "sample" else None
+    upstream = None if reduction in counts else torch.arange(1.0, 1 + expected.numel()).view_as(expected)
     gradients = [torch.autograd.grad(loss, logits, upstream)[0] for loss in (actual, expected)]
     torch.testing.assert_close(*gradients)
 
@@ -152,7 +159,7 @@ def test_a_sampled_target(reduction):
 
 
 @pytest.mark.parametrize("weight", [torch.tensor([0.0, 1, 1, 1]), torch.ones(4, 6).index_fill(0, torch.tensor(0), 0)])
-@pytest.mark.parametrize("reduction", ["batchmean", "sample"])
+@pytest.mark.parametrize("reduction", ["batchmean", "sample", "none"])
 @pytest.mark.parametrize("name", NATIVE)
 def test_what_a_weight_leaves_out_may_be_anything(name, reduction, weight):
     logits, target = tensors()
@@ -193,10 +200,9 @@ def test_a_bad_kl_is_named_before_a_bad_option():
     assert torch.equal(torch.rand(1), wanted)
 
 
-def test_other_dtypes_and_reductions_are_not_native():
+def test_other_dtypes_are_not_native():
     logits, target = tensors()
     assert is_native(logits, target)
-    assert not is_native(logits, target, reduction="none")
     assert not is_native(*tensors(dtype=torch.float64))
     assert not is_native(*tensors(dtype=torch.bfloat16))
     loss = reconstruction_loss(logits, target, "bernoulli", weight=torch.ones(4), binarize=True)

@@ -73,8 +73,8 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduc
     params, target = parameters(name)
     weight = WEIGHTS[weight]
     given, options = (single(params), target, name), {"reduction": reduction, "weight": weight}
-    formulas, is_whole = getattr(likelihoods, name), weight is None and reduction not in small.SEVERAL
-    is_native = reduction != "none" and (formulas.most if is_whole else formulas.most_each) > 0
+    formulas = getattr(likelihoods, name)
+    is_native = formulas.native is not None and not (formulas.sums_alone and reduction == "none")
     is_kept = reduction in small.SEVERAL and weight is None and formulas.both is not None
     results = []
     for way in ("_Reconstruction", "Ordinary"):

@@ -23,8 +23,9 @@ class Formulas(NamedTuple):
     total(params, target, outs, sums), where the two share work, returns (the nll's sum, the derivatives): see
     `targets.Sums`.
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
-    its autograd costs less than a Function's host time. With EACH for at most `most_each`, as forward then makes no
-    gradient; for none where a small nll has not all its digits, or a large one overflows.
+    its autograd costs less than a Function's host time. With EACH for any number, as forward then makes no gradient;
+    but where it is good for `sums_alone` only for what is summed afterwards.
+    native_weighted(output, target, weight, SUM or EACH) is the same where that op takes a weight.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
     factor, beside no `both`, is left out of the derivatives: it joins the upstream gradient's pass over them.
     """
@@ -34,7 +35,8 @@ class Formulas(NamedTuple):
     total: Callable | None = None
     native: Callable | None = None
     most: int = 0
-    most_each: int = 0
+    sums_alone: bool = False
+    native_weighted: Callable | None = None
     both: Callable | None = None
     factor: float = 1.0
 
@@ -59,7 +61,11 @@ def _bernoulli_total(params, target, outs, sums):
 
 
 def _native_bernoulli(output, target, reduction):
-    return torch.binary_cross_entropy_with_logits(output, target, None, None, reduction)
+    return _native_weighted_bernoulli(output, target, None, reduction)
+
+
+def _native_weighted_bernoulli(output, target, weight, reduction):
+    return torch.binary_cross_entropy_with_logits(output, target, weight, None, reduction)
 
 
 def _mse_terms(params, target, out=None):
@@ -300,14 +306,23 @@ def _discretized_logistic_derivatives(params, target, outs):
     return inverse * (below - above), stretch.addcmul_(upper, below).addcmul_(lower, above, value=-1)
 
 
-bernoulli = Formulas(_bernoulli_terms, _bernoulli_derivatives, _bernoulli_total, _native_bernoulli, 2**18)
-mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, 2**19, 2**21, factor=2.0)
+bernoulli = Formulas(
+    _bernoulli_terms,
+    _bernoulli_derivatives,
+    _bernoulli_total,
+    _native_bernoulli,
+    most=2**18,
+    sums_alone=True,  # it rounds a small nll to nothing beside a large logit
+    native_weighted=_native_weighted_bernoulli,
+)
+mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, 2**19, factor=2.0)
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, torch._C._nn.l1_loss, 2**19, 2**21)
+# The gradient of PyTorch's own op is 0 at NaN.
+l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, torch._C._nn.l1_loss, 2**19, sums_alone=True)
 log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
-huber = Formulas(_huber_terms, _huber_derivatives, _huber_total, torch._C._nn.huber_loss, 2**21, 2**22)
+huber = Formulas(_huber_terms, _huber_derivatives, _huber_total, torch._C._nn.huber_loss, 2**21)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)

@@ -49,7 +49,7 @@ def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, 
         return None
     if reduction in SEVERAL and eager.keeps(row.name, weight):
         return None  # the long way keeps the derivatives that come with it
-    way, params = _way(output, target, row, _most(getattr(likelihoods, row.name), reduction, weight))
+    way, params = _way(output, target, row, _most(getattr(likelihoods, row.name), reduction, target))
     binarize, seed, _ = noise
     if way is None or (binarize is not False and not (weight is seed is None)):
         return None  # a seed has noise of its own; and nothing is drawn here that the long way may have to draw again
@@ -59,11 +59,12 @@ def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, 
     return way(params, eager_targets.read(target, scale, torch.float32), row, reduction, weight)
 
 
-def _most(formulas, reduction, weight):
-    """How many elements a thread to compute `_natively`; none for the loss of each, of which a small one may be off."""
-    if reduction == "none":
-        return 0
-    return formulas.most if weight is None and reduction in SCALARS else formulas.most_each
+def _most(formulas, reduction, target):
+    """How many elements a thread to compute `_natively`."""
+    if reduction in SCALARS or formulas.native is None:
+        return formulas.most
+    is_summed = reduction == "sample" and target.dim() > 1
+    return math.inf if is_summed or not formulas.sums_alone else 0
 
 
 def _way(output, target, row, most):
@@ -100,17 +101,23 @@ def _suits(output, target, most):
 
 
 def _natively(params, target, row, reduction, weight=None):
-    native = getattr(likelihoods, row.name).native
-    if weight is None and reduction in SCALARS:
-        total = native(*params, target, likelihoods.SUM, *row.constants)
-        return reductions.divide(total, reduction, target.shape)
-    nll = native(*params, target, likelihoods.EACH, *row.constants)
-    if weight is not None:
-        nll = nll.sum_to_size(weight.shape) * weight
-    partial = reductions.partial(nll, reduction)
-    if weight is not None and not math.isfinite(partial.sum().item()):
+    loss = _native(getattr(likelihoods, row.name), params, target, row.constants, reduction, weight)
+    if loss.dim() and reduction != "none":
+        loss = reductions.partial(loss, reduction)
+    if weight is not None and not math.isfinite((loss.detach().sum() if loss.dim() else loss).item()):
         return None  # what the weight leaves out may be NaN
-    return reductions.finish([partial], reduction, target.shape)
+    return loss if reduction in SEVERAL else reductions.divide(loss, reduction, target.shape)
+
+
+def _native(formulas, params, target, constants, reduction, weight):
+    """The nll by PyTorch's own op: 0-d, or what `reduction` has yet to sum."""
+    made = likelihoods.SUM if reduction in SCALARS else likelihoods.EACH
+    if weight is None:
+        return formulas.native(*params, target, made, *constants)
+    if formulas.native_weighted is not None:
+        return formulas.native_weighted(*params, target, weight, made)
+    nll = formulas.native(*params, target, likelihoods.EACH, *constants)
+    return (nll if reduction == "none" else nll.sum_to_size(weight.shape)) * weight
 
 
 def _by_function(params, target, row, reduction, weight=None):
