@@ -31,7 +31,7 @@ NEIGHBOURS = 32  # elements side by side in a tile where they, and not the class
 
 # Instructions on sm_90 (make audit), where 16-byte accesses fit: per logit, and per element in each thread of its row.
 ISSUED = Issued(sum=12, gradient=18, both=19, each=13)
-ISSUED_PASSES = Issued(sum=29, gradient=43, both=45, each=30)
+ISSUED_PASSES = Issued(sum=20, gradient=30, both=31, each=21)
 ISSUED_ELEMENT = 70
 ISSUED_PACKED = Issued(sum=14, gradient=24, both=27, each=13)  # per lane, of which a row has a power of two
 ISSUED_PACKED_ROW = 50
@@ -225,7 +225,7 @@ def _categorical(
             while start < classes:
                 k = _classes(start, COLUMNS, WIDE)
                 e = exp(_load(at, logits[1][1], k, active, classes, True) - top[None, :])
-                value = _gradient(k, index, e, rest, scale)
+                value = _at_target(e, k, index, -rest[None, :], start, ROWS, COLUMNS) * scale[None, :]
                 _store(out, grad[1][1], k, element < count, classes, value, True)
                 start += COLUMNS
         else:
@@ -248,27 +248,44 @@ def _own(at, stride, index, read, WIDE: tl.constexpr):
 
 @triton.jit
 def _pass_over(at, stride, index, own, active, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """(The largest logit, the sum of the exponentials of all but the target's), each lane with a maximum of its own.
+    """(The largest logit, the sum of the exponentials of all but the target's): each group has a maximum of its own.
 
-    One exponential a logit: of exp(x - new) and exp(old - new), one is 1.
+    A group is of lanes that one thread has: what it reads at a time, or of many rows two classes.
     """
+    GROUP: tl.constexpr = 128 // at.dtype.element_ty.primitive_bitwidth if ROWS == 1 else 2
+    BEFORE: tl.constexpr = COLUMNS // GROUP if ROWS == 1 else 1
+    BEHIND: tl.constexpr = COLUMNS * ROWS // GROUP // BEFORE
     if own.dtype == tl.float64:
-        lowest = tl.full((COLUMNS, ROWS), -1.7976931348623157e308, tl.float64)
+        top = tl.full((BEFORE, BEHIND), -1.7976931348623157e308, tl.float64)
     else:
-        lowest = tl.full((COLUMNS, ROWS), -3.4028234663852886e38, tl.float32)
-    top, total = lowest, lowest * 0.0
+        top = tl.full((BEFORE, BEHIND), -3.4028234663852886e38, tl.float32)
+    total = top * 0.0
     start = 0
     while start < classes:
         k = _classes(start, COLUMNS, WIDE)
         x = _load(at, stride, k, active, classes, True)
-        x = tl.where(k == index[None, :], float("-inf"), x)
-        d = x - top
-        e = exp(-1.0 * tl.abs(d))
-        total = tl.where(d > 0, total, 1.0) * e + tl.where(d > 0, 1.0, total)
-        top = tl.maximum(top, x)
+        x = _at_target(x, k, index, float("-inf"), start, ROWS, COLUMNS)
+        x = tl.reshape(x, (BEFORE, GROUP, BEHIND))
+        higher = tl.maximum(top, tl.max(x, 1))
+        total = total * exp(top - higher) + tl.sum(exp(x - higher[:, None, :]), 1)
+        top = higher
         start += COLUMNS
+    top = tl.reshape(top, (BEFORE * BEHIND // ROWS, ROWS))
+    total = tl.reshape(total, (BEFORE * BEHIND // ROWS, ROWS))
     highest = tl.maximum(tl.max(top, 0), own)
     return highest, tl.sum(total * exp(top - highest[None, :]), 0)
+
+
+@triton.jit
+def _at_target(x, k, index, value, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """`x` with another value at the target, which of the tiles of one row is in one alone."""
+    if ROWS == 1:
+        only = tl.max(index, 0)
+        if (start <= only) & (only < start + COLUMNS):
+            x = tl.where(k == index[None, :], value, x)
+    else:
+        x = tl.where(k == index[None, :], value, x)
+    return x
 
 
 @triton.jit

@@ -151,6 +151,16 @@ class TestExtremes:
                 assert grad.isfinite().all()
 
     @pytest.mark.parametrize("count", [10, 20_000])
+    def test_a_row_of_the_lowest_number_is_as_any_of_equal_logits(self, count, backend):
+        """With which padding is masked."""
+        logits, target = case((3, 4), count, backend)
+        with torch.no_grad():
+            logits[1] = torch.finfo(torch.float32).min
+        loss, grad = check(logits, target, "none")
+        torch.testing.assert_close(loss[1], torch.full_like(loss[1], np.log(count)))
+        assert grad.isfinite().all()
+
+    @pytest.mark.parametrize("count", [10, 20_000])
     def test_masked_classes(self, count, backend):
         """A logit of -inf is a class of probability 0, and costs nothing."""
         logits, target = case((3, 4), count, backend)
