@@ -53,6 +53,8 @@ LAYOUTS = {
 ORDINARY = "rows"
 CLASS_LAYOUTS = {  # of logits, the classes last, for which the launcher of their kernel chooses another tile
     "32768 classes": contiguous(2, 32768),  # read in passes
+    "50257 classes": contiguous(4, 50257),  # of which each row has edges of its own
+    "1000 classes": contiguous(8, 1000),  # 16-byte accesses fit, and Triton does not see it
     "classes second": classes_second(4, 256, 8, 8),  # as a convolution gives them: the elements are contiguous
     "10 classes": contiguous(512, 10),  # rows are packed
 }

@@ -71,7 +71,7 @@ def _class_workloads(name):
         for layout in LAYOUTS if dtype == torch.float32 else ():
             yield reconstruction_call(name, dtype=dtype, layout=layout)
         for layout in CLASS_LAYOUTS:
-            yield reconstruction_call(name, dtype=dtype, layout=layout, main=layout != "32768 classes")
+            yield reconstruction_call(name, dtype=dtype, layout=layout, main=layout in ("classes second", "10 classes"))
         yield reconstruction_call(name, grads=0, dtype=dtype)
         for weight in WEIGHTS:
             yield reconstruction_call(name, dtype=dtype, weight=weight, main=weight == "weight a sample")

@@ -9,15 +9,15 @@ for the gradient. With x the logits, m the largest, t the target and rest = sum 
 Without the target's own term in `rest`, a confident prediction loses nothing: softmax_t - 1 would cancel.
 
 The elements may be contiguous instead of the classes, as a convolution's output is with its channels moved last: both
-are fast, and so are a few classes of any number (`packed_rows`). Those of a chunk, whose rows have a stride, are bound
-by instructions where 16-byte accesses do not fit: about 80 a lane.
+are fast, as are a few classes of any number (`packed_rows`), and more than MAX_CLASSES of any (`uneven_rows`). Where
+16-byte accesses do not fit, instructions bound it: up to 52 a logit of 257 classes, and 100 a lane in chunks of few.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from vae_fast.kernels import packed_rows, reductions, targets, tiling
+from vae_fast.kernels import class_tiles, packed_rows, reductions, targets, tiling, uneven_rows
 from vae_fast.kernels.elementary import exp, log_of_normal, reciprocal
 from vae_fast.kernels.launching import launch, replayed
 from vae_fast.kernels.likelihoods import Issued
@@ -45,8 +45,9 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     weight: of each element's nll, expanded to the target's shape, bool or float, or None. Returns (loss, gradient or
     None). For N elements, reads NK logits and, but in packed rows, the targets' N again, N indices and weights, and
     writes NK of the gradient and one partial sum a program. Logits of elements that are ignored, or of weight 0, are
-    read in packed rows alone. More classes than MAX_CLASSES are read a second time for the gradient, 3NK in all. Two
-    launches, between which "sample" writes and reads N losses; one for "none", and for "sample" of one element each.
+    read in packed rows alone. More classes than MAX_CLASSES are read a second time for the gradient, 3NK in all (but
+    for the edges of `uneven_rows`). Two launches, between which "sample" writes and reads N losses; one for "none", and
+    for "sample" of one element each.
     """
     dtype = tiling.accumulator(logits.dtype)
     loss = None
@@ -93,9 +94,13 @@ def _launch(logits, target, weight, loss, upstream, grad, ignore_index, reductio
     view, operands = tiling.view([first, first_grad, target, weight, loss, upstream], by_sample=False)
     wide = view.wide or tiling.view([t for t in (logits, grad) if t is not None], by_sample=False)[0].wide
     inner = classes == 1 or logits.stride(-1) == 1
-    aligned = classes % 16 == 0 if inner else view.columns % 16 == 0 and operands[0][1][1:] == (1,)
     double = logits.element_size() > 4
     packed = inner and packed_rows.fit(classes, double, view, operands[:2])
+    step, edges = 1, False
+    if inner and not packed:
+        strides = (None if operand is None else operand[1] for operand in operands[:2])
+        step, edges = uneven_rows.step(classes, logits.element_size(), strides, classes > MAX_CLASSES)
+    aligned = step > 1 or classes % 16 == 0 if inner else view.columns % 16 == 0 and operands[0][1][1:] == (1,)
     count = target.numel()
     rows, columns, warps = packed_rows.tile(classes) if packed else tile(count, classes, inner, aligned, double)
     programs = tiling.ceil_div(count, rows)
@@ -110,7 +115,8 @@ def _launch(logits, target, weight, loss, upstream, grad, ignore_index, reductio
             target, weight, loss, upstream, partials, strides, count, view.columns, view.shape, classes,
             0 if ignore_index is None else ignore_index, reductions.divisor(reduction, target.shape),
             IGNORES=ignore_index is not None, PASSES=columns < classes, PACKED=classes if packed else 0,
-            MASKED=classes % columns != 0, FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns, WIDE=wide, warps=warps,
+            MASKED=classes % columns != 0, STEP=step, EDGES=edges, FLAT=view.rows == 1, ROWS=rows, COLUMNS=columns,
+            WIDE=wide, warps=warps,
         )  # fmt: skip
     return partials
 
@@ -144,8 +150,8 @@ def tile(count, classes, inner, aligned, double):
 def _categorical(
     logits, grad, target, weight, loss, upstream, partials, strides, count, inner_count, shape, classes, ignore_index,
     divisor,
-    IGNORES: tl.constexpr, PASSES: tl.constexpr, PACKED: tl.constexpr, MASKED: tl.constexpr, FLAT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    IGNORES: tl.constexpr, PASSES: tl.constexpr, PACKED: tl.constexpr, MASKED: tl.constexpr, STEP: tl.constexpr,
+    EDGES: tl.constexpr, FLAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     if PACKED:
         classes = PACKED  # known to the compiler, so that lanes beyond it cost nothing
@@ -169,24 +175,40 @@ def _categorical(
     index = tl.where(valid, index, -1)
     if not WIDE:
         index = index.to(tl.int32)
+    wrong = active & (index < 0)
 
     # What is not read is -inf or 0, and the target's logit 0, so that nothing of an element that is left out is NaN.
-    at = logits[0] + tiling.offset(row, column, shape, logits[1], 2)
+    # The logit of a target that is no class is NaN, and with it the nll and all of the gradient.
+    offset = tiling.offset(row, column, shape, logits[1], 2)
+    begin, limit = uneven_rows.whole(offset, STEP), uneven_rows.whole(classes, STEP)
     if not PACKED:
-        own = _own(at, logits[1][1], index, active & valid, WIDE)
+        own = class_tiles.own(logits[0] + offset, logits[1][1], index, active, wrong)
     if PASSES:
-        top, rest = _pass_over(at, logits[1][1], index, own, active, classes, ROWS, COLUMNS, WIDE)
+        place, floor = index, own  # the target within what is read in passes, and the largest logit beside that
+        if EDGES:
+            begin = uneven_rows.whole(offset + STEP - 1, STEP)
+            head = begin - offset
+            size = uneven_rows.whole(classes - head, STEP)
+            k_edge, is_edge = uneven_rows.edges(head, size, classes, STEP)
+            edge = tl.load((logits[0] + offset)[None, :] + k_edge, mask=is_edge & active[None, :], other=float("-inf"))
+            edge = tl.where(k_edge == index[None, :], float("-inf"), tiling.upcast(edge))
+            limit, place, floor = size[None, :], index - head, tl.maximum(own, tl.max(edge, 0))
+        at = logits[0] + begin
+        top, rest = class_tiles.pass_over(at, logits[1][1], place, floor, active, classes, limit, ROWS, COLUMNS, WIDE)
+        if EDGES:
+            edge = exp(edge - top[None, :])
+            rest += tl.sum(edge, 0)
     else:
-        k = _classes(0, COLUMNS, WIDE)
+        k = class_tiles.lanes(0, COLUMNS, WIDE)
         if PACKED:
             x = packed_rows.load(logits[0], program * ROWS, count, PACKED, ROWS, COLUMNS)
             if IGNORES or weight is not None:
                 x = tl.where(active[None, :], x, 0.0)
             if MASKED:
                 x = tl.where(k < classes, x, float("-inf"))
-            own = tl.sum(tl.where(k == index[None, :], x, 0.0), 0)
+            own = tl.where(wrong, float("nan"), tl.sum(tl.where(k == index[None, :], x, 0.0), 0))
         else:
-            x = _load(at, logits[1][1], k, active, classes, MASKED)
+            x = class_tiles.load(logits[0] + begin, logits[1][1], k, active, limit, MASKED)
         if x.dtype == tl.float64:  # the other form takes local memory on sm_100
             top = tl.where(active, tl.max(x, 0), 0.0)
             e = exp(tl.where(k == index[None, :], float("-inf"), x - top[None, :]))
@@ -205,7 +227,7 @@ def _categorical(
         nll = log_of_normal(total) + (rest - (total - e_own)) * inverse - below
         if weight is not None:
             nll = nll * weights.to(nll.dtype)
-        nll = tl.where(active, tl.where(valid, nll, float("nan")), 0.0)
+        nll = tl.where(active, nll, 0.0)
         if loss is not None:
             tl.store(loss + tiling.offset(row, column, shape, strides[2]), nll, mask=element < count)
         else:
@@ -218,103 +240,24 @@ def _categorical(
             scale = tiling.upcast(g).to(rest.dtype) * scale
         if weight is not None:
             scale = scale * weights.to(scale.dtype)
-        scale = tl.where(active, tl.where(valid, scale, float("nan")), 0.0)
-        out = grad[0] + tiling.offset(row, column, shape, grad[1], 2)
+        scale = tl.where(active, scale, 0.0)
+        if EDGES:
+            value = class_tiles.gradient(k_edge, index, edge, rest, scale).to(grad[0].dtype.element_ty)
+            tl.store((grad[0] + offset)[None, :] + k_edge, value, mask=is_edge & (element < count)[None, :])
+        else:
+            begin = uneven_rows.whole(tiling.offset(row, column, shape, grad[1], 2), STEP)
+        out = grad[0] + begin
         if PASSES:
             start = 0
             while start < classes:
-                k = _classes(start, COLUMNS, WIDE)
-                e = exp(_load(at, logits[1][1], k, active, classes, True) - top[None, :])
-                value = _at_target(e, k, index, -rest[None, :], start, ROWS, COLUMNS) * scale[None, :]
-                _store(out, grad[1][1], k, element < count, classes, value, True)
+                k = class_tiles.lanes(start, COLUMNS, WIDE)
+                e = exp(class_tiles.load(at, logits[1][1], k, active, limit, True) - top[None, :])
+                e = class_tiles.at_target(e, k, place, -rest[None, :], start, ROWS, COLUMNS)
+                class_tiles.store(out, grad[1][1], k, element < count, limit, e * scale[None, :], True)
                 start += COLUMNS
         else:
-            value = _gradient(k, index, e, rest, scale)
+            value = class_tiles.gradient(k, index, e, rest, scale)
             if PACKED:
                 packed_rows.store(grad[0], value, program * ROWS, count, PACKED, ROWS, COLUMNS)
             else:
-                _store(out, grad[1][1], k, element < count, classes, value, MASKED)
-
-
-@triton.jit
-def _own(at, stride, index, read, WIDE: tl.constexpr):
-    """The target's logit, of the elements that are to be `read`."""
-    if WIDE:
-        at += index * stride
-    else:
-        at += index.to(tl.int64) * stride
-    return tiling.upcast(tl.load(at, mask=read, other=0))
-
-
-@triton.jit
-def _pass_over(at, stride, index, own, active, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """(The largest logit, the sum of the exponentials of all but the target's): each group has a maximum of its own.
-
-    A group is of lanes that one thread has: what it reads at a time, or of many rows two classes.
-    """
-    GROUP: tl.constexpr = 128 // at.dtype.element_ty.primitive_bitwidth if ROWS == 1 else 2
-    BEFORE: tl.constexpr = COLUMNS // GROUP if ROWS == 1 else 1
-    BEHIND: tl.constexpr = COLUMNS * ROWS // GROUP // BEFORE
-    if own.dtype == tl.float64:
-        top = tl.full((BEFORE, BEHIND), -1.7976931348623157e308, tl.float64)
-    else:
-        top = tl.full((BEFORE, BEHIND), -3.4028234663852886e38, tl.float32)
-    total = top * 0.0
-    start = 0
-    while start < classes:
-        k = _classes(start, COLUMNS, WIDE)
-        x = _load(at, stride, k, active, classes, True)
-        x = _at_target(x, k, index, float("-inf"), start, ROWS, COLUMNS)
-        x = tl.reshape(x, (BEFORE, GROUP, BEHIND))
-        higher = tl.maximum(top, tl.max(x, 1))
-        total = total * exp(top - higher) + tl.sum(exp(x - higher[:, None, :]), 1)
-        top = higher
-        start += COLUMNS
-    top = tl.reshape(top, (BEFORE * BEHIND // ROWS, ROWS))
-    total = tl.reshape(total, (BEFORE * BEHIND // ROWS, ROWS))
-    highest = tl.maximum(tl.max(top, 0), own)
-    return highest, tl.sum(total * exp(top - highest[None, :]), 0)
-
-
-@triton.jit
-def _at_target(x, k, index, value, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """`x` with another value at the target, which of the tiles of one row is in one alone."""
-    if ROWS == 1:
-        only = tl.max(index, 0)
-        if (start <= only) & (only < start + COLUMNS):
-            x = tl.where(k == index[None, :], value, x)
-    else:
-        x = tl.where(k == index[None, :], value, x)
-    return x
-
-
-@triton.jit
-def _classes(start, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    k = start + tl.arange(0, COLUMNS)[:, None]
-    if WIDE:
-        k = k.to(tl.int64)
-    return k
-
-
-@triton.jit
-def _load(at, stride, k, rows, classes, MASKED: tl.constexpr):
-    at = at[None, :] + k * stride
-    if MASKED:
-        x = tl.load(at, mask=rows[None, :] & (k < classes), other=float("-inf"))
-    else:
-        x = tl.load(at, mask=rows[None, :], other=0)
-    return tiling.upcast(x)
-
-
-@triton.jit
-def _store(out, stride, k, rows, classes, value, MASKED: tl.constexpr):
-    inside = rows[None, :]
-    if MASKED:
-        inside = inside & (k < classes)
-    tl.store(out[None, :] + k * stride, value.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _gradient(k, index, e, rest, scale):
-    """Softmax, and at the target less 1, by what the other classes have."""
-    return tl.where(k == index[None, :], -rest[None, :], e) * scale[None, :]
+                class_tiles.store(out, grad[1][1], k, element < count, limit, value, MASKED)

@@ -66,14 +66,28 @@ def test_layouts(reduction, layout, backend):
         check(logits, classes(logits.shape[:-1], count, backend.device), reduction, ignore_index=1)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "classes second", "the batch innermost", "stepped"])
-def test_layouts_of_rows_read_in_passes(layout, backend, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [600, 601, 602])  # whose rows begin with an access of 16 bytes, or within one
+@pytest.mark.parametrize("layout", ["contiguous", "classes second", "the batch innermost", "stepped", "a chunk"])
+def test_layouts_of_rows_read_in_passes(layout, count, dtype, backend, monkeypatch):
     monkeypatch.setattr(kernels, "MAX_CLASSES", 16)
     monkeypatch.setattr(kernels, "PASS", 256)
-    logits = LAYOUTS[layout](drawer(backend.device, torch.float32), 600).detach().requires_grad_()
-    target = classes(logits.shape[:-1], 600, backend.device)
+    logits = LAYOUTS[layout](drawer(backend.device, dtype), count).detach().requires_grad_()
+    target = classes(logits.shape[:-1], count, backend.device)
     for reduction in ("none", "batchmean"):
         check(logits, target, reduction, ignore_index=target[0, 0, 0].item())
+
+
+@pytest.mark.parametrize("place", [0, 2, 3, 4, 255, 256, 257, 600])
+def test_each_place_of_a_target_in_rows_with_edges(place, backend, monkeypatch):
+    """Before the body, in either of its tiles, and behind it, whose bounds are others in each row."""
+    monkeypatch.setattr(kernels, "MAX_CLASSES", 16)
+    monkeypatch.setattr(kernels, "PASS", 256)
+    logits, target = case((5,), 601, backend)
+    with torch.no_grad():
+        logits[1], logits[2, :4], logits[2, -4:] = -INF, 90.0, 91.0
+        logits[1, place] = 0.0
+    check(logits, target.fill_(place), "none")
 
 
 def test_a_target_of_another_layout(backend):
@@ -277,13 +291,15 @@ def test_in_64_bit_arithmetic(backend, monkeypatch):
     from vae_fast.kernels import tiling
 
     monkeypatch.setattr(tiling, "MAX_INT32_EXTENT", 0)
+    monkeypatch.setattr(kernels, "PASS", 256)
+    in_passes = (16, 301), (16, 304)
     tiling._merge.cache_clear()
     try:
         for layout in ("contiguous", "classes second", "a chunk of elements"):
-            for most in (kernels.MAX_CLASSES, 16):
+            for most, count in ((kernels.PASS, 37), *in_passes):
                 monkeypatch.setattr(kernels, "MAX_CLASSES", most)
-                logits = LAYOUTS[layout](drawer(backend.device, torch.float32), 37).detach().requires_grad_()
-                target = classes(logits.shape[:-1], 37, backend.device)
+                logits = LAYOUTS[layout](drawer(backend.device, torch.float32), count).detach().requires_grad_()
+                target = classes(logits.shape[:-1], count, backend.device)
                 check(logits, target, "sample", weight=weight_of("shared by samples", target))
     finally:
         tiling._merge.cache_clear()

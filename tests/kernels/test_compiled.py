@@ -50,7 +50,7 @@ def test_a_float64_loss_has_no_float32_in_it(kernel):
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-@pytest.mark.parametrize("count", [10, 256, 16384, 32768])
+@pytest.mark.parametrize("count", [10, 256, 1000, 16384, 32768, 50257])
 def test_rows_of_classes_stay_in_registers(count, target):
     from vae_fast.benchmarks.audit import Budget, audit, check
     from vae_fast.benchmarks.audit_table import _without_tails
@@ -63,6 +63,20 @@ def test_rows_of_classes_stay_in_registers(count, target):
     for launch in launches[::2]:
         report = audit(launch, target, elements=("ROWS", "COLUMNS"))
         assert check(_without_tails(report), Budget(bits=0)) == []
+
+
+@pytest.mark.parametrize(("count", "widths"), [(100, {128, 64}), (250, {64, 16}), (1000, {128}), (50257, {128})])
+def test_rows_of_any_length_are_accessed_as_widely_as_they_lie(count, widths):
+    """In float32 and bfloat16; what is narrower is a number of a row."""
+    from vae_fast.benchmarks.audit import audit
+    from vae_fast.benchmarks.launches import record_launches
+
+    with record_launches() as launches:
+        for dtype in (torch.float32, torch.bfloat16):
+            logits, classes = torch.empty(64, count, dtype=dtype), torch.zeros(64, dtype=torch.int64)
+            categorical.forward(logits, classes, None, "sum", True)
+    stores = [audit(launch, "sm_90", elements=("ROWS", "COLUMNS")).stores for launch in launches[::2]]
+    assert {max(accesses, key=lambda bits: bits * accesses[bits]) for accesses in stores} == widths
 
 
 def test_the_gaussian_likelihoods_constant_has_all_digits_in_float64():

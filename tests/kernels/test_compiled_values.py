@@ -145,7 +145,9 @@ def test_shared_parameters(layout):
         ((3, 70), 3, torch.float64),
         ((9,), 257, torch.bfloat16),
         ((4, 16), 256, torch.float16),
+        ((3,), 1000, torch.bfloat16),  # told to lie for 16-byte accesses
         ((2,), 20_000, torch.float32),  # in passes
+        ((3,), 16_389, torch.bfloat16),  # with edges
     ],
     ids=str,
 )
