@@ -180,15 +180,15 @@ def _categorical(
     # What is not read is -inf or 0, and the target's logit 0, so that nothing of an element that is left out is NaN.
     # The logit of a target that is no class is NaN, and with it the nll and all of the gradient.
     offset = tiling.offset(row, column, shape, logits[1], 2)
-    begin, limit = uneven_rows.whole(offset, STEP), uneven_rows.whole(classes, STEP)
+    begin, limit = tiling.whole(offset, STEP), tiling.whole(classes, STEP)
     if not PACKED:
         own = class_tiles.own(logits[0] + offset, logits[1][1], index, active, wrong)
     if PASSES:
         place, floor = index, own  # the target within what is read in passes, and the largest logit beside that
         if EDGES:
-            begin = uneven_rows.whole(offset + STEP - 1, STEP)
+            begin = tiling.whole(offset + STEP - 1, STEP)
             head = begin - offset
-            size = uneven_rows.whole(classes - head, STEP)
+            size = tiling.whole(classes - head, STEP)
             k_edge, is_edge = uneven_rows.edges(head, size, classes, STEP)
             edge = tl.load((logits[0] + offset)[None, :] + k_edge, mask=is_edge & active[None, :], other=float("-inf"))
             edge = tl.where(k_edge == index[None, :], float("-inf"), tiling.upcast(edge))
@@ -245,7 +245,7 @@ def _categorical(
             value = class_tiles.gradient(k_edge, index, edge, rest, scale).to(grad[0].dtype.element_ty)
             tl.store((grad[0] + offset)[None, :] + k_edge, value, mask=is_edge & (element < count)[None, :])
         else:
-            begin = uneven_rows.whole(tiling.offset(row, column, shape, grad[1], 2), STEP)
+            begin = tiling.whole(tiling.offset(row, column, shape, grad[1], 2), STEP)
         out = grad[0] + begin
         if PASSES:
             start = 0

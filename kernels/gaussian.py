@@ -157,6 +157,7 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, sca
             tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1], steps,
             LOW=clamp[0], HIGH=clamp[1], SCALE=name, BOUND=bound, EPSILON=epsilon, KL=kl, REDUCTION=reduction,
             MANY=bool(steps), WAY=noise.way(view, position[1], mu.element_size(), bool(steps)),
+            STEP=tiling.step(view, operands, steps[1:3]),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, warps=tiles.warps(view),
         )  # fmt: skip
 

@@ -37,19 +37,19 @@ def _forward(
     operands, seed, partials, size, shape, positions, samples,
     LOW: tl.constexpr, HIGH: tl.constexpr, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr,
     KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, WAY: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
+    STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
     # A mask on an odd size would narrow every access: full blocks go without one.
     if (row + ROWS <= size[0]) & (column + COLUMNS <= size[1]):
         _forward_tile(
             operands, seed, partials, size, shape, positions, samples, row, column,
-            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE, False,
+            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, WAY, STEP, ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _forward_tile(
             operands, seed, partials, size, shape, positions, samples, row, column,
-            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE, True,
+            LOW, HIGH, SCALE, BOUND, EPSILON, KL, REDUCTION, MANY, WAY, STEP, ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
 
@@ -58,56 +58,56 @@ def _forward_tile(
     operands, seed, partials, size, shape, positions, samples, first_row, first_column,
     LOW: tl.constexpr, HIGH: tl.constexpr, SCALE: tl.constexpr, BOUND: tl.constexpr, EPSILON: tl.constexpr,
     KL: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, WAY: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
+    STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     mu, logvar, prior_mu, prior_logvar, z, eps, kl = operands
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
     inside = None
     if EDGE:
-        inside = (row < size[0]) & (column < size[1])
+        inside = (row < size[0]) & (column < tiling.whole(size[1], STEP))
     DIRECT: tl.constexpr = SCALE == "std" or SCALE == "softplus" or EPSILON > 0
-    m = scales.mean(tiling.load(mu, row, column, shape, inside), SCALE, BOUND)
-    v = scales.clamped(tiling.load(logvar, row, column, shape, inside), LOW, HIGH)
+    m = scales.mean(tiling.load(mu, row, column, shape, inside, STEP), SCALE, BOUND)
+    v = scales.clamped(tiling.load(logvar, row, column, shape, inside, STEP), LOW, HIGH)
     v, std = scales.deviation(v, SCALE, BOUND, EPSILON)
     prior = ()
     if REDUCTION is not None:
-        prior = latent.load_prior(prior_mu, prior_logvar, row, column, shape, inside, SCALE, BOUND, EPSILON)
+        prior = latent.load_prior(prior_mu, prior_logvar, row, column, shape, inside, SCALE, BOUND, EPSILON, STEP)
     if z is not None:
         k = latent.first_sample(WIDE)
         if MANY:
             while k < samples[0]:
                 _draw(
                     m, v, std, prior, z, eps, kl, seed, partials, size, shape, positions, samples, k,
-                    first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE,
+                    first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, WAY, STEP, ROWS, COLUMNS, WIDE,
                 )  # fmt: skip
                 k += 1
         else:
             _draw(
                 m, v, std, prior, z, eps, kl, seed, partials, size, shape, positions, samples, k,
-                first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, WAY, ROWS, COLUMNS, WIDE,
+                first_row, first_column, inside, KL, DIRECT, REDUCTION, MANY, WAY, STEP, ROWS, COLUMNS, WIDE,
             )  # fmt: skip
     if REDUCTION is not None and KL == "closed_form":
         terms = divergence.closed_form(m, v, std, prior, DIRECT, EPSILON)
-        _reduce(terms, kl, partials, size, shape, first_row, first_column, inside, REDUCTION, ROWS, COLUMNS)
+        _reduce(terms, kl, partials, size, shape, first_row, first_column, inside, REDUCTION, STEP, ROWS, COLUMNS)
 
 
 @triton.jit
 def _draw(
     m, v, std, prior, z, eps, kl, seed, partials, size, shape, positions, samples, k, first_row, first_column, inside,
     KL: tl.constexpr, DIRECT: tl.constexpr, REDUCTION: tl.constexpr, MANY: tl.constexpr, WAY: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Store sample k and, where it is taken there, its KL."""
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
     e = latent.draw_noise(
-        eps, seed, positions, samples, k, row, column, first_column, shape, inside, MANY, WAY, COLUMNS, WIDE
+        eps, seed, positions, samples, k, row, column, first_column, shape, inside, MANY, WAY, STEP, COLUMNS, WIDE
     ).to(std.dtype)
     sample = m + std * e
     if MANY:
-        z = z[0] + k * samples[1], z[1]
-    tiling.store(z, row, column, shape, inside, sample)
+        z = z[0] + k * tiling.whole(samples[1], STEP), z[1]
+    tiling.store(z, row, column, shape, inside, sample, STEP)
     if REDUCTION is not None and KL == "monte_carlo":
         if MANY:
             if REDUCTION == "none":
@@ -115,13 +115,13 @@ def _draw(
             else:
                 partials = partials + k * samples[3]
         terms = divergence.monte_carlo(sample, e, v, std, prior, DIRECT)
-        _reduce(terms, kl, partials, size, shape, first_row, first_column, inside, REDUCTION, ROWS, COLUMNS)
+        _reduce(terms, kl, partials, size, shape, first_row, first_column, inside, REDUCTION, STEP, ROWS, COLUMNS)
 
 
 @triton.jit
 def _reduce(
     terms, kl, partials, size, shape, first_row, first_column, inside,
-    REDUCTION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    REDUCTION: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Store the KL of each element, or this program's partial sums."""
     if inside is not None:
@@ -129,7 +129,7 @@ def _reduce(
     if REDUCTION == "none":
         row = first_row + tl.arange(0, ROWS)[:, None]
         column = first_column + tl.arange(0, COLUMNS)[None, :]
-        tiling.store(kl, row, column, shape, inside, terms)
+        tiling.store(kl, row, column, shape, inside, terms, STEP)
     elif REDUCTION == "sample":
         line = first_row + tl.arange(0, ROWS)
         block = line * tl.cdiv(size[1], COLUMNS) + first_column // COLUMNS

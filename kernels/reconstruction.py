@@ -108,6 +108,7 @@ def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
 
 
 def _launch(params, target, likelihood, reduction, view, tiles, operands, groups, partials, scalars, extras):
+    elementwise = (grad for grad, group in zip(operands.grads, groups, strict=True) if not group)
     halvings = 2 if params[0].element_size() >= 4 else 3  # elements of one 16-byte access: 4 or 8
     _, seed, scale = extras
     with tiling.on_device(target):
@@ -119,6 +120,7 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, groups
             SPREADS=("none", *(shared.spread(view, tiles, p) for p in operands.parameters[1:])),
             GROUPS=groups, WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
             WAY=noise.way(view, operands.positions, params[0].element_size()),
+            STEP=tiling.step(view, [*operands.parameters, *operands[1:5], *elementwise]),
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, warps=tiles.warps(view),
         )  # fmt: skip
@@ -132,7 +134,8 @@ def _reconstruct(
     partials, scalars, beta: "fp64", size, shape, divisor,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
     SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, WAY: tl.constexpr,
-    HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
+    STEP: tl.constexpr, HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     row, column = tiling.tile(size[1], ROWS, COLUMNS, AXES, WIDE)
     # A mask on an odd size would narrow every access: full blocks go without one.
@@ -140,14 +143,14 @@ def _reconstruct(
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, WAY, HALVINGS,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, WAY, STEP, HALVINGS,
             ROWS, COLUMNS, WIDE, False,
         )  # fmt: skip
     else:
         _tile(
             parameters, target, weight, loss, upstream, grads, positions, seed, target_scale,
             partials, scalars, beta, size, shape, divisor, row, column,
-            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, WAY, HALVINGS,
+            LIKELIHOOD, REDUCTION, SCALARS, SPREADS, GROUPS, WEIGHT, SCALED, WAY, STEP, HALVINGS,
             ROWS, COLUMNS, WIDE, True,
         )  # fmt: skip
 
@@ -158,25 +161,26 @@ def _tile(
     partials, scalars, beta, size, shape, divisor, first_row, first_column,
     LIKELIHOOD: tl.constexpr, REDUCTION: tl.constexpr, SCALARS: tl.constexpr,
     SPREADS: tl.constexpr, GROUPS: tl.constexpr, WEIGHT: tl.constexpr, SCALED: tl.constexpr, WAY: tl.constexpr,
-    HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
+    STEP: tl.constexpr, HALVINGS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    EDGE: tl.constexpr,
 ):  # fmt: skip
     row = first_row + tl.arange(0, ROWS)[:, None]
     column = first_column + tl.arange(0, COLUMNS)[None, :]
     inside = None
     if EDGE:
-        inside = (row < size[0]) & (column < size[1])
-    values = tiling.load_each(parameters, row, column, first_column, size, shape, inside, SPREADS, EDGE)
+        inside = (row < size[0]) & (column < tiling.whole(size[1], STEP))
+    values = tiling.load_each(parameters, row, column, first_column, size, shape, inside, SPREADS, EDGE, STEP)
     x = targets.read(
         target, target_scale, seed, positions, row, column, first_column, shape, inside, values[0],
-        SCALED, WAY, COLUMNS, WIDE,
+        SCALED, WAY, STEP, COLUMNS, WIDE,
     )  # fmt: skip
     base, excess, derivatives = LIKELIHOOD(values, x)
     weights = None
     if weight is not None:
-        weights = tiling.load_spread(weight, row, column, size, shape, WEIGHT, EDGE).to(x.dtype)
+        weights = tiling.load_spread(weight, row, column, size, shape, WEIGHT, EDGE, STEP).to(x.dtype)
 
     if loss is not None:
-        tiling.store(loss, row, column, shape, inside, targets.each_nll(base, excess, weights))
+        tiling.store(loss, row, column, shape, inside, targets.each_nll(base, excess, weights), STEP)
     if partials is not None:
         sums = sum_nll(base, excess, weights, inside, HALVINGS)
         if REDUCTION == "sample":
@@ -188,7 +192,7 @@ def _tile(
 
     scale = 1.0
     if upstream is not None:
-        scale = tiling.load_spread(upstream, row, column, size, shape, REDUCTION, EDGE)
+        scale = tiling.load_spread(upstream, row, column, size, shape, REDUCTION, EDGE, STEP)
     if SCALARS:
         scale = upstreams.scalar_upstream(scalars, beta).to(x.dtype)
     scale = scale / tl.full((1, 1), divisor, x.dtype)
@@ -198,7 +202,20 @@ def _tile(
             if weights is not None:
                 grad = targets.weighted(grad, weights)
             shared.store(
-                grads[k], row, column, size, shape, inside, grad, first_row, first_column, GROUPS, k, ROWS, COLUMNS
+                grads[k],
+                row,
+                column,
+                size,
+                shape,
+                inside,
+                grad,
+                first_row,
+                first_column,
+                GROUPS,
+                k,
+                STEP,
+                ROWS,
+                COLUMNS,
             )
 
 

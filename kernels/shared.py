@@ -75,12 +75,12 @@ def _sum(view, tiles, grad, run, group):
 @triton.jit
 def store(
     operand, row, column, size, shape, inside, value, first_row, first_column,
-    GROUPS: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr, K: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient of parameter K: every element's, where GROUPS[K] is 0, or else the sums of a tile."""
     GROUP: tl.constexpr = GROUPS[K]  # Triton 3.6 passes an element of a tuple on as no constexpr
     if GROUP == 0:
-        tiling.store(operand, row, column, shape, inside, value)
+        tiling.store(operand, row, column, shape, inside, value, STEP)
     else:
         value = tl.broadcast_to(value, (ROWS, COLUMNS))
         if inside is not None:

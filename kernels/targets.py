@@ -28,13 +28,13 @@ def readable(tensor):
 @triton.jit
 def read(
     target, scale, seed, positions, row, column, first_column, shape, inside, like,
-    SCALED: tl.constexpr, WAY: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    SCALED: tl.constexpr, WAY: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The target times `scale` in the dtype of `like`; with a seed a sample, 1 with that probability and 0 otherwise.
 
     The probability is float32, and u < p exact, so that the same seed gives the same bits everywhere. NaN stays NaN.
     """
-    value = tiling.load(target, row, column, shape, inside)
+    value = tiling.load(target, row, column, shape, inside, STEP)
     if seed is None:
         return _scaled(value.to(like.dtype), scale, SCALED)
     else:

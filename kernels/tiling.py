@@ -180,6 +180,19 @@ def accumulator(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def step(view, operands, apart=()):
+    """The numbers of an access where rows are no multiple of 16, which Triton sees by itself, but of so many; else 1.
+
+    operands: the tensors', some None. Those that share a number along the columns are not asked. apart: what lies
+    between samples of several.
+    """
+    rows = [(tensor.element_size(), strides) for tensor, strides in filter(None, operands) if strides[1]]
+    if len(view.shape) > 1 or view.rows == 1 or any(strides[1] != 1 for _, strides in rows):
+        return 1
+    common = math.gcd(view.columns, 16, *(strides[0] for _, strides in rows), *apart)
+    return common if common < 16 and common * min(size for size, _ in rows) >= 8 else 1
+
+
 def on_device(tensor):
     """Launch on the tensor's own device: Triton launches on the current one, whatever the pointers say."""
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
@@ -203,9 +216,20 @@ def tile(columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr,
 
 
 @triton.jit
-def offset(row, column, shape, strides, FIRST: tl.constexpr = 1):
-    """Offset in elements of [row, column] in a tensor with these strides (row first, from FIRST on innermost out)."""
-    at = row * strides[0]
+def whole(number, STEP: tl.constexpr):
+    """A multiple of `STEP`, >= 0, known as one to the compiler, which loses a hint of it."""
+    if STEP > 1:
+        number = number // STEP * STEP
+    return number
+
+
+@triton.jit
+def offset(row, column, shape, strides, FIRST: tl.constexpr = 1, STEP: tl.constexpr = 1):
+    """Offset in elements of [row, column] in a tensor with these strides (row first, from FIRST on innermost out).
+
+    STEP: what divides the offsets of rows (see `step`).
+    """
+    at = whole(row * strides[0], STEP)
     for d in tl.static_range(len(shape)):
         if d + 1 < len(shape):
             at = at + (column % shape[d]) * strides[d + FIRST]
@@ -216,7 +240,7 @@ def offset(row, column, shape, strides, FIRST: tl.constexpr = 1):
 
 
 @triton.jit
-def load_spread(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE: tl.constexpr):
+def load_spread(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE: tl.constexpr, STEP: tl.constexpr = 1):
     """Numbers that spread over a tile, each read once: elementwise, a sample's, a latent's, or one for all.
 
     As the upstream gradient of a loss with this reduction does.
@@ -227,29 +251,37 @@ def load_spread(operand, row, column, size, shape, REDUCTION: tl.constexpr, EDGE
         column = tl.zeros((1, 1), tl.int32)
     inside = None
     if EDGE:
-        inside = (row < size[0]) & (column < size[1])
-    return load(operand, row, column, shape, inside)
+        inside = (row < size[0]) & (column < whole(size[1], STEP))
+    if REDUCTION == "none":
+        return load(operand, row, column, shape, inside, STEP)
+    else:
+        return load(operand, row, column, shape, inside)
 
 
 @triton.jit
-def load_each(operands, row, column, first_column, size, shape, inside, SPREADS: tl.constexpr, EDGE: tl.constexpr):
+def load_each(
+    operands, row, column, first_column, size, shape, inside,
+    SPREADS: tl.constexpr, EDGE: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """A tuple of the operands' values; those that are shared are loaded once, and broadcast where they are used.
 
     SPREADS: as `load_spread` takes it, or "tile" for an operand of which the tile has one number.
     """
     values = ()
     for k in tl.static_range(len(operands)):
-        values = values + (_load_one(operands[k], row, column, first_column, size, shape, inside, SPREADS, k, EDGE),)
+        value = _load_one(operands[k], row, column, first_column, size, shape, inside, SPREADS, k, EDGE, STEP)
+        values = values + (value,)
     return values
 
 
 @triton.jit
 def _load_one(
-    operand, row, column, first_column, size, shape, inside, SPREADS: tl.constexpr, K: tl.constexpr, EDGE: tl.constexpr
+    operand, row, column, first_column, size, shape, inside,
+    SPREADS: tl.constexpr, K: tl.constexpr, EDGE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     SPREAD: tl.constexpr = SPREADS[K]  # Triton 3.6 passes an element of a tuple on as no constexpr
     if SPREAD == "none":
-        return load(operand, row, column, shape, inside)
+        return load(operand, row, column, shape, inside, STEP)
     elif SPREAD == "tile":
         first = tl.zeros((1, 1), tl.int32)
         return load(operand, first, first + first_column, shape, None)
@@ -258,9 +290,9 @@ def _load_one(
 
 
 @triton.jit
-def load(operand, row, column, shape, inside):
+def load(operand, row, column, shape, inside, STEP: tl.constexpr = 1):
     """Values at [row, column] as float32 (float64 and integers stay); 0 outside."""
-    at = operand[0] + offset(row, column, shape, operand[1])
+    at = operand[0] + offset(row, column, shape, operand[1], 1, STEP)
     if inside is None:
         value = tl.load(at)
     else:
@@ -269,9 +301,9 @@ def load(operand, row, column, shape, inside):
 
 
 @triton.jit
-def store(operand, row, column, shape, inside, value):
+def store(operand, row, column, shape, inside, value, STEP: tl.constexpr = 1):
     """Store `value` at [row, column] in the tensor's own dtype."""
-    at = operand[0] + offset(row, column, shape, operand[1])
+    at = operand[0] + offset(row, column, shape, operand[1], 1, STEP)
     tl.store(at, value.to(operand[0].dtype.element_ty), mask=inside)
 
 

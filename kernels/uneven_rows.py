@@ -25,12 +25,6 @@ def step(classes, element_size, strides, passes):
 
 
 @triton.jit
-def whole(number, STEP: tl.constexpr):
-    """The multiple of `STEP` up to `number`, >= 0, known as one to the compiler, which loses a hint of it."""
-    return number // STEP * STEP
-
-
-@triton.jit
 def edges(head, size, classes, STEP: tl.constexpr):
     """(The classes before and behind bodies that begin at `head`, whether there is such a one), [2 * STEP, ROWS]."""
     lane = tl.arange(0, 2 * STEP)[:, None]
