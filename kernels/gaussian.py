@@ -150,6 +150,7 @@ def _steps(mu, samples, z, eps, kl, partials):
 
 def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, scale, kl, steps, reduction):
     name, bound, epsilon = scale
+    stepped = operands if kernel is _forward else [*operands[:5], *operands[6:]]  # but the kl's upstream gradient
     wide = view.wide or (bool(steps) and steps[0] * max(steps[1:]) > tiling.MAX_INT32_EXTENT)
     with tiling.on_device(mu):
         launch(
@@ -157,7 +158,7 @@ def _launch(kernel, mu, view, tiles, position, operands, seed, extra, clamp, sca
             tuple(operands), seed, extra, (view.rows, view.columns), view.shape, position[1], steps,
             LOW=clamp[0], HIGH=clamp[1], SCALE=name, BOUND=bound, EPSILON=epsilon, KL=kl, REDUCTION=reduction,
             MANY=bool(steps), WAY=noise.way(view, position[1], mu.element_size(), bool(steps)),
-            STEP=tiling.step(view, operands, steps[1:3]),
+            STEP=tiling.step(view, stepped, steps[1:3]),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=wide, warps=tiles.warps(view),
         )  # fmt: skip
 

@@ -108,7 +108,8 @@ def _plan(params, target, loss, upstream, grads, likelihood, reduction, extras):
 
 
 def _launch(params, target, likelihood, reduction, view, tiles, operands, groups, partials, scalars, extras):
-    elementwise = (grad for grad, group in zip(operands.grads, groups, strict=True) if not group)
+    spreads = ("none", *(shared.spread(view, tiles, p) for p in operands.parameters[1:]))
+    weight = tiling.spread(operands.weight)
     halvings = 2 if params[0].element_size() >= 4 else 3  # elements of one 16-byte access: 4 or 8
     _, seed, scale = extras
     with tiling.on_device(target):
@@ -117,13 +118,21 @@ def _launch(params, target, likelihood, reduction, view, tiles, operands, groups
             *operands, seed, scale, partials, *upstreams.arguments(scalars), (view.rows, view.columns), view.shape,
             reductions.divisor(reduction, target.shape),
             LIKELIHOOD=getattr(likelihoods, likelihood), REDUCTION=reduction, SCALARS=scalars is not None,
-            SPREADS=("none", *(shared.spread(view, tiles, p) for p in operands.parameters[1:])),
-            GROUPS=groups, WEIGHT=tiling.spread(operands.weight), SCALED=scale != 1,
+            SPREADS=spreads, GROUPS=groups, WEIGHT=weight, SCALED=scale != 1,
             WAY=noise.way(view, operands.positions, params[0].element_size()),
-            STEP=tiling.step(view, [*operands.parameters, *operands[1:5], *elementwise]),
+            STEP=tiling.step(view, _elementwise(operands, spreads, weight, reduction, groups)),
             HALVINGS=min(halvings, tiles.columns.bit_length() - 1),
             ROWS=tiles.rows, COLUMNS=tiles.columns, AXES=tiles.axes, WIDE=view.wide, warps=tiles.warps(view),
         )  # fmt: skip
+
+
+def _elementwise(operands, spreads, weight, reduction, groups):
+    """The operands of which a number is accessed for each element; None for others."""
+    read = (p for p, spread in zip(operands.parameters, spreads, strict=True) if spread == "none")
+    written = (grad for grad, group in zip(operands.grads, groups, strict=True) if not group)
+    weight = operands.weight if weight == "none" else None
+    upstream = operands.upstream if reduction == "none" else None
+    return [*read, operands.target, weight, operands.loss, upstream, *written]
 
 
 # Triton's launcher has a local `params`: a kernel argument of that name cannot be launched. Triton 3.6 can index a

@@ -183,14 +183,13 @@ def accumulator(dtype):
 def step(view, operands, apart=()):
     """The numbers of an access where rows are no multiple of 16, which Triton sees by itself, but of so many; else 1.
 
-    operands: the tensors', some None. Those that share a number along the columns are not asked. apart: what lies
-    between samples of several.
+    operands: those that are accessed with it, some None. apart: what lies between samples of several.
     """
-    rows = [(tensor.element_size(), strides) for tensor, strides in filter(None, operands) if strides[1]]
-    if len(view.shape) > 1 or view.rows == 1 or any(strides[1] != 1 for _, strides in rows):
+    operands = [operand for operand in operands if operand is not None]
+    if len(view.shape) > 1 or view.rows == 1 or any(strides[1] > 1 for _, strides in operands):
         return 1
-    common = math.gcd(view.columns, 16, *(strides[0] for _, strides in rows), *apart)
-    return common if common < 16 and common * min(size for size, _ in rows) >= 8 else 1
+    common = math.gcd(view.columns, 16, *(strides[0] for _, strides in operands), *apart)
+    return common if common < 16 and common * min(tensor.element_size() for tensor, _ in operands) >= 8 else 1
 
 
 def on_device(tensor):

@@ -36,6 +36,7 @@ LAYOUTS = {
     "full tiles": apart(64, 32),  # no mask at all
     "primes": apart(257, 31),  # every tail is masked, and no row of whole quads
     "odd": apart(5, 3, 7),
+    "rows of 20": apart(9, 20),  # begin with an access of 16 bytes, and Triton is told
     "images": apart(2, 4, 6, 6),
     "channels_last images": in_format(2, 4, 6, 6, memory_format=torch.channels_last),
     "the longest row of one program": apart(3, 4096),  # tiling.MAX_COLUMNS

@@ -41,6 +41,7 @@ LAYOUTS = {
     "MNIST": alike(3, 784),  # not a multiple of any tile
     "images of MNIST": alike(2, 1, 28, 28),
     "primes": alike(257, 31),  # every tail is masked
+    "rows of 20": alike(9, 20),  # begin with an access of 16 bytes, and Triton is told
     "full tiles": alike(4, 1024),  # no mask at all, flat or by rows
     "the longest row of one program": alike(2, 4096),  # tiling.MAX_COLUMNS
     "rows split over programs": alike(2, 4099),

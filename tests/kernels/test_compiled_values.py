@@ -41,6 +41,9 @@ def _emulated(request):
     [
         ("the smallest", "none", torch.float32),
         ("primes", "sample", torch.bfloat16),
+        ("rows of 20", "sample", torch.float32),
+        ("rows of 20", "none", torch.bfloat16),
+        ("chunk(2, 1)", "sample", torch.float32),
         ("full tiles", "latent", torch.float32),
         ("rows split over programs", "sum", torch.float16),
         ("chunk(2, 1) of channels_last images", "batchmean", torch.float64),
@@ -114,6 +117,7 @@ def test_the_derivative_in_theta_where_it_crosses_zero(dtype):
         ("MNIST", torch.float32, "batchmean", {}),
         ("unaligned", torch.float32, "none", {}),
         ("rows split over programs", torch.bfloat16, "sample", {"weight": "per sample"}),
+        ("rows of 20", torch.float32, "sample", {"weight": "per sample"}),
         ("chunks of images", torch.float32, "mean", {"weight": "a mask of images"}),
         ("channels_last output", torch.bfloat16, "sum", {"target_dtype": torch.uint8}),
         ("primes", torch.float64, "mean", {"target_dtype": torch.int16, "target_scale": 1 / 3}),

@@ -38,6 +38,18 @@ def test_logits_of_any_finite_size(reduction, dtype, backend):
     case.check(loss, "none")  # one element a sample
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("reduction", ["sample", "sum", "batchmean"])
+@pytest.mark.parametrize("logit", [-6.0, -10.0, -16.0, -30.0])
+def test_sums_of_confident_logits_keep_their_digits(logit, reduction, weighted, backend):
+    """Black pixels: beside the logit, or beside 1, float32 rounds most of a nll away, and equally for each."""
+    logits = torch.full((4, 784), logit, device=backend.device, requires_grad=True)
+    weight = torch.full((4,), 3.0, device=backend.device) if weighted else None
+    loss = reconstruction_loss(logits, torch.zeros_like(logits), reduction=reduction, weight=weight)
+    total = 784 * np.log1p(np.exp(logit)) * (3 if weighted else 1) * (4 if reduction == "sum" else 1)
+    torch.testing.assert_close(loss.double().cpu(), torch.full(loss.shape, total).double(), rtol=2e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_infinite_logits_give_no_finite_loss_and_the_limit_of_the_gradient(dtype, backend):
     logits, target = np.meshgrid([-INF, INF], [0, 0.25, 1])

@@ -74,6 +74,20 @@ def test_values_and_gradients(name, shape, backend):
         check(name, *leaves(name, shape, backend), reduction)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "sample", "none"])
+@pytest.mark.parametrize("name", [*domains.CORE[2:], *domains.REST])
+def test_a_weight_multiplies_each_loss_and_gradient(name, reduction, backend):
+    params, target = leaves(name, (6, 40), backend)
+    weight = torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0, 1.5], device=backend.device)
+    each = reconstruction_loss(single(params), target, name, reduction="none")
+    loss = reconstruction_loss(single(params), target, name, reduction=reduction, weight=weight)
+    expected = each * weight.unsqueeze(1)
+    expected = {"sum": expected.sum(), "sample": expected.sum(1), "none": expected}[reduction]
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    made = torch.autograd.grad(loss.sum(), params), torch.autograd.grad(expected.sum(), params)
+    torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", domains.REST)
 def test_every_dtype(name, dtype, backend):
@@ -182,10 +196,13 @@ def test_l1_has_no_slope_at_0(backend):
     assert gradient.tolist() == [[-1.0, 0.0, 1.0]]
 
 
-def test_the_l1_gradient_of_a_nan_is_nan(backend):
-    """Weighted, as the small float32 losses without a weight are PyTorch's own, which has 0 there."""
+@pytest.mark.parametrize("reduction", ["sum", "sample", "none"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+def test_the_l1_gradient_of_a_nan_is_nan(weighted, reduction, backend):
+    """Where that of PyTorch's own op is 0."""
     a = torch.tensor([[1.0, NAN, -3.0]], device=backend.device, requires_grad=True)
-    loss = reconstruction_loss(a, torch.zeros_like(a), "l1", weight=torch.full_like(a, 2.0), reduction="sum")
+    weight = torch.full_like(a.detach(), 2.0) if weighted else None
+    loss = reconstruction_loss(a, torch.zeros_like(a), "l1", weight=weight, reduction=reduction).sum()
     (gradient,) = torch.autograd.grad(loss, a)
     assert loss.isnan()
     assert gradient.isnan().tolist() == [[False, True, False]]
@@ -210,6 +227,9 @@ def test_the_sum_of_log_cosh_keeps_its_digits_however_large_the_errors(spread, e
     nll = torch.where(d < 1, near, d + torch.log1p(torch.exp(-2 * d)) - np.log(2)).sum(1)
     expected = (nll * weight.double().cpu() if weighted else nll).sum()
     torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-6, atol=0)
+    slope = torch.tanh(a.detach().double()) * (weight.double().unsqueeze(1) if weighted else 1)
+    (grad,) = torch.autograd.grad(loss, a)
+    torch.testing.assert_close(grad.double(), slope, rtol=2e-6, atol=0)
 
 
 class TestDiscretizedLogistic:

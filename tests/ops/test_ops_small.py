@@ -88,8 +88,9 @@ def gives(name, reduction):
 @pytest.mark.parametrize("name", NATIVE)
 def test_where_the_function_takes_over(name):
     most = getattr(likelihoods, name).most * torch.get_num_threads()
-    few, many = tensors(1, most), tensors(1, most + 1)
     for weight in (None, torch.ones(1)):
+        most *= 4 if weight is not None and name == "bernoulli" else 1
+        few, many = tensors(1, most), tensors(1, most + 1)
         assert is_native(*few, name, weight=weight)
         assert not is_native(*many, name, weight=weight)
         for reduction in ("sample", "none"):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from vae_fast.eager import counts, special
 from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, is_at_hand, select
 
+LEAST_BERNOULLI = 2**-6  # mean nll of a sum whose small terms may be rounded beside 1, or beside a large logit
 EACH, SUM = 0, 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
 
 
@@ -24,8 +25,8 @@ class Formulas(NamedTuple):
     `targets.Sums`.
     native(output, target, SUM, *constants) is PyTorch's own op, for at most `most` float32 elements a thread: there,
     its autograd costs less than a Function's host time. With EACH for any number, as forward then makes no gradient;
-    but where it is good for `sums_alone` only for what is summed afterwards.
-    native_weighted(output, target, weight, SUM or EACH) is the same where that op takes a weight.
+    but where it has a `least` only for what is summed afterwards, if that is a mean nll of so much.
+    native_weighted(output, target, weight, SUM or EACH) is one that takes a weight, of four times as many.
     both(params, target, outs), where they share most of the work, returns (the nll, the derivatives).
     factor, beside no `both`, is left out of the derivatives: it joins the upstream gradient's pass over them.
     """
@@ -35,7 +36,7 @@ class Formulas(NamedTuple):
     total: Callable | None = None
     native: Callable | None = None
     most: int = 0
-    sums_alone: bool = False
+    least: float | None = None
     native_weighted: Callable | None = None
     both: Callable | None = None
     factor: float = 1.0
@@ -52,12 +53,18 @@ def _bernoulli_derivatives(params, target, outs):
 
 
 def _bernoulli_total(params, target, outs, sums):
-    """log1p(exp(-|a|)) is -log max(s, 1 - s) with s = sigmoid(a), and a sum of logarithms is that of a product."""
+    """log1p(exp(-|a|)) is -log max(s, 1 - s) with s = sigmoid(a), and a sum of logarithms is that of a product.
+
+    Where the total is small, what 1 - s has lost is too much of it.
+    """
     sigmoid = torch.sigmoid(params[0], out=outs[0])
     linear = sums.of(torch.clamp(params[0], min=0).addcmul_(params[0], target, value=-1))
     larger = torch.rsub(sigmoid, ONE[sigmoid.dtype])
     torch.maximum(larger, sigmoid, out=larger)
-    return linear - sums.of_logs(larger), (sigmoid.sub_(target),)
+    total = linear - sums.of_logs(larger)
+    if is_at_hand(total) and total.item() < LEAST_BERNOULLI * float(sums.of_ones(sigmoid)):
+        total = linear + sums.of(torch.abs(params[0]).neg_().exp_().log1p_())
+    return total, (sigmoid.sub_(target),)
 
 
 def _native_bernoulli(output, target, reduction):
@@ -181,12 +188,13 @@ def _log_cosh_total(params, target, outs, sums):
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs()
     linear, count = sums.of(size).double(), sums.of_ones(size)
-    if not (is_at_hand(error) and linear.item() >= float(count)):
+    if not (is_at_hand(error) and linear.item() >= float(count) >= 0):
         return _small_log_cosh_total(error, size, sums)
     excess = size.mul_(-2).expm1_()
     q = excess + 2
+    slope = torch.copysign(excess.div_(q), error, out=error)
     total = linear + sums.of_logs(q) - math.log(2) * count
-    return total.to(error.dtype), (torch.copysign(excess.div_(q), error, out=error),)
+    return total.to(error.dtype), (slope,)
 
 
 def _small_log_cosh_total(error, size, sums):
@@ -312,15 +320,15 @@ bernoulli = Formulas(
     _bernoulli_total,
     _native_bernoulli,
     most=2**18,
-    sums_alone=True,  # it rounds a small nll to nothing beside a large logit
+    least=LEAST_BERNOULLI,
     native_weighted=_native_weighted_bernoulli,
 )
 mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, 2**19, factor=2.0)
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
-# The gradient of PyTorch's own op is 0 at NaN.
-l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, torch._C._nn.l1_loss, 2**19, sums_alone=True)
+# Any but NaN: there the gradient of PyTorch's own op is 0.
+l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, torch._C._nn.l1_loss, 2**19, least=0.0)
 log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
 huber = Formulas(_huber_terms, _huber_derivatives, _huber_total, torch._C._nn.huber_loss, 2**21)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)

@@ -75,7 +75,7 @@ class Sums:
         return sum_of_squares(values) if plain else self.of(torch.square(values))
 
     def of_logs(self, values):
-        """The sum of the logarithms of new, dense memory that holds numbers in [1/2, 2]."""
+        """The sum of the logarithms of new, dense memory that holds numbers in [1/2, 2], and may be lost."""
         return sum_of_logs(values) if self._weight is None else self.of(values.log_())
 
     def of_ones(self, values):

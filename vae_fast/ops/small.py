@@ -9,6 +9,7 @@ import itertools
 import math
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -49,7 +50,7 @@ def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, 
         return None
     if reduction in SEVERAL and eager.keeps(row.name, weight):
         return None  # the long way keeps the derivatives that come with it
-    way, params = _way(output, target, row, _most(getattr(likelihoods, row.name), reduction, target))
+    way, params = _way(output, target, row, _most(getattr(likelihoods, row.name), reduction, target, weight))
     binarize, seed, _ = noise
     if way is None or (binarize is not False and not (weight is seed is None)):
         return None  # a seed has noise of its own; and nothing is drawn here that the long way may have to draw again
@@ -59,12 +60,12 @@ def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, 
     return way(params, eager_targets.read(target, scale, torch.float32), row, reduction, weight)
 
 
-def _most(formulas, reduction, target):
+def _most(formulas, reduction, target, weight):
     """How many elements a thread to compute `_natively`."""
     if reduction in SCALARS or formulas.native is None:
-        return formulas.most
+        return formulas.most if weight is None or formulas.native_weighted is None else 4 * formulas.most
     is_summed = reduction == "sample" and target.dim() > 1
-    return math.inf if is_summed or not formulas.sums_alone else 0
+    return math.inf if is_summed or formulas.least is None else 0
 
 
 def _way(output, target, row, most):
@@ -101,12 +102,27 @@ def _suits(output, target, most):
 
 
 def _natively(params, target, row, reduction, weight=None):
-    loss = _native(getattr(likelihoods, row.name), params, target, row.constants, reduction, weight)
+    formulas = getattr(likelihoods, row.name)
+    loss = _native(formulas, params, target, row.constants, reduction, weight)
     if loss.dim() and reduction != "none":
         loss = reductions.partial(loss, reduction)
-    if weight is not None and not math.isfinite((loss.detach().sum() if loss.dim() else loss).item()):
-        return None  # what the weight leaves out may be NaN
+    if not _is_good(formulas.least, loss, target, weight):
+        return None
     return loss if reduction in SEVERAL else reductions.divide(loss, reduction, target.shape)
+
+
+def _is_good(least, loss, target, weight):
+    """Whether each sum is as large as it must be, and none is NaN, as what a weight leaves out may be."""
+    if weight is None:
+        if least is None or is_functorch_wrapped_tensor(loss):
+            return True
+        lowest, count = loss.detach().min() if loss.dim() else loss, target.numel() / loss.numel()
+    else:
+        lowest, count = loss.detach().sum() if loss.dim() else loss, 0.0
+        if least:
+            count = weight.sum().item() * (target.numel() / weight.numel())
+    lowest = lowest.item()
+    return math.isfinite(lowest) and (least is None or lowest >= least * count)
 
 
 def _native(formulas, params, target, constants, reduction, weight):
