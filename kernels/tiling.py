@@ -181,7 +181,7 @@ def accumulator(dtype):
 
 
 def step(view, operands, apart=()):
-    """The numbers of an access where rows are no multiple of 16, which Triton sees by itself, but of so many; else 1.
+    """How many numbers divide all rows: 1 if too few for 8 bytes, or if so many as 16, which Triton sees by itself.
 
     operands: those that are accessed with it, some None. apart: what lies between samples of several.
     """
@@ -189,7 +189,7 @@ def step(view, operands, apart=()):
     if len(view.shape) > 1 or view.rows == 1 or any(strides[1] > 1 for _, strides in operands):
         return 1
     common = math.gcd(view.columns, 16, *(strides[0] for _, strides in operands), *apart)
-    return common if common < 16 and common * min(tensor.element_size() for tensor, _ in operands) >= 8 else 1
+    return common if common < 16 and common * max(tensor.element_size() for tensor, _ in operands) >= 8 else 1
 
 
 def on_device(tensor):

@@ -69,6 +69,7 @@ def test_every_row_begins_so():
     of_samples, of_features = torch.empty(6, 1).expand(6, 20), torch.empty(20).expand(6, 20)
     for other, expected in ((torch.empty(6, 21)[:, :20], 1), (of_samples, 1), (of_features, 4), (wide[:, 7:27], 4)):
         assert tiling.step(*view_of(rows, other)) == expected
+    assert tiling.step(*view_of(rows, rows.byte())) == 4  # 8 bytes, or 16, of the largest numbers
     assert tiling.step(*view_of(rows, rows), apart=(120, 120)) == 4
     assert tiling.step(*view_of(rows, rows), apart=(120, 121)) == 1
     assert tiling.step(*tiling.view([rows, rows], by_sample=False)) == 1  # one row
