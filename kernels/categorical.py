@@ -178,7 +178,8 @@ def _categorical(
     wrong = active & (index < 0)
 
     # What is not read is -inf or 0, and the target's logit 0, so that nothing of an element that is left out is NaN.
-    # The logit of a target that is no class is NaN, and with it the nll and all of the gradient.
+    # The logit of a target that is no class is NaN, and with it the nll and all of the gradient; in packed rows that
+    # would cost registers, and they are set.
     offset = tiling.offset(row, column, shape, logits[1], 2)
     begin, limit = tiling.whole(offset, STEP), tiling.whole(classes, STEP)
     if not PACKED:
@@ -206,7 +207,7 @@ def _categorical(
                 x = tl.where(active[None, :], x, 0.0)
             if MASKED:
                 x = tl.where(k < classes, x, float("-inf"))
-            own = tl.where(wrong, float("nan"), tl.sum(tl.where(k == index[None, :], x, 0.0), 0))
+            own = tl.sum(tl.where(k == index[None, :], x, 0.0), 0)
         else:
             x = class_tiles.load(logits[0] + begin, logits[1][1], k, active, limit, MASKED)
         if x.dtype == tl.float64:  # the other form takes local memory on sm_100
@@ -227,6 +228,8 @@ def _categorical(
         nll = log_of_normal(total) + (rest - (total - e_own)) * inverse - below
         if weight is not None:
             nll = nll * weights.to(nll.dtype)
+        if PACKED:
+            nll = tl.where(wrong, float("nan"), nll)
         nll = tl.where(active, nll, 0.0)
         if loss is not None:
             tl.store(loss + tiling.offset(row, column, shape, strides[2]), nll, mask=element < count)
@@ -240,6 +243,8 @@ def _categorical(
             scale = tiling.upcast(g).to(rest.dtype) * scale
         if weight is not None:
             scale = scale * weights.to(scale.dtype)
+        if PACKED:
+            scale = tl.where(wrong, float("nan"), scale)
         scale = tl.where(active, scale, 0.0)
         if EDGES:
             value = class_tiles.gradient(k_edge, index, edge, rest, scale).to(grad[0].dtype.element_ty)

@@ -10,8 +10,8 @@ from vae_fast.kernels.elementary import exp
 @triton.jit
 def own(at, stride, index, active, wrong):
     """The target's logit; NaN where the target is `wrong`, no class, and 0 where its element is not active."""
-    other = tl.where(wrong, float("nan"), 0.0).to(at.dtype.element_ty)
-    return tiling.upcast(tl.load(at + index * stride, mask=active & (index >= 0), other=other))
+    value = tiling.upcast(tl.load(at + index * stride, mask=active & (index >= 0), other=0))
+    return tl.where(wrong, float("nan"), value)
 
 
 @triton.jit

@@ -137,8 +137,8 @@ CLASSES = {  # likewise: per logit, and the row's own over those of its logits t
     "none, float32, rows: forward": categorical.ISSUED.each + OF_A_ROW / 8,
     "batchmean, float32, long rows: forward": categorical.ISSUED.both + OF_A_ROW / 32,  # a thread has no more at once
     "batchmean, float32, chunks of images: forward": categorical.ISSUED.both + OF_A_ROW / 4,  # 16 bytes: no fewer
-    "batchmean, bfloat16, chunks of images: forward": (
-        categorical.ISSUED.both + OF_A_ROW / 8 + 2 * LAYOUT["half"]  # of halves twice as many
+    "batchmean, 0 of 1 gradients, bfloat16, chunks of images: forward": (
+        categorical.ISSUED.sum + OF_A_ROW / 8 + LAYOUT["half"]  # of halves twice as many
     ),
     "batchmean, float32, 20 columns: forward": (
         categorical.ISSUED_PACKED.both + categorical.ISSUED_PACKED_ROW / 32  # of lanes: a power of two
