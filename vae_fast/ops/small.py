@@ -103,6 +103,11 @@ def _suits(output, target, most):
 
 def _natively(params, target, row, reduction, weight=None):
     formulas = getattr(likelihoods, row.name)
+    if weight is None and reduction in SCALARS:
+        total = formulas.native(*params, target, likelihoods.SUM, *row.constants)
+        if formulas.least is not None and not _is_enough(total, formulas.least * target.numel()):
+            return None
+        return reductions.divide(total, reduction, target.shape)
     loss = _native(formulas, params, target, row.constants, reduction, weight)
     if loss.dim() and reduction != "none":
         loss = reductions.partial(loss, reduction)
@@ -111,26 +116,26 @@ def _natively(params, target, row, reduction, weight=None):
     return loss if reduction in SEVERAL else reductions.divide(loss, reduction, target.shape)
 
 
+def _is_enough(total, least):
+    """False where it is NaN."""
+    return is_functorch_wrapped_tensor(total) or total.item() >= least
+
+
 def _is_good(least, loss, target, weight):
     """Whether each sum is as large as it must be, and none is NaN, as what a weight leaves out may be."""
     if weight is None:
-        if least is None or is_functorch_wrapped_tensor(loss):
-            return True
-        lowest, count = loss.detach().min() if loss.dim() else loss, target.numel() / loss.numel()
-    else:
-        lowest, count = loss.detach().sum() if loss.dim() else loss, 0.0
-        if least:
-            count = weight.sum().item() * (target.numel() / weight.numel())
-    lowest = lowest.item()
-    return math.isfinite(lowest) and (least is None or lowest >= least * count)
+        return least is None or _is_enough(loss.detach().min(), least * target.numel() / loss.numel())
+    total = (loss.detach().sum() if loss.dim() else loss).item()
+    count = weight.sum().item() * (target.numel() / weight.numel()) if least else 0.0
+    return math.isfinite(total) and (least is None or total >= least * count)
 
 
 def _native(formulas, params, target, constants, reduction, weight):
     """The nll by PyTorch's own op: 0-d, or what `reduction` has yet to sum."""
-    made = likelihoods.SUM if reduction in SCALARS else likelihoods.EACH
     if weight is None:
-        return formulas.native(*params, target, made, *constants)
+        return formulas.native(*params, target, likelihoods.EACH, *constants)
     if formulas.native_weighted is not None:
+        made = likelihoods.SUM if reduction in SCALARS else likelihoods.EACH
         return formulas.native_weighted(*params, target, weight, made)
     nll = formulas.native(*params, target, likelihoods.EACH, *constants)
     return (nll if reduction == "none" else nll.sum_to_size(weight.shape)) * weight
