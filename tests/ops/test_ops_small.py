@@ -159,6 +159,25 @@ def test_a_sampled_target(reduction):
     assert not is_native(logits, target, "bernoulli", binarize=True, seed=0)  # whose numbers are the contract's
 
 
+@pytest.mark.parametrize("reduction", ["batchmean", "sample"])
+def test_a_target_is_sampled_once_where_the_loss_is_computed_twice(reduction):
+    """PyTorch's own op rounds such a nll away."""
+    logits, target = torch.full((4, 6), -16.0, requires_grad=True), torch.zeros(4, 6)
+    torch.manual_seed(1)
+    loss = reconstruction_loss(logits, target, binarize=True, reduction=reduction)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    torch.rand(4, 6)
+    assert torch.equal(drawn, torch.rand(1))
+    torch.testing.assert_close(loss, torch.full_like(loss, 6 * 1.1253516e-07), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss.sum(), logits)[0].mean(),
+        torch.tensor(1.1253516e-07) / (4 if reduction == "batchmean" else 1),
+        rtol=1e-6,
+        atol=0,
+    )
+
+
 @pytest.mark.parametrize("weight", [torch.tensor([0.0, 1, 1, 1]), torch.ones(4, 6).index_fill(0, torch.tensor(0), 0)])
 @pytest.mark.parametrize("reduction", ["batchmean", "sample", "none"])
 @pytest.mark.parametrize("name", NATIVE)

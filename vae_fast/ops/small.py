@@ -57,7 +57,11 @@ def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, 
     weight, scale = targets.weight(weight, target), targets.scale(target_scale, target, row)
     weight = None if weight is None else eager_targets.own_size(weight, torch.float32)
     target, _, scale = targets.sample(*noise, target, scale, row, "eager")
-    return way(params, eager_targets.read(target, scale, torch.float32), row, reduction, weight)
+    target = eager_targets.read(target, scale, torch.float32)
+    loss = way(params, target, row, reduction, weight)
+    if loss is None and binarize is not False:  # which is drawn by now
+        return _by_function(params, target, row, reduction, weight)
+    return loss
 
 
 def _most(formulas, reduction, target, weight):
