@@ -211,21 +211,9 @@ def _tile(
             if weights is not None:
                 grad = targets.weighted(grad, weights)
             shared.store(
-                grads[k],
-                row,
-                column,
-                size,
-                shape,
-                inside,
-                grad,
-                first_row,
-                first_column,
-                GROUPS,
-                k,
-                STEP,
-                ROWS,
-                COLUMNS,
-            )
+                grads[k], row, column, size, shape, inside, grad, first_row, first_column,
+                GROUPS, k, STEP, ROWS, COLUMNS,
+            )  # fmt: skip
 
 
 @triton.jit

@@ -181,15 +181,21 @@ def accumulator(dtype):
 
 
 def step(view, operands, apart=()):
-    """How many numbers divide all rows: 1 if too few for 8 bytes, or if so many as 16, which Triton sees by itself.
+    """The `divisor` of the rows' strides and length; 1 where there is one row, or rows are not each a run of memory.
 
     operands: those that are accessed with it, some None. apart: what lies between samples of several.
     """
     operands = [operand for operand in operands if operand is not None]
     if len(view.shape) > 1 or view.rows == 1 or any(strides[1] > 1 for _, strides in operands):
         return 1
-    common = math.gcd(view.columns, 16, *(strides[0] for _, strides in operands), *apart)
-    return common if common < 16 and common * max(tensor.element_size() for tensor, _ in operands) >= 8 else 1
+    numbers = (view.columns, *(strides[0] for _, strides in operands), *apart)
+    return divisor(numbers, max(tensor.element_size() for tensor, _ in operands))
+
+
+def divisor(numbers, element_size):
+    """What divides them all, up to 16; 1 if that is too few for 8 bytes, or 16, which Triton sees by itself."""
+    common = math.gcd(16, *numbers)
+    return common if common < 16 and common * element_size >= 8 else 1
 
 
 def on_device(tensor):
@@ -216,7 +222,7 @@ def tile(columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr,
 
 @triton.jit
 def whole(number, STEP: tl.constexpr):
-    """A multiple of `STEP`, >= 0, known as one to the compiler, which loses a hint of it."""
+    """The multiple of `STEP` up to `number` >= 0, known as one to the compiler, which loses a hint of it."""
     if STEP > 1:
         number = number // STEP * STEP
     return number

@@ -9,6 +9,8 @@ import math
 import triton
 import triton.language as tl
 
+from vae_fast.kernels import tiling
+
 
 def step(classes, element_size, strides, passes):
     """(The numbers of an access, whether rows have edges), for the strides of the tensors' rows, None for no tensor.
@@ -16,12 +18,12 @@ def step(classes, element_size, strides, passes):
     1 where Triton sees by itself how rows lie, and where 8 bytes do not fit. Edges cost what they save in short rows.
     """
     full, known = 16 // element_size, [of_rows for of_rows in strides if of_rows is not None]
-    common = math.gcd(classes, 16, *(stride for of_rows in known for stride in of_rows))
-    if common == 16 or element_size > 4:
+    numbers = (classes, *(stride for of_rows in known for stride in of_rows))
+    if element_size > 4:
         return 1, False
-    if common < full and passes and known[0] == known[-1]:
+    if passes and math.gcd(full, *numbers) < full and known[0] == known[-1]:
         return full, True
-    return (min(common, full), False) if common * element_size >= 8 else (1, False)
+    return min(tiling.divisor(numbers, element_size), full), False
 
 
 @triton.jit
