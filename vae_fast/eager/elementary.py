@@ -38,6 +38,11 @@ _LOG2_E, _MINUS_LOG2_E, _HALF_LOG2_E = _constant(LOG2_E), _constant(-LOG2_E), _c
 ONE, HALF, MINUS_ONE = _constant(1.0), _constant(0.5), _constant(-1.0)
 
 
+def unexpanded(constant):
+    """Of a constant, which comes expanded: what is computed of it is computed once, and not for every element."""
+    return constant.as_strided((), ())
+
+
 def cast(tensor, dtype):
     """In `dtype`: PyTorch takes a microsecond to find nothing to do, and between blocks, out of the cache, five."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
@@ -84,6 +89,11 @@ def clamp(value, low, high=None):
     """`value` within the bounds, with the gradient 1 at them, where torch.clamp from 2.14 on has 0, or 1/2."""
     bounded = torch.where(value < low, low, value)
     return bounded if high is None else torch.where(bounded > high, high, bounded)
+
+
+def sign(x):
+    """-1, 0 or 1; NaN stays NaN, and an infinite one becomes it."""
+    return torch.sign(x).add_(x, alpha=0)
 
 
 def log_ratio(a, b):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from vae_fast.eager import counts, special
-from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, ONE, exp_minus, is_at_hand, select
+from vae_fast.eager import counts, errors, special
+from vae_fast.eager.elementary import ONE, exp_minus, is_at_hand, select, sign, unexpanded
 
 LEAST_BERNOULLI = 2**-6  # mean nll of a sum whose small terms may be rounded beside 1, or beside a large logit
 EACH, SUM = 0, 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
@@ -75,19 +75,6 @@ def _native_weighted_bernoulli(output, target, weight, reduction):
     return torch.binary_cross_entropy_with_logits(output, target, weight, None, reduction)
 
 
-def _mse_terms(params, target, out=None):
-    yield torch.sub(params[0], target, out=out).square_()
-
-
-def _mse_derivatives(params, target, outs):
-    return (torch.sub(params[0], target, out=outs[0]),)
-
-
-def _mse_total(params, target, outs, sums):
-    error = torch.sub(params[0], target, out=outs[0])
-    return sums.of_squares(error), (error,)
-
-
 def _gaussian_terms(params, target, out=None):
     mean, logvar = params
     error = torch.sub(mean, target, out=out)
@@ -147,94 +134,6 @@ def _continuous_bernoulli_derivatives(params, target, outs):
     return (select(a < 0, complement, 1 - complement).sub_(target),)
 
 
-def _l1_terms(params, target, out=None):
-    yield torch.sub(params[0], target, out=out).abs_()
-
-
-def _l1_derivatives(params, target, outs):
-    return (_sign(torch.sub(params[0], target, out=outs[0])),)
-
-
-def _l1_total(params, target, outs, sums):
-    error = torch.sub(params[0], target, out=outs[0])
-    total = sums.of(error.abs())
-    return total, (error.sign_() if is_at_hand(error) and total.isfinite() else _sign(error),)
-
-
-def _sign(x):
-    """-1, 0 or 1; NaN stays NaN, and an infinite one becomes it."""
-    return torch.sign(x).add_(x, alpha=0)
-
-
-def _log_cosh_terms(params, target, out=None):
-    """log1p(cosh - 1) below 1, where the other form cancels."""
-    size = torch.sub(params[0], target, out=out).abs_()
-    near = size < 1
-    small = torch.sinh(size * 0.5).square_().mul_(2).log1p_()
-    yield select(near, small, torch.exp(-2 * size).log1p_().add_(size).sub_(math.log(2)))
-
-
-def _log_cosh_derivatives(params, target, outs):
-    return (torch.sub(params[0], target, out=outs[0]).tanh_(),)
-
-
-def _log_cosh_total(params, target, outs, sums):
-    """With q = 1 + exp(-2 |d|): |d| + log q - log 2, if float32 bears what cancels, and sign(d) (2 - q) / q.
-
-    exp(-2 |d|) - 1 gives the slope with all its digits, in half the time of tanh.
-    """
-    if target.dtype == torch.float64:
-        return sum(map(sums.of, _log_cosh_terms(params, target))), _log_cosh_derivatives(params, target, outs)
-    error = torch.sub(params[0], target, out=outs[0])
-    size = error.abs()
-    linear, count = sums.of(size).double(), sums.of_ones(size)
-    if not (is_at_hand(error) and linear.item() >= float(count) >= 0):
-        return _small_log_cosh_total(error, size, sums)
-    excess = size.mul_(-2).expm1_()
-    q = excess + 2
-    slope = torch.copysign(excess.div_(q), error, out=error)
-    total = linear + sums.of_logs(q) - math.log(2) * count
-    return total.to(error.dtype), (slope,)
-
-
-def _small_log_cosh_total(error, size, sums):
-    """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): float64 errs by 1e-16."""
-    size = size.double()
-    q = torch.add(MINUS_ONE[size.dtype], size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
-    total = sums.of(size)
-    slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
-    return (total + sums.of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
-
-
-def _huber_terms(params, target, out=None):
-    """With c = min(|d|, delta): c (|d| - c / 2)."""
-    size = torch.sub(params[0], target, out=out).abs_()
-    clipped = torch.minimum(size, _number(params[1]))
-    yield size.sub_(clipped, alpha=0.5).mul_(clipped)
-
-
-def _huber_derivatives(params, target, outs):
-    return _clipped(torch.sub(params[0], target, out=outs[0]), params[1], outs[0]), None
-
-
-def _huber_total(params, target, outs, sums):
-    error = torch.sub(params[0], target)
-    clipped = _clipped(error, params[1], outs[0])
-    return sums.of(error.sub_(clipped, alpha=0.5).mul_(clipped)), (clipped, None)
-
-
-def _clipped(error, delta, out):
-    delta = _number(delta)
-    if is_at_hand(error):  # one pass
-        return torch.clamp(error, -delta.item(), delta.item(), out=out)
-    return torch.minimum(error, delta, out=out).maximum(-delta)
-
-
-def _number(constant):
-    """Of a constant, which comes expanded: what is computed of it is computed once, and not for every element."""
-    return constant.as_strided((), ())
-
-
 def _student_t_parts(params, target, outs=(None, None)):
     """1 / scale, the scaled error, and its square: the first two where told."""
     inverse = exp_minus(params[1], outs[0])
@@ -243,14 +142,14 @@ def _student_t_parts(params, target, outs=(None, None)):
 
 
 def _student_t_terms(params, target, out=None):
-    df, constant = map(_number, params[2:])
+    df, constant = map(unexpanded, params[2:])
     _, _, square = _student_t_parts(params, target)
     yield square.div_(df).log1p_().mul_((df + 1) / 2)
     yield params[1] + constant
 
 
 def _student_t_derivatives(params, target, outs):
-    return _student_t_slopes(_number(params[2]), *_student_t_parts(params, target, outs[:2]))
+    return _student_t_slopes(unexpanded(params[2]), *_student_t_parts(params, target, outs[:2]))
 
 
 def _student_t_slopes(df, inverse, scaled, square):
@@ -259,7 +158,7 @@ def _student_t_slopes(df, inverse, scaled, square):
 
 
 def _student_t_total(params, target, outs, sums):
-    df, constant = map(_number, params[2:])
+    df, constant = map(unexpanded, params[2:])
     parts = _student_t_parts(params, target, outs[:2])
     logs = sums.of(torch.div(parts[-1], df).log1p_())
     total = logs * (df + 1) / 2 + sums.of(params[1]) + constant * sums.of_ones(target)
@@ -277,7 +176,7 @@ def _laplace_derivatives(params, target, outs):
     error = torch.sub(mean, target, out=outs[1])
     inverse = exp_minus(log_scale, outs[0])
     scaled = torch.abs(error).mul_(inverse)
-    return inverse.mul_(_sign(error)), scaled.neg_().add_(1)
+    return inverse.mul_(sign(error)), scaled.neg_().add_(1)
 
 
 def _laplace_total(params, target, outs, sums):
@@ -286,7 +185,7 @@ def _laplace_total(params, target, outs, sums):
     inverse = exp_minus(log_scale, outs[0])
     scaled = torch.abs(error).mul_(inverse)
     total = sums.of(scaled) + sums.of(log_scale) + math.log(2) * sums.of_ones(scaled)
-    slope = inverse.mul_(_sign(error))
+    slope = inverse.mul_(sign(error))
     return total, (slope, torch.rsub(scaled, ONE[scaled.dtype]))
 
 
@@ -323,14 +222,14 @@ bernoulli = Formulas(
     least=LEAST_BERNOULLI,
     native_weighted=_native_weighted_bernoulli,
 )
-mse = Formulas(_mse_terms, _mse_derivatives, _mse_total, torch._C._nn.mse_loss, 2**19, factor=2.0)
+mse = Formulas(errors.mse_terms, errors.mse_derivatives, errors.mse_total, torch._C._nn.mse_loss, 2**19, factor=2.0)
 gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
 # Any but NaN: there the gradient of PyTorch's own op is 0.
-l1 = Formulas(_l1_terms, _l1_derivatives, _l1_total, torch._C._nn.l1_loss, 2**19, least=0.0)
-log_cosh = Formulas(_log_cosh_terms, _log_cosh_derivatives, _log_cosh_total)
-huber = Formulas(_huber_terms, _huber_derivatives, _huber_total, torch._C._nn.huber_loss, 2**21)
+l1 = Formulas(errors.l1_terms, errors.l1_derivatives, errors.l1_total, torch._C._nn.l1_loss, 2**19, least=0.0)
+log_cosh = Formulas(errors.log_cosh_terms, errors.log_cosh_derivatives, errors.log_cosh_total)
+huber = Formulas(errors.huber_terms, errors.huber_derivatives, errors.huber_total, torch._C._nn.huber_loss, 2**21)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)
