@@ -236,10 +236,13 @@ def test_a_checkpoint_saves_the_same_tensors_when_somebody_listens_to_one_of_its
 @pytest.mark.parametrize("shape", [(4, 6), (6,), ()], ids=["dense", "a_feature", "one"])
 @pytest.mark.parametrize("reduction", ["sample", "none"])
 def test_losses_of_counts_keep_the_derivatives_that_come_with_them(reduction, shape):
-    """On the eager path, where they have most of their work in common; with a weight both are made for themselves."""
-    mean = (values(4, 6, dtype=torch.float32, seed=1) + 0.1).requires_grad_()
-    theta = (values(*shape, dtype=torch.float32, seed=2) + 0.1).requires_grad_()
-    target = (5 * values(4, 6, dtype=torch.float32, seed=3)).round()
+    """On the eager path, where they have most of their work in common; with a weight both are made for themselves.
+
+    Small float32 losses have a function of their own, which keeps them for one backward pass.
+    """
+    mean = (values(4, 6, dtype=torch.float64, seed=1) + 0.1).requires_grad_()
+    theta = (values(*shape, dtype=torch.float64, seed=2) + 0.1).requires_grad_()
+    target = (5 * values(4, 6, dtype=torch.float64, seed=3)).round()
     results = []
     with use_backend("eager"):
         for weight, kept in ((None, 2), (torch.ones(4), 0)):

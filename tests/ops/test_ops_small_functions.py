@@ -21,6 +21,7 @@ def node(output, target, name, **options):
     return loss.grad_fn.name()  # for as long as the loss is there
 
 
+SHARING = [name for name in LIKELIHOODS if name != "categorical" and getattr(likelihoods, name).both is not None]
 WEIGHTS = {"none": None, "of samples": values(5, dtype=torch.float32, seed=4), "mask": values(5, 7, seed=4) > 0.5}
 
 
@@ -75,7 +76,6 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduc
     given, options = (single(params), target, name), {"reduction": reduction, "weight": weight}
     formulas = getattr(likelihoods, name)
     is_native = formulas.native is not None and (formulas.least is None or reduction != "none")
-    is_kept = reduction in small.SEVERAL and weight is None and formulas.both is not None
     results = []
     for way in ("_Reconstruction", "Ordinary"):
         with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +84,7 @@ def test_the_function_without_layers_gives_what_the_op_gives(name, weight, reduc
             loss = reconstruction_loss(*given, **options)
             with torch.no_grad():
                 torch.testing.assert_close(reconstruction_loss(*given, **options), loss)
-        assert is_native or is_kept or way in loss.grad_fn.name()
+        assert is_native or way in loss.grad_fn.name()
         upstream = torch.arange(3.0, 3 + loss.numel()).view(loss.shape)
         first = torch.autograd.grad(loss, params, upstream, retain_graph=True)
         torch.testing.assert_close(torch.autograd.grad(loss, params, upstream), first)  # which computes them again
@@ -107,9 +107,19 @@ def test_what_wants_the_layers_has_them():
     (mean, logvar), target = parameters("gaussian")
     for output in ((mean, logvar[:1, 0]), [mean, logvar], (mean.double(), logvar.double())):
         assert "Ordinary" in node(output, target, "gaussian")
-    counts, counted = parameters("negative_binomial")
-    assert "Ordinary" in node(tuple(counts), counted, "negative_binomial", reduction="sample")  # keeps for backward
     with torch.no_grad():
         assert reconstruction_loss((mean, logvar), target, "gaussian").grad_fn is None
     with pytest.raises(TypeError, match="the tuple"):
         reconstruction_loss((mean,), target, "gaussian")
+
+
+@pytest.mark.parametrize("reduction", small.SEVERAL)
+@pytest.mark.parametrize("name", SHARING)
+def test_derivatives_that_share_their_work_with_several_losses_are_made_with_them(name, reduction, monkeypatch):
+    params, target = parameters(name)
+    loss = reconstruction_loss(single(params), target, name, reduction=reduction)
+    upstream = torch.arange(3.0, 3 + loss.numel()).view(loss.shape)
+    expected = torch.autograd.grad(loss, params, upstream)
+    loss = reconstruction_loss(single(params), target, name, reduction=reduction)
+    monkeypatch.setattr(likelihoods, name, getattr(likelihoods, name)._replace(derivatives=None))
+    torch.testing.assert_close(torch.autograd.grad(loss, params, upstream), expected, rtol=0, atol=0)

@@ -35,15 +35,44 @@ def l1_total(params, target, outs, sums):
 
 
 def log_cosh_terms(params, target, out=None):
-    """log1p(cosh - 1) below 1, where the other form cancels."""
     size = torch.sub(params[0], target, out=out).abs_()
-    near = size < 1
-    small = torch.sinh(size * 0.5).square_().mul_(2).log1p_()
-    yield select(near, small, torch.exp(-2 * size).log1p_().add_(size).sub_(math.log(2)))
+    yield _wide_log_cosh(size) if size.dtype == torch.float64 else _log_cosh(size)[0]
 
 
 def log_cosh_derivatives(params, target, outs):
     return (torch.sub(params[0], target, out=outs[0]).tanh_(),)
+
+
+def log_cosh_both(params, target, outs):
+    error = torch.sub(params[0], target, out=outs[0])
+    size = error.abs()
+    if size.dtype == torch.float64:
+        return _wide_log_cosh(size), (error.tanh_(),)
+    nll, q = _log_cosh(size)
+    return nll, (_log_cosh_slope(error, q, q),)
+
+
+def _wide_log_cosh(size):
+    """log1p(cosh - 1) below 1, where the other form cancels."""
+    small = torch.sinh(size * 0.5).square_().mul_(2).log1p_()
+    return select(size < 1, small, torch.exp(-2 * size).log1p_().add_(size).sub_(math.log(2)))
+
+
+def _log_cosh(size):
+    """(|d| + log q in float32, q) with q = (1 + exp(-2 |d|)) / 2 in float64, where that cancels to 1e-16."""
+    size = size.double()
+    q = _half_of_sum(size)
+    return size.add_(q.log()).clamp_(min=0).float(), q
+
+
+def _half_of_sum(size):
+    return torch.add(MINUS_ONE[size.dtype], size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
+
+
+def _log_cosh_slope(error, q, scratch):
+    """sign(d) (1 / q - 1), in the error's memory."""
+    slope = torch.reciprocal(q, out=scratch).sub_(1).to(error.dtype)
+    return torch.copysign(slope, error, out=error)
 
 
 def log_cosh_total(params, target, outs, sums):
@@ -66,12 +95,11 @@ def log_cosh_total(params, target, outs, sums):
 
 
 def _small_log_cosh_total(error, size, sums):
-    """With q = (1 + exp(-2 |d|)) / 2, |d| + log q and sign(d) (1 / q - 1): float64 errs by 1e-16."""
     size = size.double()
-    q = torch.add(MINUS_ONE[size.dtype], size, alpha=-2 * LOG2_E).exp2_().add_(0.5)
+    q = _half_of_sum(size)
     total = sums.of(size)
-    slope = torch.reciprocal(q, out=size).sub_(1).to(error.dtype)
-    return (total + sums.of_logs(q)).to(error.dtype), (torch.copysign(slope, error, out=error),)
+    slope = _log_cosh_slope(error, q, size)  # before the logarithms, which may take q's memory
+    return (total + sums.of_logs(q)).to(error.dtype), (slope,)
 
 
 def huber_terms(params, target, out=None):

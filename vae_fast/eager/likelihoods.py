@@ -45,7 +45,8 @@ class Formulas(NamedTuple):
 def _bernoulli_terms(params, target, out=None):
     logit = params[0]
     yield torch.clamp(logit, min=0, out=out).addcmul_(logit, target, value=-1)
-    yield torch.abs(logit, out=out).neg_().exp_().log1p_()
+    size = torch.abs(logit, out=out)
+    yield exp_minus(size, size).log1p_()
 
 
 def _bernoulli_derivatives(params, target, outs):
@@ -63,7 +64,7 @@ def _bernoulli_total(params, target, outs, sums):
     torch.maximum(larger, sigmoid, out=larger)
     total = linear - sums.of_logs(larger)
     if is_at_hand(total) and total.item() < LEAST_BERNOULLI * float(sums.of_ones(sigmoid)):
-        total = linear + sums.of(torch.abs(params[0]).neg_().exp_().log1p_())
+        total = linear + sums.of(exp_minus(params[0].abs()).log1p_())
     return total, (sigmoid.sub_(target),)
 
 
@@ -228,7 +229,9 @@ bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
 # Any but NaN: there the gradient of PyTorch's own op is 0.
 l1 = Formulas(errors.l1_terms, errors.l1_derivatives, errors.l1_total, torch._C._nn.l1_loss, 2**19, least=0.0)
-log_cosh = Formulas(errors.log_cosh_terms, errors.log_cosh_derivatives, errors.log_cosh_total)
+log_cosh = Formulas(
+    errors.log_cosh_terms, errors.log_cosh_derivatives, errors.log_cosh_total, both=errors.log_cosh_both
+)
 huber = Formulas(errors.huber_terms, errors.huber_derivatives, errors.huber_total, torch._C._nn.huber_loss, 2**21)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
 laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)

@@ -48,8 +48,6 @@ def _reconstruct_prepared(output, target, row, reduction, target_scale, weight, 
     """That of each sample or element, or of a target that is scaled, weighted or sampled."""
     if row.domain == "classes" or reduction not in (*SCALARS, *SEVERAL) or target.dtype not in REAL:
         return None
-    if reduction in SEVERAL and eager.keeps(row.name, weight):
-        return None  # the long way keeps the derivatives that come with it
     way, params = _way(output, target, row, _most(getattr(likelihoods, row.name), reduction, target, weight))
     binarize, seed, _ = noise
     if way is None or (binarize is not False and not (weight is seed is None)):
@@ -157,11 +155,14 @@ def _by_function(params, target, row, reduction, weight=None):
 
 
 def _loss(name, reduction, params, target, weight, differentiate):
-    """(the loss, the derivatives where it is one number and they are asked for: without the weight)."""
+    """(the loss, the derivatives without the weight: if asked for, and several losses and they share work)."""
     formulas, nowhere = getattr(likelihoods, name), (None,) * len(params)
     if reduction in SEVERAL:
-        nll = eager.nll_of_block(formulas, params, target, weight)
-        return nll if reduction == "none" else reductions.partial(nll, reduction), ()
+        if differentiate and eager.keeps(name, weight):
+            nll, made = formulas.both(params, target, nowhere)
+        else:
+            nll, made = eager.nll_of_block(formulas, params, target, weight), ()
+        return nll if reduction == "none" else reductions.partial(nll, reduction), made
     total, made = eager.total_of_block(formulas, params, target, weight, nowhere, differentiate)
     return reductions.finish([total], reduction, target.shape), made
 
@@ -260,10 +261,11 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
 
 
 def _weighted(ctx, grads, scale):
-    """The derivatives, which for `SEVERAL` losses have yet to be made, times the scale and the weight."""
+    """The derivatives, which for `SEVERAL` losses may have yet to be made, times the scale and the weight."""
     target, weight, _, *params = ctx.saved_tensors
     if ctx.spec.reduction in SEVERAL:
-        made = getattr(likelihoods, ctx.spec.likelihood).derivatives(params, target, (None,) * len(params))
-        grads = itertools.compress(made, ctx.needs_input_grad[4:])
+        if not grads:
+            made = getattr(likelihoods, ctx.spec.likelihood).derivatives(params, target, (None,) * len(params))
+            grads = itertools.compress(made, ctx.needs_input_grad[4:])
         scale = reductions.spread(scale, target, ctx.spec.reduction)
-    return [grad * scale if weight is None else eager_targets.weighted(grad, weight, scale) for grad in grads]
+    return [g.mul_(scale) if weight is None else eager_targets.weighted(g, weight, scale, g) for g in grads]
