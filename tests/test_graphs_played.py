@@ -21,7 +21,7 @@ pytestmark = on_the_cpu
 @pytest.fixture
 def played_cuda(monkeypatch):
     """A CUDA that captures nothing, on CPU tensors."""
-    for name in ("Stream", "current_stream", "CUDAGraph"):
+    for name in ("Stream", "current_stream", "CUDAGraph", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     for name in ("stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
@@ -64,7 +64,7 @@ def test_a_capture_has_a_stream_of_its_own_and_forbids_other_threads_nothing(mon
     """PyTorch's own stream for captures may be another device's, and that of the warm-up holds memory of cuBLAS."""
     captures, entered = [], []
 
-    def graph(graph, stream=None, capture_error_mode="global"):
+    def graph(graph, pool=None, stream=None, capture_error_mode="global"):
         captures.append((stream, capture_error_mode))
         return contextlib.nullcontext()
 
@@ -251,17 +251,24 @@ class TestPlayedGraph:
 
 @pytest.mark.usefixtures("played_cuda")
 def test_a_capture_that_fails_leaves_pytorch_as_it_was(monkeypatch):
-    """PyTorch does not: the end of `torch.cuda.graph` raises before it has gone back to the stream before, and in torch
-    2.11 before the generator knows that the capture is over."""
-    capturing, streams = [], ["the user's"]
+    """PyTorch does not: the end of `torch.cuda.graph` raises before it has gone back to the stream before, before its
+    allocator and, in torch 2.11, before its generator know that the capture is over."""
+    capturing, allocating, streams, handles = [], [], ["the user's"], iter(range(9))
 
     @contextlib.contextmanager
-    def graph(*arguments, **options):
+    def graph(graph, *, pool, **options):
         capturing[:] = [True]
+        allocating.append(pool)
         streams.append("the capture's")
         yield
         capturing.clear()
+        allocating.remove(pool)
         streams.pop()
+
+    def end_allocate(device, pool):
+        if pool not in allocating:
+            raise RuntimeError("not currently recording")
+        allocating.remove(pool)
 
     @contextlib.contextmanager
     def stream(entered):
@@ -271,23 +278,48 @@ def test_a_capture_that_fails_leaves_pytorch_as_it_was(monkeypatch):
         finally:
             streams[:] = before
 
-    def fail(x):
+    def fail():
         if capturing:
             raise RuntimeError("operation not permitted")
-        return loss(x)
+        update()
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
     monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda.memory, "_cuda_endAllocateToPool", end_allocate)
     model = small()
-    loss, model.loss = model.loss, fail
+    optimizer = adam(model)
+    update, optimizer.step = optimizer.step, fail
     with pytest.raises(RuntimeError, match="operation not permitted"):
+        capture_step(model, optimizer, batch(0))
+    assert (capturing, allocating, streams) == ([], [], ["the user's"])
+    assert all(weight.grad is None for weight in model.parameters())  # what backward made was never computed
+
+
+@pytest.mark.usefixtures("played_cuda")
+def test_what_comes_after_a_warm_up_that_fails_waits_for_it(monkeypatch):
+    """Its first step may still write to the weights."""
+    side, current, steps = MagicMock(), MagicMock(), []
+
+    def fail_at_the_second(x):
+        steps.append(x)
+        if len(steps) > 1:
+            raise RuntimeError("out of memory")
+        return loss(x)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    model = small()
+    loss, model.loss = model.loss, fail_at_the_second
+    with pytest.raises(RuntimeError, match="out of memory"):
         capture_step(model, adam(model), batch(0))
-    assert (capturing, streams) == ([], ["the user's"])
+    assert len(steps) == 2
+    current.wait_stream.assert_called_once_with(side)
 
 
 @pytest.mark.usefixtures("played_cuda")
 def test_a_capture_that_fails_says_why_even_if_no_other_is_possible(monkeypatch):
-    def capture(graph, step, x):
+    def capture(graph, step, x, pool):
         raise RuntimeError("out of memory" if step is not torch.Tensor.clone else "CUDA has been lost")
 
     monkeypatch.setattr(graphs, "_captured", capture)

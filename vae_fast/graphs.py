@@ -73,10 +73,12 @@ class CapturedStep:
             self._graph = torch.cuda.CUDAGraph()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    step(self._x)
-            torch.cuda.current_stream().wait_stream(side)
+            try:
+                with torch.cuda.stream(side):
+                    for _ in range(WARM_UP):
+                        step(self._x)
+            finally:  # a step that fails may follow one that still writes to the weights
+                torch.cuda.current_stream().wait_stream(side)
             optimizer.zero_grad(set_to_none=True)  # those of the warm-up would stay beside the graph's
             self._result = self._capture(step)
         self._state = optimizer.state
@@ -84,13 +86,22 @@ class CapturedStep:
         self._addresses = self._addresses_now()
 
     def _capture(self, step):
+        pool = torch.cuda.graph_pool_handle()
         try:
-            return _captured(self._graph, step, self._x)
+            return _captured(self._graph, step, self._x, pool)
         except BaseException:
-            # torch 2.11 leaves its generator in the midst of a capture, and draws from it no more until one has ended.
+            self._optimizer.zero_grad(set_to_none=True)  # no kernel has written to these
             with contextlib.suppress(RuntimeError):  # what went wrong first is what the user is to read
-                _captured(torch.cuda.CUDAGraph(), Tensor.clone, self._x)
+                self._end_what_the_capture_began(pool)
             raise
+
+    def _end_what_the_capture_began(self, pool):
+        """PyTorch does not where CUDA ends the capture with an error."""
+        with contextlib.suppress(RuntimeError):  # where it did
+            # Else nothing frees the cache any more, not even for a lack of memory: a capture seems to be under way.
+            torch.cuda.memory._cuda_endAllocateToPool(self._x.device.index, pool)
+        # torch 2.11 leaves its generator in the midst of the capture, too, and draws from it only when one has ended.
+        _captured(torch.cuda.CUDAGraph(), Tensor.clone, self._x, torch.cuda.graph_pool_handle())
 
     def _addresses_now(self):
         return [weight.data_ptr() for weight in self._weights]
@@ -112,13 +123,13 @@ class CapturedStep:
         return self._result
 
 
-def _captured(graph, step, x):
-    """What the step gave while `graph` recorded it."""
+def _captured(graph, step, x, pool):
+    """What the step gave while `graph` recorded it, with its memory in the pool."""
     # A new stream: what cuBLAS works in on that of the warm-up lies outside the graph's memory, and may be freed.
     # PyTorch's own stream for captures is of the device that captured first. "thread_local": by default any thread ends
     # the capture by what is forbidden in one, as a DataLoader's does that page-locks memory (`pin_memory`). The outer
     # context is for a capture that fails, which PyTorch leaves without its own.
-    capture = torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
+    capture = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
     with torch.cuda.stream(torch.cuda.current_stream()), capture:
         return step(x)
 
