@@ -126,6 +126,11 @@ def prior(value, shape, like):
     return value
 
 
+def has_shape(tensor, shape):
+    """Whether it has. The number of dimensions first, or torch.export would ask whether [C] and [B, C] begin alike."""
+    return tensor.dim() == len(shape) and tensor.shape == shape
+
+
 def _expands(name, tensor, other_name, shape):
     aligned = zip(reversed(tensor.shape), reversed(shape), strict=False)
     # Two comparisons, because torch.compile cannot trace `in (1, wanted)` for a symbolic size. In this order: of one

@@ -59,4 +59,4 @@ def _first_half(moments, dim):
 
 
 def _expanded(prior, shape):
-    return tuple(t if t.shape == shape else t.expand(shape) for t in prior)
+    return tuple(t if checks.has_shape(t, shape) else t.expand(shape) for t in prior)

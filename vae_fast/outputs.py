@@ -79,7 +79,9 @@ def _as_tuple(value):
 
 def _expanded(values):
     first = values[0]
-    return tuple(t if t.shape == first.shape or _is_shared(t, first) else t.expand(first.shape) for t in values)
+    return tuple(
+        t if checks.has_shape(t, first.shape) or _is_shared(t, first) else t.expand(first.shape) for t in values
+    )
 
 
 def _is_shared(tensor, first):

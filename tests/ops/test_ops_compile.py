@@ -161,6 +161,26 @@ def test_a_compiled_backward_pass_of_a_likelihood_is_one_graph(name, weight, red
     torch.testing.assert_close([p.grad for p in params], list(wanted))
 
 
+@pytest.mark.parametrize("argument", ["output", "target", "weight", "beta", "eps"])
+def test_what_is_written_to_before_the_backward_pass_raises(argument, backend):
+    """PyTorch's own losses raise too. A compiled Function would compute the gradient of what was written."""
+
+    def loss(output, target):
+        given = dict.fromkeys(("target", "weight", "eps"), target) | {"output": output, "beta": target.sum()}
+        given = {name: 1 * tensor for name, tensor in given.items()}
+        if argument == "eps":
+            made = sample_kl(0 * output, given["output"], eps=given["eps"])[0].sum()
+        else:
+            options = {name: given[name] for name in ("weight", "beta")}
+            made = elbo_loss(given["output"], given["target"], output[:, 0], **options).total
+        given[argument].zero_()
+        return made
+
+    output, target = (values(4, 6, device=backend.device, dtype=torch.float32, seed=k) for k in (1, 2))
+    with pytest.raises(Exception, match="modified by an inplace operation"):
+        counted(loss)[0](output.requires_grad_(), target)
+
+
 def test_another_beta_tensor_does_not_recompile(backend):
     def loss(logits, target, kl, beta):
         return elbo_loss(logits, target, kl, beta=beta).total

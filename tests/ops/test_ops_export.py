@@ -75,6 +75,34 @@ def test_a_program_of_any_batch(strict, backend):
         torch.testing.assert_close(program(*other), module(*other))
 
 
+class Shared(nn.Module):
+    """A loss with parameters for each latent and each channel, alone or with the dimensions that they lack."""
+
+    def __init__(self, lead, device):
+        super().__init__()
+        self.mu, self.logvar, self.scale = (
+            nn.Parameter(torch.full(shape, 0.5, device=device)) for shape in ((*lead, 4), (*lead, 4), (*lead, 4, 1, 1))
+        )
+
+    def forward(self, x, image):
+        kl = gaussian_kl(x, x, prior=(self.mu, self.logvar))
+        return kl + reconstruction_loss((image, self.scale), 0 * image, "gaussian")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("lead", [(), (1,)], ids=["own", "all"])
+def test_a_program_of_any_batch_with_shared_parameters(lead, strict, backend):
+    """Not of any but 4: the first size of a parameter says nothing of the batch."""
+    module = Shared(lead, backend.device)
+    batches = [
+        (torch.rand(size, 4).to(backend.device), torch.rand(size, 4, 3, 3).to(backend.device)) for size in (6, 4)
+    ]
+    batch = torch.export.Dim("batch")
+    dynamic = ({0: batch}, {0: batch})
+    program = torch.export.export(module, batches[0], dynamic_shapes=dynamic, strict=strict).module()
+    torch.testing.assert_close(program(*batches[1]), module(*batches[1]))
+
+
 class Counted(nn.Module):
     """A loss that counts its own steps."""
 

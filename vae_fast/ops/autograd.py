@@ -24,10 +24,11 @@ class Short(Function):
 
 
 def select(ordinary, transformable, *tensors):
-    """The Function to apply for these inputs, or None where no derivative can be asked for.
+    """The Function to apply for these inputs, or None where the raw op is to be called.
 
-    `ordinary` is for plain calls; `transformable`, for compilers and torch.func, costs more host time. Decided before
-    apply, where grad mode is the caller's.
+    That is where no derivative can be asked for, and where a compiler traces, which the op's own derivative is for: in
+    a Function it would not see that what is saved is written to before the backward pass. `ordinary` is for plain
+    calls; `transformable`, for torch.func, costs more host time. Decided before apply, where grad mode is the caller's.
     """
     compiling = torch.compiler.is_compiling()
     if torch._C._are_functorch_transforms_active():
@@ -39,9 +40,8 @@ def select(ordinary, transformable, *tensors):
             )
         return transformable
     tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if not tracked:  # forward mode is seen by the op itself, which has a Function raise
-        return None
-    return transformable if compiling else ordinary
+    # Forward mode is seen by the op itself, which has a Function raise.
+    return ordinary if tracked and not compiling else None
 
 
 def apply_alone(function, *inputs):

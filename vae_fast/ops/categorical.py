@@ -161,7 +161,7 @@ class WholeKind(Kind):
 
 
 class _Transformable(Function):
-    """For torch.compile and torch.func: no state, so the backward pass recomputes."""
+    """For torch.func and the raw op: no state, so the backward pass recomputes."""
 
     generate_vmap_rule = True
 

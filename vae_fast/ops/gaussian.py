@@ -225,7 +225,7 @@ class Kind:
 
 
 class _Transformable(Function):
-    """For torch.compile and torch.func."""
+    """For torch.func and the raw op."""
 
     generate_vmap_rule = True
 
