@@ -24,7 +24,7 @@ endif
 CHECKS := lint test-cpu $(PEERS)
 ifeq ($(shell uname -s),Linux)
 # The longest first: two at a time, they end together.
-CHECKS := lint test-interpreter test-cpu test-interpreter-3.6 test-compile-3.6 $(PEERS)
+CHECKS := lint test-interpreter test-cpu test-interpreter-3.6 test-launcher test-compile-3.6 $(PEERS)
 endif
 
 .DEFAULT_GOAL := help
@@ -61,6 +61,13 @@ test-interpreter-3.6: .venv/triton36/.ready  ## the kernels' own tests on triton
 test-compile-3.6: .venv/triton36/.ready  ## each kernel compiled by triton 3.6.0, which refuses what its interpreter takes
 	@echo "== each kernel compiled by triton 3.6.0"
 	PYTHONPATH=.venv/triton36 $(PYTEST) -m compiled_only tests/kernels tests/benchmarks
+
+LAUNCHED := $(addprefix tests/kernels/,test_launching.py test_plans.py test_sums.py test_determinism.py)
+test-launcher: .venv/triton36/.ready  ## compiled kernels, run by NumPy under Triton's own launcher: of both versions
+	@echo "== Triton's own launcher, above a CUDA driver that is played"
+	$(PYTEST) -p tests.kernels.played_driver $(LAUNCHED)
+	@echo "== and that of triton 3.6.0, which is another"
+	PYTHONPATH=.venv/triton36 $(PYTEST) -p tests.kernels.played_driver tests/kernels/test_launching.py
 
 test-torch: .venv/torch-$(TORCH)/.ready  ## the CPU path and the interpreter on PyTorch 2.11, or TORCH=2.14.1; not in `test`: GBs
 	@echo "== the CPU path on torch $(TORCH)"

@@ -23,6 +23,7 @@ def played_cuda(monkeypatch):
     """A CUDA that captures nothing, on CPU tensors."""
     for name in ("Stream", "current_stream", "CUDAGraph", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda.memory, "_cuda_endAllocateToPool", MagicMock())
     for name in ("stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
     monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)

@@ -91,13 +91,13 @@ class CapturedStep:
             return _captured(self._graph, step, self._x, pool)
         except BaseException:
             self._optimizer.zero_grad(set_to_none=True)  # no kernel has written to these
-            with contextlib.suppress(RuntimeError):  # what went wrong first is what the user is to read
+            with contextlib.suppress(Exception):  # what went wrong first is what the user is to read
                 self._end_what_the_capture_began(pool)
             raise
 
     def _end_what_the_capture_began(self, pool):
         """PyTorch does not where CUDA ends the capture with an error."""
-        with contextlib.suppress(RuntimeError):  # where it did
+        with contextlib.suppress(Exception):  # RuntimeError where it did; and it is PyTorch's own function
             # Else nothing frees the cache any more, not even for a lack of memory: a capture seems to be under way.
             torch.cuda.memory._cuda_endAllocateToPool(self._x.device.index, pool)
         # torch 2.11 leaves its generator in the midst of the capture, too, and draws from it only when one has ended.

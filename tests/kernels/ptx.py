@@ -229,15 +229,19 @@ def run(launch, target):
     parameters = dict(zip(code.parameters, numbers, strict=True))
     runs = elements(tensors)
     memory = Memory(runs, once=True)
-    programs, threads = launch.grid[0], 32 * compiled.metadata.num_warps
+    run_programs(code, parameters, memory, compiled.metadata.shared, 32 * compiled.metadata.num_warps, launch.grid[0])
+    for start, offset in zip(memory.starts, memory.offsets, strict=True):
+        own, _ = runs[start]
+        own[...] = memory.data[offset : offset + len(own)]
+
+
+def run_programs(code, parameters, memory, shared, threads, programs):
+    """Run a launch of parsed code. parameters: the bytes of each, by its name in the code."""
     together = max(LANES // threads, 1)
     with np.errstate(all="ignore"):
         for first in range(0, programs, together):
             some = range(first, min(first + together, programs))
-            Machine(code, parameters, memory, compiled.metadata.shared, threads, some).run()
-    for start, offset in zip(memory.starts, memory.offsets, strict=True):
-        own, _ = runs[start]
-        own[...] = memory.data[offset : offset + len(own)]
+            Machine(code, parameters, memory, shared, threads, some).run()
 
 
 def _leaves(values, types):

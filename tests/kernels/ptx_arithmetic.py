@@ -84,8 +84,14 @@ def _real(each, kind, a):
         return _high(REALS[each.op](_high(a[0])))
     else:
         function = REALS[each.op + ".NaN" * ("NaN" in each.modifiers)]
+        if "xorsign" in each.modifiers:  # of a clamp between -x and x: the lesser size, with the sign of the product
+            function = functools.partial(_signed, function)
         exact = functools.reduce(function, a) if a[1:] else function(*a)  # of three numbers on sm_100
     return _rounded(_flushed(each, kind, exact), kind)
+
+
+def _signed(function, x, y):
+    return np.copysign(function(np.abs(x), np.abs(y)), np.copysign(1, x) * np.copysign(1, y))
 
 
 def _high(x):

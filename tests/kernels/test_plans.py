@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.kernels.plays import CALLS, draw
+from tests.support.environment import PLUGINS
 from vae_fast.kernels import gaussian, launching, reconstruction, reductions
 
 
@@ -96,7 +97,8 @@ def test_a_call_that_is_written_down_keeps_no_tensor(kernels_device, played):
 def test_what_is_written_down_does_not_import_the_compiler(kernels_device):
     """It would in the second call of a loss, for seconds."""
     code = (
-        "import sys, torch, vae_fast.kernels.reconstruction as room\n"
+        f"{''.join(f'import {plugin}; ' for plugin in PLUGINS)}import sys, torch\n"
+        "import vae_fast.kernels.reconstruction as room\n"
         f"a = torch.ones(2, 8, device={str(kernels_device)!r})\n"
         "for _ in range(3): room.forward((a,), 0 * a, 'mse', 'sum', [False])\n"
         "print(*map(callable, room.forward.plans.values()), 'torch._dynamo' in sys.modules)"

@@ -21,6 +21,8 @@ def _interpreted():
 
 INTERPRETED = _interpreted()  # Triton reads TRITON_INTERPRET once, so a process has one or the other
 
+PLUGINS = []  # modules that a process of its own must import for kernels to run there as in this one
+
 inductor_for_cpu = pytest.mark.skipif(not shutil.which("c++"), reason="Inductor needs a C++ compiler for CPU tensors")
 
 
