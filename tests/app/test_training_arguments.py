@@ -25,6 +25,7 @@ BAD_ARGUMENTS = [
     ({"data": DATA.to(torch.uint8)}, TypeError, "data is uint8: expected a floating point tensor"),
     ({"data": torch.rand(4)}, ValueError, r"data has shape \[4\]: expected \[N, ...\] with 1 sample or more"),
     ({"data": DATA[:0]}, ValueError, r"data has shape \[0, 8, 8\]: expected \[N, ...\] with 1 sample or more"),
+    ({"data": DATA.clone().requires_grad_()}, ValueError, "data requires a gradient, which is not made"),
     ({"data": DATA * float("nan")}, ValueError, rf"data is nan at {FIRST}: {OF_BERNOULLI}"),
     ({"data": DATA / 0}, ValueError, rf"data is inf at {FIRST}: {OF_BERNOULLI}"),
     ({"data": DATA * 0 + 16}, ValueError, rf"data is 16 at {FIRST}: {OF_BERNOULLI}"),

@@ -103,6 +103,7 @@ def check_data(name: str, data: Tensor, likelihood: LikelihoodLike) -> None:
     checks.is_tensor(name, data)
     if not data.is_floating_point():
         raise TypeError(f"{name} is {checks.dtype_name(data.dtype)}: expected a floating point tensor")
+    checks.no_grad(name, data)
     if data.dim() < 2 or data.numel() == 0:
         raise ValueError(f"{name} has shape {list(data.shape)}: expected [N, ...] with 1 sample or more")
     domain = lookup(likelihood).domain
