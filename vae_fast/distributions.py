@@ -88,7 +88,7 @@ class DiagonalGaussian:
         if self._found.name != "soft_clamp":
             return mu
         wide = _widened(mu)
-        # A sample without noise is the mean, whatever the std. Two tensors: torch.compile takes none for two arguments.
+        # A sample without noise is the mean, whatever the std. Two tensors, or the launch would not be recorded.
         return reparameterize(wide, _full(wide, 0), scale=self.scale, eps=_full(wide, 0))
 
     def _log_variance(self):

@@ -181,6 +181,17 @@ def test_what_is_written_to_before_the_backward_pass_raises(argument, backend):
         counted(loss)[0](output.requires_grad_(), target)
 
 
+def test_a_tensor_in_two_places_of_one_call(backend):
+    def losses(p, target):
+        return gaussian_kl(target, p, prior=(p, p)) + reconstruction_loss((p, p), target, "gaussian")
+
+    p, target = (values(4, 6, device=backend.device, dtype=torch.float32, seed=k) for k in (1, 2))
+    leaves = p.requires_grad_(), target
+    loss, expected = counted(losses)[0](*leaves), losses(*leaves)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, p), torch.autograd.grad(expected, p))
+
+
 def test_another_beta_tensor_does_not_recompile(backend):
     def loss(logits, target, kl, beta):
         return elbo_loss(logits, target, kl, beta=beta).total
