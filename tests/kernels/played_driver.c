@@ -1,7 +1,8 @@
 // A CUDA driver that does nothing, but hands each launch on to Python: see played_driver.py.
 #include "cuda.h"
 
-typedef int (*Launch)(void *function, unsigned programs, unsigned threads, unsigned shared, void *stream, void **parameters);
+typedef int (*Launch)(
+    void *function, unsigned programs, unsigned threads, unsigned shared, void *stream, void **parameters);
 static Launch launch;
 static long handle;
 
@@ -40,17 +41,50 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdevi
   return CUDA_SUCCESS;
 }
 
-CUresult cuModuleLoadData(CUmodule *module, const void *image) { *module = made(); return CUDA_SUCCESS; }
-CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) { *function = made(); return CUDA_SUCCESS; }
-CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = ordinal; return CUDA_SUCCESS; }
-CUresult cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)1; return CUDA_SUCCESS; }
-CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { *context = (CUcontext)1; return CUDA_SUCCESS; }
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+  *module = made();
+  return CUDA_SUCCESS;
+}
+
+CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+  *function = made();
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGet(CUdevice *device, int ordinal) {
+  *device = ordinal;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetCurrent(CUcontext *context) {
+  *context = (CUcontext)1;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { return cuCtxGetCurrent(context); }
+
+CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
+  *value = 0;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDriverGetVersion(int *version) {
+  *version = CUDA_VERSION;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const CUlaunchConfig *config) {
+  *clusters = 1;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGetProcAddress(
+    const char *name, void **function, int version, cuuint64_t flags, CUdriverProcAddressQueryResult *found) {
+  return CUDA_ERROR_NOT_FOUND;
+}
+
+CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
 CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
+CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
 CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) { return CUDA_SUCCESS; }
-CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
-CUresult cuCtxGetLimit(size_t *value, CUlimit limit) { *value = 0; return CUDA_SUCCESS; }
-CUresult cuDriverGetVersion(int *version) { *version = CUDA_VERSION; return CUDA_SUCCESS; }
-CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const CUlaunchConfig *config) { *clusters = 1; return CUDA_SUCCESS; }
-CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint64_t flags, CUdriverProcAddressQueryResult *found) { return CUDA_ERROR_NOT_FOUND; }
-CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
