@@ -23,7 +23,8 @@ def played_cuda(monkeypatch):
     """A CUDA that captures nothing, on CPU tensors."""
     for name in ("Stream", "current_stream", "CUDAGraph", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
-    monkeypatch.setattr(torch.cuda.memory, "_cuda_endAllocateToPool", MagicMock())
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch.cuda.memory, name, MagicMock())
     for name in ("stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
     monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)
@@ -254,16 +255,18 @@ class TestPlayedGraph:
 def test_a_capture_that_fails_leaves_pytorch_as_it_was(monkeypatch):
     """PyTorch does not: the end of `torch.cuda.graph` raises before it has gone back to the stream before, before its
     allocator and, in torch 2.11, before its generator know that the capture is over."""
-    capturing, allocating, streams, handles = [], [], ["the user's"], iter(range(9))
+    capturing, allocating, held, streams, handles = [], [], [], ["the user's"], iter(range(9))
 
     @contextlib.contextmanager
     def graph(graph, *, pool, **options):
         capturing[:] = [True]
         allocating.append(pool)
+        held.append(pool)
         streams.append("the capture's")
         yield
         capturing.clear()
         allocating.remove(pool)
+        held.remove(pool)
         streams.pop()
 
     def end_allocate(device, pool):
@@ -288,12 +291,13 @@ def test_a_capture_that_fails_leaves_pytorch_as_it_was(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda.memory, "_cuda_endAllocateToPool", end_allocate)
+    monkeypatch.setattr(torch.cuda.memory, "_cuda_releasePool", lambda device, pool: held.remove(pool))
     model = small()
-    optimizer = adam(model)
+    optimizer = torch.optim.SGD(list(model.parameters())[:-2])
     update, optimizer.step = optimizer.step, fail
     with pytest.raises(RuntimeError, match="operation not permitted"):
         capture_step(model, optimizer, batch(0))
-    assert (capturing, allocating, streams) == ([], [], ["the user's"])
+    assert (capturing, allocating, held, streams) == ([], [], [], ["the user's"])
     assert all(weight.grad is None for weight in model.parameters())  # what backward made was never computed
 
 

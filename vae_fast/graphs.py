@@ -49,15 +49,22 @@ def capture_step(model: nn.Module, optimizer: torch.optim.Optimizer, example: Te
     _check_optimizer(optimizer)
     _check_example(example, model)
 
-    def step(x):
+    def clear():
         optimizer.zero_grad(set_to_none=True)
         model.zero_grad(set_to_none=True)  # what is not the optimizer's
+
+    def step(x):
+        clear()
         losses = model.loss(x)
         losses.total.backward()
         optimizer.step()
         return ELBO(*(loss.detach() for loss in losses))
 
-    return CapturedStep(step, optimizer, example)
+    try:
+        return CapturedStep(step, optimizer, example)
+    except BaseException:
+        clear()  # no kernel has written to the gradients that a capture made
+        raise
 
 
 class CapturedStep:
@@ -90,7 +97,6 @@ class CapturedStep:
         try:
             return _captured(self._graph, step, self._x, pool)
         except BaseException:
-            self._optimizer.zero_grad(set_to_none=True)  # no kernel has written to these
             with contextlib.suppress(Exception):  # what went wrong first is what the user is to read
                 self._end_what_the_capture_began(pool)
             raise
@@ -100,6 +106,7 @@ class CapturedStep:
         with contextlib.suppress(Exception):  # RuntimeError where it did; and it is PyTorch's own function
             # Else nothing frees the cache any more, not even for a lack of memory: a capture seems to be under way.
             torch.cuda.memory._cuda_endAllocateToPool(self._x.device.index, pool)
+            torch.cuda.memory._cuda_releasePool(self._x.device.index, pool)  # a graph that has not ended does not
         # torch 2.11 leaves its generator in the midst of the capture, too, and draws from it only when one has ended.
         _captured(torch.cuda.CUDAGraph(), Tensor.clone, self._x, torch.cuda.graph_pool_handle())
 
