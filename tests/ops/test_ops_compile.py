@@ -122,6 +122,21 @@ def compiled_backward(loss):
     return recorder.graphs
 
 
+class WholeLoss(torch.nn.Module):
+    forward = staticmethod(whole_loss)
+
+
+@pytest.mark.parametrize("is_exported", [False, True], ids=["loss", "program"])
+def test_a_compiled_step_whose_graph_is_taken_as_it_is(is_exported, backend):
+    """Of raw ops, whose own backward passes are compiled."""
+    *leaves, target = batch(3, backend.device)
+    wanted = torch.autograd.grad(whole_loss(*leaves, target), leaves)
+    loss = torch.export.export(WholeLoss(), (*leaves, target)).module() if is_exported else whole_loss
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda *inputs: loss(*inputs).backward(), backend="eager")(*leaves, target)
+    torch.testing.assert_close([leaf.grad for leaf in leaves], list(wanted))
+
+
 def test_a_compiled_backward_pass_of_a_clamp_is_one_graph(backend):
     mu, logvar = (values(4, 6, device=backend.device, dtype=torch.float32, seed=i) - 0.5 for i in (1, 2))
     logvar[0] = float("nan")

@@ -160,6 +160,36 @@ def test_forward_mode_raises_or_is_right(case, dtype, backend):
     torch.testing.assert_close(tangent, wanted, rtol=1e-5, atol=1e-7)
 
 
+def by_jvp(function, at, directions):
+    return jvp(function, at, directions)[1]
+
+
+def by_dual_numbers(function, at, directions):
+    with forward_ad.dual_level():
+        return [forward_ad.unpack_dual(made).tangent for made in function(*map(forward_ad.make_dual, at, directions))]
+
+
+@pytest.mark.parametrize("tangents", [by_jvp, by_dual_numbers])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", MAIN, ids=case_id)
+def test_forward_mode_of_a_backward_pass_raises_or_is_right(case, dtype, tangents, backend):
+    """A backward pass is linear in its upstream gradients: their tangents' is what it makes of the directions."""
+    leaves = case.leaves(backend.device, dtype)
+    outputs = [output for output in tupled(case.call(*leaves)) if output.requires_grad]
+    ones = tuple(map(torch.ones_like, outputs))  # for which a gradient that forward made is taken as it is
+
+    def gradients(*upstream):
+        return torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+
+    directions = tuple(3 * one for one in ones)
+    wanted = gradients(*directions)
+    try:
+        made = tangents(gradients, ones, directions)
+    except (NotImplementedError, RuntimeError):
+        return
+    torch.testing.assert_close(tuple(made), wanted)
+
+
 def test_a_tangent_of_one_input_alone(backend):
     mu, logvar = numbers(2, 3, backend=backend), numbers(2, 3, backend=backend, seed=1).requires_grad_()
     with forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):

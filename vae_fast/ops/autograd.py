@@ -3,7 +3,7 @@
 import functools
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from vae_fast.ops.plain import batching, vmapping
@@ -52,7 +52,8 @@ def apply_alone(function, *inputs):
 @functools.cache
 def _alone(function):
     """Its twin without Function's apply, which would enter those transforms again."""
-    members = {name: staticmethod(getattr(function, name)) for name in ("forward", "setup_context", "backward")}
+    names = "forward", "setup_context", "backward", "_compiled_autograd_key"  # which a compiled backward pass asks for
+    members = {name: staticmethod(getattr(function, name)) for name in names}
     return type(function.__name__, (_SingleLevelFunction,), members)
 
 
@@ -69,7 +70,7 @@ def take(ctx):
     An empty list, or None, where forward made none.
     """
     grads, ctx.grads = ctx.grads, None
-    return None if torch.is_grad_enabled() or vmapping() else grads
+    return None if torch.is_grad_enabled() or vmapping() or forward_ad._current_level >= 0 else grads
 
 
 def place(grads, wanted):

@@ -4,7 +4,7 @@ import torch
 from torch._C import _are_functorch_transforms_active, _dispatch_tls_is_dispatch_key_included, _len_torch_dispatch_stack
 from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd import profiler
+from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
 from vae_fast.eager.elementary import number
@@ -30,7 +30,7 @@ def listening():
 
 
 def overheard():
-    """Whether any of those is, a compiler, or a batch of gradients: then what is not PyTorch's own must be an op too.
+    """Whether any of those is, a compiler, forward mode, or a batch of gradients: then all must be ops of PyTorch.
 
     In one function, as it is asked in each call: every other would take half a microsecond.
     """
@@ -39,6 +39,7 @@ def overheard():
         or _len_torch_dispatch_stack()
         or _are_functorch_transforms_active()
         or profiler._is_profiler_enabled
+        or forward_ad._current_level >= 0
         or _dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
     )
 
