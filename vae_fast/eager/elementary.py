@@ -38,8 +38,8 @@ _LOG2_E, _MINUS_LOG2_E, _HALF_LOG2_E = _constant(LOG2_E), _constant(-LOG2_E), _c
 ONE, HALF, MINUS_ONE = _constant(1.0), _constant(0.5), _constant(-1.0)
 
 
-def unexpanded(constant):
-    """Of a constant, which comes expanded: what is computed of it is computed once, and not for every element."""
+def as_scalar(constant):
+    """A constant, which comes expanded, as 0-d: what is computed of it is computed once, and not for every element."""
     return constant.as_strided((), ())
 
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, is_at_hand, select, sign, unexpanded
+from vae_fast.eager.elementary import LOG2_E, MINUS_ONE, as_scalar, is_at_hand, select, sign
 
 
 def mse_terms(params, target, out=None):
@@ -105,7 +105,7 @@ def _small_log_cosh_total(error, size, sums):
 def huber_terms(params, target, out=None):
     """With c = min(|d|, delta): c (|d| - c / 2)."""
     size = torch.sub(params[0], target, out=out).abs_()
-    clipped = torch.minimum(size, unexpanded(params[1]))
+    clipped = torch.minimum(size, as_scalar(params[1]))
     yield size.sub_(clipped, alpha=0.5).mul_(clipped)
 
 
@@ -120,7 +120,7 @@ def huber_total(params, target, outs, sums):
 
 
 def _clipped(error, delta, out):
-    delta = unexpanded(delta)
+    delta = as_scalar(delta)
     if is_at_hand(error):  # one pass
         return torch.clamp(error, -delta.item(), delta.item(), out=out)
     return torch.minimum(error, delta, out=out).maximum(-delta)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast.eager import counts, errors, special
-from vae_fast.eager.elementary import ONE, exp_minus, is_at_hand, select, sign, unexpanded
+from vae_fast.eager.elementary import ONE, as_scalar, exp_minus, is_at_hand, select, sign
 
 LEAST_BERNOULLI = 2**-6  # mean nll of a sum whose small terms may be rounded beside 1, or beside a large logit
 EACH, SUM = 0, 2  # of the ops behind torch.nn.functional, which itself broadcasts first, and again in backward
@@ -143,14 +143,14 @@ def _student_t_parts(params, target, outs=(None, None)):
 
 
 def _student_t_terms(params, target, out=None):
-    df, constant = map(unexpanded, params[2:])
+    df, constant = map(as_scalar, params[2:])
     _, _, square = _student_t_parts(params, target)
     yield square.div_(df).log1p_().mul_((df + 1) / 2)
     yield params[1] + constant
 
 
 def _student_t_derivatives(params, target, outs):
-    return _student_t_slopes(unexpanded(params[2]), *_student_t_parts(params, target, outs[:2]))
+    return _student_t_slopes(as_scalar(params[2]), *_student_t_parts(params, target, outs[:2]))
 
 
 def _student_t_slopes(df, inverse, scaled, square):
@@ -159,7 +159,7 @@ def _student_t_slopes(df, inverse, scaled, square):
 
 
 def _student_t_total(params, target, outs, sums):
-    df, constant = map(unexpanded, params[2:])
+    df, constant = map(as_scalar, params[2:])
     parts = _student_t_parts(params, target, outs[:2])
     logs = sums.of(torch.div(parts[-1], df).log1p_())
     total = logs * (df + 1) / 2 + sums.of(params[1]) + constant * sums.of_ones(target)

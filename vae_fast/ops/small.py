@@ -268,4 +268,4 @@ def _weighted(ctx, grads, scale):
             made = getattr(likelihoods, ctx.spec.likelihood).derivatives(params, target, (None,) * len(params))
             grads = itertools.compress(made, ctx.needs_input_grad[4:])
         scale = reductions.spread(scale, target, ctx.spec.reduction)
-    return [g.mul_(scale) if weight is None else eager_targets.weighted(g, weight, scale, g) for g in grads]
+    return [g.mul_(scale) if weight is None else eager_targets.weighted(g, weight, scale) for g in grads]
