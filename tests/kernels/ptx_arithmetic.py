@@ -144,9 +144,10 @@ def _bits(each, kind, operands, get):
     if each.op == "bfe":
         first, length = (get(o, "u32") for o in operands[1:])
         return x << (bits - first - length).astype(x.dtype) >> (bits - length).astype(x.dtype)
-    if each.op == "prmt" and not operands[2] & 0x8888:
-        both = np.stack(np.broadcast_arrays(x, get(operands[1], kind)), -1).view(np.uint8)
-        selected = both[..., [operands[2] >> 4 * k & 7 for k in range(4)]]
+    if each.op == "prmt":
+        both = np.stack(np.broadcast_arrays(x, get(operands[1], kind)), -1).view(np.int8)
+        chosen = [operands[2] >> 4 * k & 15 for k in range(4)]
+        selected = np.stack([both[..., k & 7] >> (7 if k & 8 else 0) for k in chosen], -1)  # 8: its sign, in all bits
         return np.ascontiguousarray(selected).view(np.uint32)[..., 0]
     raise NotImplementedError(each.text)
 

@@ -121,6 +121,7 @@ def test_the_derivative_in_theta_where_it_crosses_zero(dtype):
         ("rows of 20", torch.float32, "sample", {"weight": "per sample"}),
         ("chunks of images", torch.float32, "mean", {"weight": "a mask of images"}),
         ("channels_last output", torch.bfloat16, "sum", {"target_dtype": torch.uint8}),
+        ("full tiles", torch.float32, "sum", {"target_dtype": torch.int8}),  # four bytes at a time, with their signs
         ("primes", torch.float64, "mean", {"target_dtype": torch.int16, "target_scale": 1 / 3}),
     ],
     ids=str,
