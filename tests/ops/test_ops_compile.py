@@ -176,6 +176,7 @@ def test_a_compiled_backward_pass_of_a_likelihood_is_one_graph(name, weight, red
     torch.testing.assert_close([p.grad for p in params], list(wanted))
 
 
+@pytest.mark.filterwarnings("ignore:Error detected in")  # PyTorch's own, which says where
 @pytest.mark.parametrize("argument", ["output", "target", "weight", "beta", "eps"])
 def test_what_is_written_to_before_the_backward_pass_raises(argument, backend):
     """PyTorch's own losses raise too. A compiled Function would compute the gradient of what was written."""
