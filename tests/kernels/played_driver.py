@@ -38,7 +38,7 @@ ON_LAUNCH = ctypes.CFUNCTYPE(
 _streams = itertools.count(7)  # a new one each time that Triton, or a plan, asks for the current one
 _current = [None]
 _kernels = {}  # function -> what was compiled
-_launches = []  # how many each kernel had
+_launches = []  # the name of the kernel of each
 
 
 class HostMemory:
