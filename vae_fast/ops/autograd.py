@@ -102,6 +102,11 @@ def once(backward, *tensors):
     return tuple(backward(*tensors))
 
 
+def refuse(*arguments):
+    """As `library.differentiate` takes it, for a raw backward op: it has no derivative, and without this one of 0."""
+    raise RuntimeError(TWICE)
+
+
 class _Once(Function):
     generate_vmap_rule = True
 

@@ -16,7 +16,7 @@ from vae_fast.ops import autograd, reconstruction
 from vae_fast.ops.autograd import made_in_forward
 from vae_fast.ops.backend import room
 from vae_fast.ops.kinds import present
-from vae_fast.ops.library import define, differentiate, refuse_derivatives
+from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import fake_loss, is_scalar, scale_
 
 
@@ -187,4 +187,4 @@ def _apply(logits, target, weight, ignore_index, reduction, wanted, backend):
 
 
 differentiate(_forward, _apply)
-refuse_derivatives(_backward, autograd.TWICE)
+differentiate(_backward, autograd.refuse)

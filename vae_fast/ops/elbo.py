@@ -10,7 +10,7 @@ from vae_fast.ops import autograd
 from vae_fast.ops.autograd import made_in_forward, place
 from vae_fast.ops.backend import room
 from vae_fast.ops.kinds import Replay, Replays, present
-from vae_fast.ops.library import define, differentiate, refuse_derivatives
+from vae_fast.ops.library import define, differentiate
 from vae_fast.ops.reconstruction import TARGET, fake_grads
 
 
@@ -233,4 +233,4 @@ def _apply(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihoo
 
 
 differentiate(_forward, _apply)
-refuse_derivatives(_backward, autograd.TWICE)
+differentiate(_backward, autograd.refuse)

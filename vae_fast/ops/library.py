@@ -57,30 +57,18 @@ def differentiate(op, apply):
     floats for integers.
     """
 
+    def below(*args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
     def kernel(*args):
         if not _is_differentiated(args):
-            return _below_autograd(op, args)
+            return below(*args)
         with enable_single_level_autograd_function():  # within a transform of torch.func, which has brought us here
             made, others = apply(*args)
-        return [*made, *_below_autograd(op, args)[len(made) :]] if others else list(made)
+        return [*made, *below(*args)[len(made) :]] if others else list(made)
 
     _library.impl(op.name().partition(".")[0], kernel, "Autograd")
-
-
-def refuse_derivatives(op, why):
-    """Have `op` raise where its own derivative is asked for, which would be 0: there is no formula for it."""
-
-    def kernel(*args):
-        if _is_differentiated(args):
-            raise RuntimeError(why)
-        return _below_autograd(op, args)
-
-    _library.impl(op.name().partition(".")[0], kernel, "Autograd")
-
-
-def _below_autograd(op, args):
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
 
 
 def _is_differentiated(args):

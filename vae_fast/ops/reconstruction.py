@@ -12,7 +12,7 @@ from vae_fast.ops import autograd
 from vae_fast.ops.autograd import made_in_forward, place
 from vae_fast.ops.backend import room
 from vae_fast.ops.kinds import Replay, Replays, present
-from vae_fast.ops.library import define, differentiate, refuse_derivatives
+from vae_fast.ops.library import define, differentiate
 
 
 class Spec(NamedTuple):
@@ -225,4 +225,4 @@ def _apply(params, target, weight, seed, scale, likelihood, reduction, wanted, b
 
 
 differentiate(_forward, _apply)
-refuse_derivatives(_backward, autograd.TWICE)
+differentiate(_backward, autograd.refuse)

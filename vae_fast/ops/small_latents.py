@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from vae_fast import checks, scales
@@ -61,8 +60,6 @@ def compute(posterior, logvar, dim, prior, logvar_clamp, scale, kl, num_samples,
     asked = reduction, dim, clamp, formulas
     if torch.is_grad_enabled() and (posterior.requires_grad or any(t is not None and t.requires_grad for t in others)):
         made = _Latent.apply(posterior, *others, noise, asked)
-    elif forward_ad._current_level >= 0:
-        return None
     else:
         made = _forward(posterior, *others, noise, *asked)[:2]
     return present(*made)
