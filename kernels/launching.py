@@ -138,7 +138,9 @@ def _kind(values, tensors):
 
 def _can_be_written_down(tensors):
     """Whether kernels run on them, and each is aligned, at an address of its own, by which it is known again."""
-    if not (tensors[0].is_cuda or triton.knobs.runtime.interpret):
-        return False
+    return (tensors[0].is_cuda or triton.knobs.runtime.interpret) and _are_told_apart(tensors)
+
+
+def _are_told_apart(tensors):
     addresses = [t.data_ptr() for t in tensors]
     return len(set(addresses)) == len(addresses) and not any(address % ALIGNMENT for address in addresses)

@@ -18,7 +18,7 @@ class Instruction(NamedTuple):
 
 
 class Code(NamedTuple):
-    parameters: list
+    parameters: dict  # name -> type
     sizes: dict  # register, or the letters that its name begins with -> bytes, 0 for a predicate
     instructions: list
     labels: dict
@@ -41,7 +41,8 @@ def parse(ptx):
             instructions.append(_instruction(text))
     jumps = [k + 1 for k, each in enumerate(instructions) if each.op in ("bra", "ret")]
     blocks = sorted({0, len(instructions), *jumps, *labels.values()})
-    return Code(re.findall(r"\w+_param_\d+", head), sizes, instructions, labels, blocks)
+    parameters = {name: kind for kind, name in re.findall(r"\.param\s+\.(\w+).*?(\w+_param_\d+)", head)}
+    return Code(parameters, sizes, instructions, labels, blocks)
 
 
 def _instruction(text):
