@@ -273,8 +273,8 @@ def elbo_loss(
         output, target, likelihood, target_scale, binarize, seed, generator, validate: as in `reconstruction_loss`.
             For "categorical" the kl is averaged and added by PyTorch's own operators.
         kl: [B], one a sample, as `sample_kl` gives it, or 0-d, already averaged over the batch. float32 or float64.
-        beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile does not
-            recompile for. With 1, total is the quantity that people report. One beyond float32 is infinite to it.
+        beta: the weight of the kl (Higgins et al. 2017): a number, or a 0-d tensor, which torch.compile compiles once
+            for. With 1, total is the quantity that people report. One beyond float32 is infinite to it.
         weight: of the reconstruction, as in `reconstruction_loss`; the kl has none.
 
     Returns:

@@ -85,10 +85,25 @@ def expm1_minus_x(x, expm1=None):
     return expm1, torch.where(x.abs() < 1, series.mul_(x).mul_(x).div_(2), expm1 - x)
 
 
+def varying(number, dtype, device):
+    """A number of which a compiled call may be given another each time: while compiling a 0-d tensor.
+
+    A compiler makes some ops anew for each number, and outside autograd the cache of torch 2.13's Inductor may then
+    hand out the code of another one (torch.where(mask, number, x)). A product is made once for all of them.
+    """
+    if isinstance(number, torch.Tensor) or not is_compiling():
+        return number
+    return torch.ones((), dtype=dtype, device=device) * number
+
+
 def clamp(value, low, high=None):
     """`value` within the bounds, with the gradient 1 at them, where torch.clamp from 2.14 on has 0, or 1/2."""
+    low = varying(low, value.dtype, value.device)
     bounded = torch.where(value < low, low, value)
-    return bounded if high is None else torch.where(bounded > high, high, bounded)
+    if high is None:
+        return bounded
+    high = varying(high, value.dtype, value.device)
+    return torch.where(bounded > high, high, bounded)
 
 
 def sign(x):
