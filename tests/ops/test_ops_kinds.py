@@ -140,6 +140,27 @@ def test_outputs_of_which_nobody_asks_the_gradient(device):
                 assert made is expected is None or torch.equal(made, expected)
 
 
+@pytest.mark.parametrize("beta", [3.0, "a tensor"])
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_sum_of_the_two_parts(name, beta, device):
+    """Of which one gradient goes to both, and no beta to the kl."""
+    output, target = likelihood(device, name)
+    kl = tensor(device, 5)
+    beta = beta if isinstance(beta, float) else torch.tensor(3.0, device=device)
+
+    def gradients():
+        losses = elbo_loss(output, target, kl, likelihood=name, beta=beta)
+        loss = losses.reconstruction + losses.kl
+        for retained in (True, False):
+            yield from torch.autograd.grad(loss, (kl, *tupled(output)), retain_graph=retained)
+
+    with kinds_forgotten():
+        wanted = list(gradients())
+    assert torch.equal(wanted[0], torch.full_like(kl, 1 / 5))
+    for _ in range(CALLS):
+        assert all(map(torch.equal, gradients(), wanted))
+
+
 def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
     """Neither of forward, nor of the gradients that it has made, nor of those that are made again."""
     from vae_fast.kernels import launching
@@ -153,6 +174,7 @@ def test_no_launch_of_a_known_kind_is_looked_up(device, monkeypatch):
         lambda: reconstruction_loss((mu, logvar), target, "gaussian", reduction="sample"),
         lambda: reconstruction_loss(mu, torch.arange(5, device=device), "categorical"),
         lambda: elbo_loss(mu, target, logvar.sum(1)),
+        lambda: torch.add(*elbo_loss(mu, target, logvar.sum(1), beta=2.0)[1:]),
     )
 
     def both_passes():

@@ -183,7 +183,7 @@ class Kind:
         self, total, reconstruction, grad_kl, params, target, weight, seed, scale, kl, beta_tensor, beta, *rest
     ):
         """As the raw op."""
-        upstream = total, reconstruction, grad_kl
+        *upstream, beta_tensor, beta = _of_the_sum(total, reconstruction, grad_kl, beta_tensor, beta)
         calls, given = self._backward.of(*upstream, *params, target, kl, beta_tensor, weight, seed)
         if calls is None:
             return _backward_direct(*upstream, params, target, weight, seed, scale, kl, beta_tensor, beta, *rest)
@@ -197,12 +197,19 @@ class Kind:
 
     def scale(self, grads, total, reconstruction, grad_kl, kl, beta_tensor, beta, backend):
         """As the raw op."""
-        upstream = total, reconstruction, grad_kl
+        *upstream, beta_tensor, beta = _of_the_sum(total, reconstruction, grad_kl, beta_tensor, beta)
         calls, given = self._scale.of(*upstream, kl, beta_tensor)
         if calls is None:
             return _scale(grads, *upstream, kl, beta_tensor, beta, backend)
         kl_grad = calls.play([*grads, *given], beta)
         return calls.call(grads, *upstream, kl, beta_tensor, beta) if kl_grad is None else kl_grad
+
+
+def _of_the_sum(total, reconstruction, grad_kl, beta_tensor, beta):
+    """The one gradient of reconstruction + kl as a total's, of beta 1: a tensor given twice cannot be recorded."""
+    if total is None and reconstruction is grad_kl:
+        return reconstruction, None, None, None, 1.0
+    return total, reconstruction, grad_kl, beta_tensor, beta
 
 
 class _Transformable(Function):
