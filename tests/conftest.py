@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -73,3 +74,18 @@ def backend(request):
 
     with use_backend(request.param.name):
         yield request.param
+
+
+@pytest.fixture
+def played_cuda(monkeypatch):
+    """A CUDA that captures nothing, on CPU tensors."""
+    from vae_fast import graphs
+
+    for name in ("Stream", "current_stream", "CUDAGraph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch.cuda.memory, name, MagicMock())
+    for name in ("stream", "graph", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: contextlib.nullcontext())
+    monkeypatch.setattr(graphs, "_check_example", lambda example, model: None)
+    monkeypatch.setattr(graphs, "_check_optimizer", lambda optimizer: None)
