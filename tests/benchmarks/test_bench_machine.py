@@ -1,6 +1,8 @@
 """What a run says of its machine, and the folder named after it."""
 
 import os
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,30 @@ def test_the_machine_is_described(monkeypatch):
     monkeypatch.delenv("VAE_FAST_COMMIT")
     monkeypatch.setattr(machine, "HERE", "/")
     assert machine.describe(torch.device("cpu"))["commit"] == "unknown"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="asks git")
+def test_the_commit_of_the_source(tmp_path, monkeypatch):
+    def git(*command):
+        by = "-c", "user.name=a", "-c", "user.email=a@b"
+        return subprocess.run(["git", "-C", tmp_path, *by, *command], check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.delenv("VAE_FAST_COMMIT", raising=False)
+    folder, results = tmp_path / "benchmarks", tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for path in (source := folder / "machine.py", row := results / "row.json", tmp_path / "other.py"):
+        path.write_text("1")
+    git("init")
+    monkeypatch.setattr(machine, "HERE", str(folder))
+    assert machine.commit() == "unknown"  # a package installed within somebody's repository
+    git("add", ".")
+    git("commit", "-m", "a")
+    git("tag", "a-tag")
+    commit = git("rev-parse", "--short=12", "HEAD").strip()
+    row.write_text("2")
+    assert machine.commit() == commit
+    source.write_text("2")
+    assert machine.commit() == f"{commit}-dirty"
 
 
 def test_an_amd_card(monkeypatch):
