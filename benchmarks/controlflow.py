@@ -6,20 +6,23 @@ the entry to the exit. It loads, and it stores, where any path does: around a lo
 one that does not. Among all such paths (each loop body passed once) the main path is the one of greatest weight:
 
 - *bulk* is the widest access that carries at least a quarter of the bytes of all global accesses in the code;
-- a global access as wide as bulk or wider adds (its bytes)^2 to the weight of a path, a narrower one takes that away.
-  So full tiles win over tails, a tail that can be skipped is skipped, and an early return that moves nothing loses;
+- a global access as wide as bulk or wider, and an atomic of any width, adds (its bytes)^2 to the weight of a path, a
+  narrower one takes that away. So full tiles win over tails, a tail that can be skipped is skipped, and an early return
+  that moves nothing loses;
 - among equals the path of fewest calls wins, and then that of fewest instructions: that without masks, or the fast
   path of sin or of a long division.
 
 In a kernel that has narrow accesses only, bulk is narrow, nothing is skipped, and the count includes them all.
 
-A loop that may have no round can be left out by the same rule, where it has narrow accesses or none: the code does not
-tell the loop of a tail, or of the slow path of sin, from one that does the kernel's work. `Path.skipped` counts them.
+A loop that may have no round can be left out by the same rule, where it has narrow accesses or none, or no more of it
+passed than its condition: the code does not tell the loop of a tail, or of the slow path of sin, from one that does the
+kernel's work. `Path.skipped` counts them.
 """
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 BULK_SHARE = 1 / 4
 SLEEP = ("NANOSLEEP", "s_sleep")
@@ -52,6 +55,12 @@ class Block:
         return sorted(self.taken | self.through)
 
 
+class Loop(NamedTuple):
+    header: int
+    body: set[int]  # its blocks
+    ends: set[int]  # those that go back to the header
+
+
 @dataclass(frozen=True)
 class Path:
     instructions: list[Instruction]
@@ -62,7 +71,7 @@ class Path:
 def main_path(instructions):
     """The `Path` that most elements take; the rule is at the top of this file."""
     blocks = split_into_blocks(instructions)
-    edges, bodies = _unroll_once(blocks)
+    edges, loops = _unroll_once(blocks)
     bulk = bulk_bits(instructions)
     asked = {i.asks[0] for i in instructions if i.asks}
     # For each block, what is known of the flags there, and which of loads and stores came before it: (weight, minus the
@@ -81,9 +90,11 @@ def main_path(instructions):
                     key = (frozenset(after.items()), moved | moves)
                     states[key] = max(states.get(key, score), score, key=lambda s: s[:3])
     chosen = _trace_back(best, len(blocks) - 1)
-    skipped = [body for header, body in bodies.items() if header not in chosen and _works(blocks, body)]
+    without_a_round = [loop for loop in loops if not _goes_round(blocks, loop, chosen, asked)]
+    skipped = [loop for loop in without_a_round if _works(blocks, loop.body.difference(chosen))]
+    passed = [loop for loop in loops if loop.header in chosen and loop not in skipped]
     instructions = [i for number in chosen for i in blocks[number].instructions]
-    return Path(instructions, len(bodies.keys() & set(chosen)), len(skipped))
+    return Path(instructions, len(passed), len(skipped))
 
 
 def bulk_bits(instructions):
@@ -113,7 +124,7 @@ def split_into_blocks(instructions):
 
 def _weight(instruction, bulk):
     square = (instruction.bits // 8) ** 2
-    return square if instruction.bits >= bulk else -square
+    return square if instruction.bits >= bulk or instruction.access == "atomic" else -square
 
 
 def _flags_after(block, known, asked):
@@ -131,12 +142,14 @@ def _excluded(block, onward, known):
     last = block.instructions[-1] if block.instructions else None
     if last is None:
         return set()
-    if last.likely and block.taken.intersection(onward):
-        return block.through - block.taken
-    if last.asks and last.asks[0] in known:
+    if last.likely:
+        goes, others = block.taken, block.through
+    elif last.asks and last.asks[0] in known:
         taken = known[last.asks[0]] == last.asks[1]
-        return block.through - block.taken if taken else block.taken - block.through
-    return set()
+        goes, others = (block.taken, block.through) if taken else (block.through, block.taken)
+    else:
+        return set()
+    return others - goes if goes.intersection(onward) else set()  # it goes back, and leaves after the next round
 
 
 def _trace_back(best, exit_block):
@@ -152,7 +165,7 @@ def _trace_back(best, exit_block):
 
 
 def _unroll_once(blocks):
-    """Successors without cycles, and loop bodies by header: the ends of a body go on to where the loop exits."""
+    """Successors without cycles, and the loops: the ends of a body go on to where the loop exits."""
     edges = {number: block.successors for number, block in enumerate(blocks)}
     reached, back_edges = _search(edges)
     ends = defaultdict(list)  # by header: a loop has several where a round may end early
@@ -160,12 +173,30 @@ def _unroll_once(blocks):
         edges[tail].remove(header)
         ends[header].append(tail)
     into = {number: [p for p in reached if number in blocks[p].successors] for number in reached}
-    bodies = {header: _loop_body(into, tails, header) for header, tails in ends.items()}
-    for header, body in sorted(bodies.items(), key=lambda loop: -len(loop[1])):  # outer first: inner ones exit by them
-        exits = {successor for number in body for successor in edges[number] if successor not in body}
-        for tail in ends[header]:
+    loops = [Loop(header, _loop_body(into, tails, header), set(tails)) for header, tails in ends.items()]
+    for loop in sorted(loops, key=lambda loop: -len(loop.body)):  # outer first: inner ones exit by them
+        exits = {successor for number in loop.body for successor in edges[number] if successor not in loop.body}
+        for tail in loop.ends:
             edges[tail] += sorted(exits)
-    return edges, bodies
+    return edges, loops
+
+
+def _goes_round(blocks, loop, path, asked):
+    """Whether a path comes to where another round of a loop may begin, which it has left out.
+
+    Not where a flag ends the loop, which AMD's compiler sets in a round without work.
+    """
+    beginnings = {loop.header} | {
+        end for end in loop.ends if all(i.pipe == "control" for i in blocks[end].instructions)
+    }
+    known = {}
+    for number in path:
+        block = blocks[number]
+        known = _flags_after(block, known, asked)
+        onward = set(block.successors) - _excluded(block, block.successors, known)
+        if number in loop.body and not beginnings.isdisjoint(onward):
+            return True
+    return False
 
 
 def _works(blocks, body):

@@ -84,7 +84,7 @@ def record_launches() -> Iterator[list[Launch]]:
         raise RuntimeError("record_launches needs compiled kernels: unset TRITON_INTERPRET before Triton is imported")
     launches = []
 
-    def note(kernel, *args, grid, warmup=False, **kwargs):
+    def note(kernel, /, *args, grid, warmup=False, **kwargs):
         if callable(grid):
             grid = grid(_bind(kernel, args, kwargs))
         launches.append(Launch(kernel, tuple(grid), args, kwargs))
@@ -98,7 +98,7 @@ def without_autotuning():
     """Within the block the launch of an autotuned kernel raises: it would time its configurations on a GPU."""
     run = Autotuner.run
 
-    def refuse(kernel, *args, **kwargs):
+    def refuse(kernel, /, *args, **kwargs):
         if len(kernel.configs) == 1:
             return run(kernel, *args, **kwargs)
         name = kernel.base_fn.__name__

@@ -73,7 +73,15 @@ def parse(sass):
                 call=name == "CALL",
             )
         )
-    return _with_jumps(instructions, called)
+    return _with_last_stores(_with_jumps(instructions, called))
+
+
+def _with_last_stores(instructions):
+    """`@P EXIT`, a store and `EXIT` are how ptxas writes the last store that has a mask: it is issued as the others."""
+    for number, (leaves, store, ends) in enumerate(zip(instructions, instructions[1:], instructions[2:])):
+        if leaves.opcode == ends.opcode == "EXIT" and store.access == "store" and not ends.falls_through:
+            instructions[number] = replace(leaves, targets=())
+    return instructions
 
 
 def _with_jumps(instructions, called):

@@ -11,9 +11,9 @@ Needs Triton's interpreter: TRITON_INTERPRET=1 in the environment before Triton 
     assert not traffic.overwrites                     # no address was stored twice in one launch
 
 Lanes whose mask is true are counted; a number that two programs load counts twice. That is what a kernel asks of the
-memory system, so the floor of a memory-bound kernel is met when it equals the sizes of its inputs and outputs. Where
-two arguments are one tensor, as of a kernel that works in place, all counts are the first one's. An overwrite is a race
-on a GPU, unless one program makes both stores, or a lock puts them in order: programs run one after another here.
+memory system, so the floor of a memory-bound kernel is met when it equals the sizes of its inputs and outputs. What two
+arguments have in common, as in a kernel that works in place, is counted as the first one's. An overwrite is a race on a
+GPU, unless one program makes both stores, or a lock puts them in order: programs run one after another here.
 """
 
 import contextlib
@@ -25,7 +25,9 @@ from unittest.mock import patch
 import numpy as np
 import triton
 from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
 
+from vae_fast import checks
 from vae_fast.benchmarks.launches import without_autotuning
 
 
@@ -49,6 +51,8 @@ class Traffic:
 
     def moved(self, kernel=None, arg=None, kind=None):
         """Bytes moved, of one kernel, argument or kind where given. An argument's name stands for its whole tuple."""
+        if kind is not None:
+            checks.choice("kind", kind, ("load", "store", "atomic"))
         return sum(
             count
             for (k, a, what), count in self.bytes.items()
@@ -98,6 +102,7 @@ class _Counter:
         yield builder, "set_grid_dim", self._counting_programs(builder.set_grid_dim)
         yield executor, "_init_args_hst", self._noting_arguments(executor._init_args_hst)
         yield executor, "__call__", self._counting_launches(executor.__call__)
+        yield JITFunction, "run", _refuse
 
     def _counting(self, kind, access, pointer, mask):
         def hook(builder, *args, **kwargs):
@@ -108,7 +113,7 @@ class _Counter:
 
     def _counting_programs(self, set_grid_dim):
         def hook(builder, x, y, z):
-            self.traffic.programs += x * y * z
+            self.traffic.programs += int(x) * int(y) * int(z)  # a grid made of arguments is of Triton's tensors
             return set_grid_dim(builder, x, y, z)
 
         return hook
@@ -123,7 +128,7 @@ class _Counter:
         return hook
 
     def _counting_launches(self, launch):
-        def hook(executor, *args, **kwargs):
+        def hook(executor, /, *args, **kwargs):
             self.kernel = executor.fn.__name__
             self.traffic.kernels.append(self.kernel)
             try:
@@ -167,47 +172,50 @@ class _Counter:
             self.stores[arg].append((addresses, size))
 
     def _describe(self, kind, addresses):
-        message = f"{self.kernel}: {addresses.size} unmasked lanes of a {kind} fall outside every tensor argument"
+        message = f"{self.kernel}: {addresses.size} unmasked lanes of {kind}s fall outside every tensor argument"
         if not self.views:
             return f"{message}: there is none"
         first = int(addresses[0])
         view = min(self.views, key=lambda v: max(v.low - first, first - v.high))
         before, after = view.low - first, max(first - view.high, 0)  # one that is half inside ends past the end
         where = f"{before} bytes before the start" if before > 0 else f"{after} bytes past the end"
-        return f"{message}; the first is {where} of {view.name}"
+        return f"{message}; the first is {where} of {view.name}, the nearest"
+
+
+def _refuse(kernel, /, *args, **kwargs):
+    """In place of the launch of a compiled kernel."""
+    raise RuntimeError(f"{kernel.__name__} is compiled: set TRITON_INTERPRET=1 before Triton is imported to count it")
 
 
 class _View:
-    """Where the elements of one tensor argument lie in memory."""
+    """Where the elements of one tensor argument lie in memory: in runs of bytes side by side, at equal distances."""
 
     def __init__(self, name, tensor):
-        self.name = name
-        self.itemsize = tensor.element_size()
-        dims = [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1 and stride > 0]
-        self.dims = sorted(dims, reverse=True)
-        last = sum((size - 1) * stride for stride, size in dims)
+        self.name, self.run = name, tensor.element_size()
+        dims = [(stride * self.run, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1 and stride]
         self.low = tensor.data_ptr()
-        self.high = self.low + (last + 1) * self.itemsize
-        self.dense = last + 1 == np.prod([size for _, size in dims], dtype=np.int64)
-        reach = [sum((size - 1) * stride for stride, size in self.dims[i + 1 :]) for i in range(len(dims))]
-        self.nested = all(stride > inner for (stride, _), inner in zip(self.dims, reach))  # no two elements overlap
+        self.high = self.low + sum((size - 1) * stride for stride, size in dims) + self.run
+        dims.sort(reverse=True)
+        while dims and dims[-1][0] == self.run:
+            self.run *= dims.pop()[1]
+        self.dims = dims  # (bytes from one to the next, how many), the farthest first
+        reach = [sum((size - 1) * stride for stride, size in dims[i + 1 :]) + self.run for i in range(len(dims))]
+        self.nested = all(stride >= inner for (stride, _), inner in zip(dims, reach))  # no two runs overlap
 
     def span(self, addresses, size):
         """Which addresses lie between the view's first element and its last."""
         return (addresses >= self.low) & (addresses + np.uint64(size) <= self.high)
 
     def elements(self, addresses, size):
-        """Which addresses are an element of the view; its span where strides leave no gaps or cannot be told apart."""
+        """Which addresses are of the view's elements; its span where strides leave no gaps or cannot be told apart."""
         inside = self.span(addresses, size)
-        if self.dense or not self.nested or size != self.itemsize or not inside.any():
+        if not self.dims or not self.nested or not inside.any():
             return inside
         offset = np.where(inside, addresses - np.uint64(self.low), np.uint64(0)).astype(np.int64)
-        inside &= offset % self.itemsize == 0
-        offset //= self.itemsize
         for stride, count in self.dims:
             inside &= offset // stride < count
             offset %= stride
-        return inside & (offset == 0)
+        return inside & (offset + size <= self.run)
 
 
 def _tensors(name, value):

@@ -73,6 +73,20 @@ def row_sums(x, sums, columns, row_stride, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def scaled_rows(scales, data, out, scales_stride, data_stride, COLUMNS: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, COLUMNS)
+    numbers = tl.load(data + row * data_stride + at).to(tl.float32)
+    tl.store(out + row * COLUMNS + at, tl.load(scales + row * scales_stride) * numbers)
+
+
+@triton.jit
+def convolves(executor, kernel, y, BLOCK: tl.constexpr):
+    """Of arguments whose names are those of what launches it."""
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(executor + at) * tl.load(kernel + at))
+
+
+@triton.jit
 def add_all(inputs, out, n, BLOCK: tl.constexpr):
     """inputs: (pointer, pointer or None, (scale, shift))."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -6,6 +6,7 @@ from vae_fast.benchmarks import gcn, sass
 from vae_fast.benchmarks.controlflow import main_path
 
 WIDE, NARROW = "LDG.E.128 R4, desc[UR6][R2.64]", "LDG.E.U16 R4, desc[UR6][R2.64]"
+STORE = "STG.E.128 desc[UR6][R2.64], R4"
 
 
 def nvidia(*lines):
@@ -74,9 +75,6 @@ def test_the_shorter_of_two_ways_that_move_as_much(longer, wanted):
     assert len({"FADD", "FMUL"}.intersection(opcodes(code))) == 1
 
 
-STORE = "STG.E.128 desc[UR6][R2.64], R4"
-
-
 @pytest.mark.parametrize(
     ("narrow", "wide"),
     [(NARROW, STORE), ("STG.E.U16 desc[UR6][R2.64], R4", WIDE)],
@@ -88,15 +86,60 @@ def test_the_main_path_loads_and_stores(narrow, wide):
     assert opcodes(nvidia("@P0 BRA 0x30", narrow, "@P1 BRA 0x10", wide, "EXIT")) == ["BRA", first, "BRA", last, "EXIT"]
 
 
-def test_atomics_may_be_left_out_with_a_tail():
+def test_atomics_are_no_tail():
+    """A branch goes around each that has a mask."""
     code = nvidia(WIDE, "@P0 BRA 0x30", "RED.E.ADD [R2.64], R4", "EXIT")
-    assert opcodes(code) == ["LDG.E.128", "BRA", "EXIT"]
+    assert opcodes(code) == ["LDG.E.128", "BRA", "RED.E.ADD", "EXIT"]
+    in_a_tail = nvidia("@P0 BRA 0x30", WIDE, "EXIT", *[NARROW] * 4, "RED.E.ADD [R2.64], R4", "EXIT")
+    assert opcodes(in_a_tail) == ["BRA", "LDG.E.128", "EXIT"]
+
+
+@pytest.mark.parametrize("store", ["STG.E desc[UR6][R2.64], R4", STORE])
+def test_the_last_store_of_those_with_a_mask(store):
+    """Around the others goes no branch, but ptxas ends the kernel before the last."""
+    assert opcodes(nvidia(WIDE, f"@P0 {store}", "@P1 EXIT", store, "EXIT")).count(store.partition(" ")[0]) == 2
+    assert opcodes(nvidia("@P1 EXIT", WIDE, store, "EXIT"))[1:] != ["EXIT"]
 
 
 def test_loops_that_are_left_out_are_counted():
     code = nvidia("@P0 BRA 0x30", "FADD R1, R1, R1", "@P1 BRA 0x10", "LDG.E.128 R4, desc[UR6][R2.64]", "EXIT")
     path = main_path(code)
     assert (path.loops, path.skipped) == (0, 1)
+
+
+def test_a_loop_of_which_the_condition_alone_is_passed_is_left_out():
+    whole = "FSETP.GT P0, R1, R2", "@P0 BRA 0x50", NARROW, "FADD R1, R1, R1", "BRA 0x0", WIDE, "EXIT"
+    path = main_path(nvidia(*whole))
+    assert [i.opcode for i in path.instructions] == ["FSETP.GT", "BRA", "LDG.E.128", "EXIT"]
+    assert (path.loops, path.skipped) == (0, 1)
+    path = main_path(nvidia(*(WIDE if line is NARROW else line for line in whole)))
+    assert (path.loops, path.skipped) == (1, 0)
+
+
+WHILE = """\
+global_load_dwordx4 v[0:3], v7, s[0:1]
+s_branch .LBB0_2
+.LBB0_1:
+s_andn2_b64 vcc, exec, s[8:9]
+s_cbranch_vccz .LBB0_3
+.LBB0_2:
+v_cmp_nlt_f32_e32 vcc, s10, v0
+s_mov_b64 s[8:9], -1
+s_cbranch_vccnz .LBB0_1
+{work}
+s_mov_b64 s[8:9], 0
+s_branch .LBB0_1
+.LBB0_3:
+global_store_dwordx4 v7, v[0:3], s[0:1]
+s_endpgm"""
+
+
+@pytest.mark.parametrize(("work", "loops"), [("global_load_ushort", 0), ("global_load_dwordx4", 1)])
+def test_a_round_that_only_leaves_is_none(work, loops):
+    """AMD's compiler goes to the end of a `while` once more, with a flag by which it leaves there."""
+    path = main_path(amd(WHILE.format(work=f"{work} v[4:7], v8, s[0:1]")))
+    assert (path.loops, path.skipped) == (loops, 1 - loops)
+    assert [i.opcode for i in path.instructions if i.access == "load"] == ["global_load_dwordx4"] * (1 + loops)
 
 
 def test_a_loop_works_though_its_shorter_rounds_do_not():

@@ -24,6 +24,13 @@ def test_nothing_is_run_and_all_is_noted():
     assert launch.kwargs["num_warps"] == 8
 
 
+def test_arguments_of_any_name():
+    x = torch.empty(8, device="meta")
+    with record_launches() as launches:
+        kernels.convolves[(1,)](executor=x, kernel=x, y=x, BLOCK=8)
+    assert launches[0].arguments["kernel"] is x
+
+
 def test_the_grid_may_be_a_function():
     x = torch.zeros(1000)
     launch = recorded(kernels.full_tiles, x, x, FUNCTION=F, BLOCK=256, grid=lambda meta: (1000 // meta["BLOCK"],))

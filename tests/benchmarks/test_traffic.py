@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tests.benchmarks import sample_kernels as kernels
@@ -82,6 +84,17 @@ def test_halves_of_one_tensor_are_told_apart():
     assert not traffic.gaps
 
 
+def test_views_of_other_dtypes_in_one_tensor_are_told_apart():
+    """As of a quantised row, which begins with its scale."""
+    rows = torch.zeros(8, 4 + 32, dtype=torch.uint8)
+    scales, data = rows[:, :4].view(torch.float32), rows[:, 4:]
+    with count_traffic() as traffic:
+        kernels.scaled_rows[(8,)](scales, data, torch.empty(8, 32), 9, 36, COLUMNS=32)
+    assert traffic.moved(arg="scales") == 8 * 4
+    assert traffic.moved(arg="data") == 8 * 32
+    assert not traffic.gaps
+
+
 @pytest.mark.parametrize(
     "view",
     [
@@ -130,7 +143,7 @@ def test_atomics_are_counted_apart():
 def test_catches_a_store_past_the_end():
     memory = torch.full((256,), 7.0)
     with (
-        pytest.raises(OutOfBounds, match=r"stores_past_the_end: 28 .* store .* 0 bytes past the end of y"),
+        pytest.raises(OutOfBounds, match=r"stores_past_the_end: 28 .* stores .* 0 bytes past the end of y"),
         count_traffic(),
     ):
         kernels.stores_past_the_end[(1,)](torch.ones(100), memory[:100], 100, BLOCK=128)
@@ -139,7 +152,7 @@ def test_catches_a_store_past_the_end():
 
 def test_catches_a_load_in_a_device_function():
     with (
-        pytest.raises(OutOfBounds, match="1 unmasked lanes of a load .* 4 bytes before the start of x"),
+        pytest.raises(OutOfBounds, match="1 unmasked lanes of loads .* 4 bytes before the start of x"),
         count_traffic(),
     ):
         kernels.loads_before_the_start[(1,)](torch.ones(101)[1:], torch.empty(64), BLOCK=64)
@@ -155,7 +168,7 @@ def test_an_access_that_is_half_inside(size, block):
 def test_a_tensor_without_elements_has_none_to_load():
     """Its address may be 0."""
     x, y = torch.empty(0), torch.empty(0)
-    with pytest.raises(OutOfBounds, match="1 unmasked lanes of a load fall .*: there is none$"), count_traffic():
+    with pytest.raises(OutOfBounds, match="1 unmasked lanes of loads fall .*: there is none$"), count_traffic():
         kernels.full_tiles[(1,)](x, y, FUNCTION=kernels.square_plus_exp, BLOCK=1)
 
 
@@ -221,6 +234,36 @@ def test_compare_and_swap_and_programs_of_three_axes():
     assert traffic.bytes == {("locks", "lock", "atomic"): 6 * 4}
 
 
+def test_a_grid_that_is_a_function():
+    x = torch.zeros(1000)
+    with count_traffic() as traffic:
+        kernels.tiles_and_tail[lambda arguments: (triton.cdiv(arguments["n"], arguments["BLOCK"]),)](
+            x, x.clone(), 1000, FUNCTION=kernels.square_plus_exp, BLOCK=128
+        )
+    assert traffic.programs == 8
+    assert "8 programs" in str(traffic)
+
+
+def test_arguments_of_any_name():
+    x = torch.ones(8)
+    with count_traffic() as traffic:
+        kernels.convolves[(1,)](executor=x, kernel=x.clone(), y=torch.empty(8), BLOCK=8)
+    assert traffic.moved(arg="kernel") == 32
+
+
+def test_a_compiled_kernel_is_refused():
+    """It would run, on a GPU, and nothing of it be counted."""
+    compiled = JITFunction(kernels.full_tiles.fn)
+    x = torch.zeros(8)
+    with pytest.raises(RuntimeError, match="full_tiles is compiled: set TRITON_INTERPRET=1"), count_traffic():
+        compiled[(1,)](x, x, FUNCTION=kernels.square_plus_exp, BLOCK=8)
+
+
+def test_an_unknown_kind_of_access_is_refused():
+    with pytest.raises(ValueError, match="kind is 'loads': expected one of 'load', 'store', 'atomic'"):
+        counting.Traffic().moved(kind="loads")
+
+
 def test_an_argument_is_not_what_another_begins_with():
     bytes_moved = Counter({("k", "x", "load"): 4, ("k", "x[0]", "load"): 8, ("k", "xs", "load"): 16})
     assert counting.Traffic(bytes=bytes_moved).moved(arg="x") == 12
@@ -249,4 +292,10 @@ def test_what_lies_in_a_view():
 
     assert view.span(at(0, 24, 26, 28), 4).tolist() == [True, True, False, False]
     assert view.elements(at(0, 2, 4, 8, 24), 4).tolist() == [True, False, False, True, True]
-    assert view.elements(at(0, 1, 4, 27, 28), 1).tolist() == [True] * 4 + [False]  # of another size: its span
+    assert view.elements(at(0, 3, 4, 24, 27, 28), 1).tolist() == [True, True, False, True, True, False]
+    pairs = counting._View("x", torch.zeros(4, 8)[:, :2])
+    assert pairs.elements(pairs.low + np.array([0, 4, 8, 32, 36], dtype=np.uint64), 4).tolist() == [True] * 2 + [
+        False,
+        True,
+        True,
+    ]

@@ -64,7 +64,7 @@ def test_other_calls(call, ratio):
 def test_a_store_outside_its_tensor():
     row = table.measured(of_a_kernel(kernels.stores_past_the_end, BLOCK=128))
     assert len(row.problems) == 1
-    assert "unmasked lanes of a store fall outside every tensor argument" in row.problems[0]
+    assert "unmasked lanes of stores fall outside every tensor argument" in row.problems[0]
     assert math.isnan(row.ratio)
 
 
