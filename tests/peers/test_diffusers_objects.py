@@ -175,6 +175,77 @@ def test_torch_compile_without_a_graph_break(cls):
         torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(parameters), expected)
 
 
+def test_what_was_compiled_under_the_patch_runs_without_it(cls):
+    """Dynamo does not ask whether a class has another __init__."""
+    torch._dynamo.reset()
+    encode = torch.compile(lambda parameters: cls(parameters), backend="eager")
+    parameters = make(cls).parameters
+    with fast.patch():
+        encode(parameters)
+    assert_complete_and_equal(encode(parameters), make(cls))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated:DeprecationWarning")
+def test_tracing(cls):
+    """Which calls a second time, without gradients, and compares the graphs."""
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x):
+            posterior = cls(self.weight * x)
+            return posterior.mode(), posterior.std
+
+    encoder, x = Encoder(), make(cls).parameters
+    expected = encoder(x + 1)
+    with fast.patch():
+        traced = torch.jit.trace(encoder, x)
+    torch.testing.assert_close(traced(x + 1), expected)
+
+
+def test_a_posterior_that_cannot_be_completed_does_not_keep_the_patch(cls, caplog):
+    """As one that has left a vmap: what is no more is said, and the user's own error is the one that is raised."""
+
+    def leave(parameters):
+        left.append(cls(parameters))
+        raise ValueError("the user's")
+
+    left, before = [], vars(cls)["__init__"]
+    patch = fast.patch()
+    kept = make(cls)
+    with pytest.raises(ValueError, match="the user's"), patch:
+        torch.func.vmap(leave)(make(cls).parameters[None])
+    assert vars(cls)["__init__"] is before
+    assert_complete_and_equal(kept, make(cls))
+    assert f"a {cls.__name__} stays without its" in caplog.text
+
+
+def test_deterministic_may_be_set_later(cls):
+    def values():
+        posterior = make(cls)
+        posterior.deterministic = True
+        given = (posterior.mean,) if cls is CLASSES[0] else ()
+        return posterior.kl(), [posterior.nll(sample) for sample in given]
+
+    expected = values()
+    with fast.patch():
+        torch.testing.assert_close(values(), expected)
+
+
+def test_a_mean_of_another_shape_or_dtype(cls):
+    def values(change):
+        posterior = make(cls)
+        posterior.mean = change(posterior.mean)
+        return posterior.kl(), posterior.sample(torch.Generator().manual_seed(0))
+
+    for change in (lambda mean: mean[:1], torch.Tensor.double):
+        expected = values(change)
+        with fast.patch():
+            torch.testing.assert_close(values(change), expected)
+
+
 def test_empty_meta_tensors(cls):
     with fast.patch():
         posterior = cls(make(cls).parameters.to("meta"))

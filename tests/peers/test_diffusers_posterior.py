@@ -1,11 +1,14 @@
 """diffusers' DiagonalGaussianDistribution, patched against its own: values, gradients, shapes, dtypes."""
 
+from collections import namedtuple
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: make test-peers", exc_type=ModuleNotFoundError)
 
 from diffusers.models.autoencoders import vae
+from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution
 
 from vae_fast.integrations import diffusers as fast
 
@@ -236,6 +239,37 @@ def test_nll_takes_values_that_were_set(name):
         return posterior.nll(torch.ones_like(posterior.mean))
 
     theirs, ours = both(nll)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_odd_channels_broadcast_as_before(backend):
+    """A mean of two channels beside a log-variance of one."""
+
+    def values(cls):
+        posterior = cls(moments((2, 3, 4, 4), backend.device))
+        draw = posterior.sample(torch.Generator(backend.device).manual_seed(0))
+        return (
+            posterior.kl(),
+            posterior.kl(cls(moments((2, 3, 4, 4), backend.device, seed=1))),
+            draw,
+            posterior.nll(draw),
+        )
+
+    theirs, ours = both(values)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_no_posterior_of_this_class_is_theirs(backend):
+    """Oobleck's, whose scale is no log-variance, a tuple of what kl() reads, and a number in place of a sample."""
+    parameters = moments((2, 8, 4, 4), backend.device)
+
+    def values(cls):
+        oobleck = OobleckDiagonalGaussianDistribution(parameters + 1)
+        names = "mean", "var", "logvar"
+        alike = namedtuple("Alike", names)(*(getattr(cls(parameters / 2), name) for name in names))
+        return cls(parameters).kl(oobleck), cls(parameters).kl(alike), cls(parameters).nll(0.5)
+
+    theirs, ours = both(values)
     torch.testing.assert_close(ours, theirs)
 
 

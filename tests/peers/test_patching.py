@@ -70,6 +70,16 @@ def test_the_context_puts_back_the_originals_also_after_an_error(project, module
     assert_same_objects(before, attributes(module))
 
 
+def test_the_originals_come_back_also_if_the_project_cannot_be_left_in_order(project, module):
+    before = attributes(module)
+    project.patch()
+    project.before_unpatch = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        project.unpatch()
+    assert_same_objects(before, attributes(module))
+    assert not project.is_patched
+
+
 def test_a_second_patch_changes_nothing_and_undoes_nothing(project, module):
     before = attributes(module)
     with project.patch() as first:

@@ -81,6 +81,48 @@ def test_the_capacity_is_compared_with_each_sample(backend):
     assert (kl - capacity).abs().mean() > (kl.mean() - capacity).abs() + 0.1
 
 
+OTHERS = {
+    "bytes": lambda recon_x, x, mu, log_var: (recon_x, (255 * x).to(torch.uint8), mu, log_var),
+    "an x with a gradient": lambda recon_x, x, mu, log_var: (recon_x, x.clone().requires_grad_(), mu, log_var),
+    "a shared variance": lambda recon_x, x, mu, log_var: (recon_x, x, mu, log_var[:1, :1]),
+    "a variance of each latent": lambda recon_x, x, mu, log_var: (recon_x, x, mu, log_var[0]),
+    "one number for each image": lambda recon_x, x, mu, log_var: (recon_x[:, 0, 0, :1], x, mu, log_var),
+    "a double variance": lambda recon_x, x, mu, log_var: (recon_x, x, mu, log_var.double()),
+    "a double x": lambda recon_x, x, mu, log_var: (recon_x, x.double(), mu, log_var),
+    "latents without a batch": lambda recon_x, x, mu, log_var: (recon_x, x, mu[0], log_var[0]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_the_fused_losses_do_not_take_is_theirs(cls, name, backend):
+    """Bytes they would take as pixels, and divide by 255."""
+    (recon_x, mu, log_var), x, z = problem(backend.device)
+    recon_x, x, mu, log_var = OTHERS[name](recon_x, x, mu, log_var)
+    model, epoch = make(cls), epochs(cls)[-1]
+
+    def outcome():
+        try:
+            return model.loss_function(recon_x, x, mu, log_var, z, *epoch)
+        except Exception as error:
+            return [torch.tensor(0.0), repr(error)]
+
+    theirs = outcome()
+    with fast.patch():
+        ours = outcome()
+    torch.testing.assert_close(ours[0], theirs[0])
+    assert [str(o) for o in ours[1:]] == [str(t) for t in theirs[1:]]
+
+
+def test_arguments_by_name(backend):
+    (recon_x, mu, log_var), x, z = problem(backend.device)
+    model = make(models.VAE)
+    expected = call(model, (recon_x, mu, log_var), x, z)
+    with fast.patch():
+        torch.testing.assert_close(model.loss_function(recon_x=recon_x, x=x, mu=mu, log_var=log_var, z=z), expected)
+
+
 def test_bce_takes_probabilities_also_where_they_saturate(backend):
     """Of sigmoid(-200), whose log PyTorch stops at -100; with logits the loss would be 200."""
     tensors, x, z = problem(backend.device)

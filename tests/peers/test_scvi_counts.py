@@ -304,3 +304,15 @@ def test_a_bfloat16_rate_keeps_its_digits():
     rate = torch.full((1, 2), 100.0, dtype=torch.bfloat16)
     with fast.patch():
         assert MAKE["poisson"](rate, None, None).log_prob(torch.zeros_like(rate)).eq(-100).all()
+
+
+@kinds
+def test_whole_counts_make_float32_of_half_precision(kind):
+    """Of which theirs takes the lgamma."""
+    x = torch.tensor([[0, 3]])
+    params = [torch.ones(1, 2, dtype=torch.float16) for _ in range(3)]
+    expected = log_prob(kind, x, params)
+    with fast.patch():
+        ours = log_prob(kind, x, params)
+    torch.testing.assert_close(ours, expected, rtol=2e-3, atol=2e-3)
+    assert ours.dtype == torch.float32

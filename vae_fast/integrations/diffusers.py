@@ -9,7 +9,7 @@ import torch
 
 from vae_fast.functional import gaussian_kl, reconstruction_loss, reparameterize
 from vae_fast.integrations import oobleck
-from vae_fast.integrations.lazy import Lazy, complete_all, is_unread, source, state
+from vae_fast.integrations.lazy import Lazy, complete_all, is_untouched, source, state
 from vae_fast.integrations.noise import draw
 from vae_fast.integrations.patching import Patch, Project, add, wrap
 from vae_fast.integrations.tensors import is_like, result_dtype
@@ -56,7 +56,7 @@ def _changes():
         add(cls, "std", Lazy("std", lambda self: torch.exp((0.5 * _clamped(self)).to(self._dtype)))),
         add(cls, "var", Lazy("var", lambda self: torch.exp(_clamped(self).to(self._dtype)))),
         add(cls, "__getstate__", lambda self: state(self, _LAZY, _PRIVATE)),
-        *oobleck.changes(),
+        *oobleck.changes(_is_patched),
     ]
 
 
@@ -71,6 +71,11 @@ def _complete():
     oobleck.complete_instances()
 
 
+def _is_patched():
+    """Asked by each __init__: for code that was compiled under the patch this is the reason to be compiled anew."""
+    return _project.is_patched
+
+
 _project = Project("diffusers", "diffusers", ("0.42.1",), _changes, _complete)
 
 
@@ -80,10 +85,13 @@ def _clamped(posterior):
 
 def _init(theirs):
     def __init__(self, parameters, deterministic=False):
+        if not _is_patched():
+            theirs(self, parameters, deterministic)
+            return
         self.parameters = parameters
         self.mean, second = torch.chunk(parameters, 2, dim=1)
-        self._raw = source(second)
         self._dtype = result_dtype(parameters)
+        self._raw = source(second)
         self.deterministic = deterministic
         if deterministic:
             self.var = self.std = torch.zeros_like(self.mean)
@@ -93,7 +101,7 @@ def _init(theirs):
 
 def _sample(theirs):
     def sample(self, generator=None):
-        if not is_unread(self, "std"):
+        if not is_untouched(self, "std"):
             return theirs(self, generator)
         eps = None if generator is None else draw(self, generator)
         mean, logvar = self.mean.to(self._dtype), self._raw.to(self._dtype)
@@ -105,7 +113,7 @@ def _sample(theirs):
 def _kl(theirs):
     def kl(self, other=None):
         # Below 4 dimensions diffusers raises an error, and so does this.
-        if not is_unread(self, "var", "logvar") or self.mean.dim() < 4 or not _fits(self, other):
+        if not _is_fused(self) or self.mean.dim() < 4 or not (other is None or _is_prior(other, self)):
             return theirs(self, other)
         prior = None if other is None else (other.mean, _clamped(other))
         reduction = "sample" if self.mean.dim() == 4 else "none"
@@ -116,13 +124,17 @@ def _kl(theirs):
     return kl
 
 
-def _fits(posterior, other):
-    return other is None or (is_unread(other, "var", "logvar") and is_like(other.mean, posterior.mean))
+def _is_fused(posterior):
+    return not posterior.deterministic and is_untouched(posterior, "var", "logvar")
+
+
+def _is_prior(other, posterior):
+    return isinstance(other, _posterior()) and _is_fused(other) and is_like(other.mean, posterior.mean)
 
 
 def _nll(theirs):
     def nll(self, sample, dims=(1, 2, 3)):
-        if not is_unread(self, "var", "logvar") or not is_like(sample, self.mean):
+        if not _is_fused(self) or not isinstance(sample, torch.Tensor) or not is_like(sample, self.mean):
             return theirs(self, sample, dims)
         mean = self.mean
         if sample.requires_grad:  # a target has no gradient, but the difference is all that counts

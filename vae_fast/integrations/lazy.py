@@ -1,8 +1,13 @@
 """Attributes that are made when they are first read, for classes whose own __init__ makes them all."""
 
 import gc
+import logging
 
 import torch
+
+from vae_fast.integrations.tensors import is_like
+
+_log = logging.getLogger("vae_fast")
 
 
 class Lazy:
@@ -29,14 +34,14 @@ class Lazy:
 
 def source(tensor):
     """What __init__ keeps as `_raw`. Under no_grad a view of a leaf still requires a gradient; what is made of it must
-    not."""
-    return tensor if torch.is_grad_enabled() else tensor.detach()
+    not. All else stays as it is: torch.jit.trace compares a graph with that of a second call, under no_grad."""
+    return tensor.detach() if tensor.requires_grad and not torch.is_grad_enabled() else tensor
 
 
-def is_unread(instance, *names):
-    """Whether it was made under the patch, and nobody has read or set these attributes."""
+def is_untouched(instance, *names):
+    """Whether it was made under the patch, nobody has read or set these attributes, and its mean is like its `_raw`."""
     own = vars(instance)
-    return "_raw" in own and not any(name in own for name in names)
+    return "_raw" in own and not any(name in own for name in names) and is_like(instance.mean, instance._raw)
 
 
 def complete(instance, lazy, private):
@@ -54,7 +59,10 @@ def complete_all(cls, lazy, private):
     construction."""
     for found in gc.get_objects():
         if issubclass(type(found), cls):  # not isinstance: it would ask proxies what they stand for
-            complete(found, lazy, private)
+            try:
+                complete(found, lazy, private)
+            except RuntimeError as error:  # one that a vmap left behind, say: the others are to be usable
+                _log.warning("a %s stays without its %s: %s", cls.__name__, ", ".join(lazy), error)
 
 
 def state(instance, lazy, private):

@@ -8,10 +8,10 @@ import torch
 from torch.nn.functional import softplus
 
 from vae_fast.functional import gaussian_kl, reparameterize
-from vae_fast.integrations.lazy import Lazy, complete, complete_all, is_unread, source, state
+from vae_fast.integrations.lazy import Lazy, complete, complete_all, is_untouched, source, state
 from vae_fast.integrations.noise import draw
 from vae_fast.integrations.patching import add, wrap
-from vae_fast.integrations.tensors import is_like, result_dtype
+from vae_fast.integrations.tensors import result_dtype
 from vae_fast.ops import backend
 from vae_fast.scales import Softplus
 
@@ -20,10 +20,10 @@ _PRIVATE = ("_raw", "_std")
 _SCALE = Softplus(epsilon=1e-4)
 
 
-def changes():
+def changes(is_patched):
     cls = _posterior()
     return [
-        wrap(cls, "__init__", _init),
+        wrap(cls, "__init__", lambda theirs: _init(theirs, is_patched)),
         wrap(cls, "sample", _sample),
         wrap(cls, "kl", _kl),
         add(cls, "_std", Lazy("_std", lambda self: softplus(self._raw) + 1e-4)),
@@ -44,8 +44,11 @@ def complete_instances():
     complete_all(_posterior(), _LAZY, _PRIVATE)
 
 
-def _init(theirs):
+def _init(theirs, is_patched):
     def __init__(self, parameters, deterministic=False):
+        if not is_patched():
+            theirs(self, parameters, deterministic)
+            return
         self.parameters = parameters
         self.mean, self.scale = parameters.chunk(2, dim=1)
         self._raw = source(self.scale)
@@ -58,11 +61,7 @@ def _init(theirs):
 
 def _is_for_kernels(posterior):
     """Whether a kernel takes mean and scale as they are: nobody has read or set a standard deviation."""
-    return (
-        is_unread(posterior, "std", "_std")
-        and backend.choose(posterior.mean) == "triton"
-        and is_like(posterior.mean, posterior._raw)
-    )
+    return is_untouched(posterior, "std", "_std") and backend.choose(posterior.mean) == "triton"
 
 
 def _sample(theirs):
@@ -77,7 +76,7 @@ def _sample(theirs):
 
 def _kl(theirs):
     def kl(self, other=None):
-        if other is not None or self.deterministic or not is_unread(self, "var", "logvar"):
+        if other is not None or self.deterministic or not is_untouched(self, "var", "logvar"):
             return theirs(self, other)
         # The mean over all elements times the channels is the sum over channels, averaged over batch and time.
         if _is_for_kernels(self):

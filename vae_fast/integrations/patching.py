@@ -108,13 +108,15 @@ class Project:
         """Put the originals back, whatever stands there now; nothing to do where nothing is patched."""
         if self._patch is None:
             return
-        self.before_unpatch()
-        for owner, name, value in reversed(self._originals):
-            if value is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
-        self._originals, self._patch = [], None
+        try:
+            self.before_unpatch()
+        finally:
+            for owner, name, value in reversed(self._originals):
+                if value is _ABSENT:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, value)
+            self._originals, self._patch = [], None
         _log.info("%s: the originals are back", self.package)
 
     def _checked_version(self, force):

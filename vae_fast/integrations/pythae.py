@@ -5,6 +5,8 @@ from vae_fast.integrations import pythae as fast
 fast.patch()  # for the process, or `with fast.patch():`
 """
 
+import torch
+
 from vae_fast.compat import bernoulli_probs
 from vae_fast.functional import gaussian_kl, reconstruction_loss
 from vae_fast.integrations.patching import Patch, Project, wrap
@@ -17,8 +19,9 @@ def patch(*, force: bool = False) -> Patch:
     per sample. "mse" is 1/2 of the squared error, summed over elements; "bce" takes probabilities. Models that inherit
     one of these loss functions are patched with it; the noise stays pythae's, which returns it.
 
-    Losses are float32 (float64 for float64) and differentiable once. "bce" of something outside [0, 1] is NaN, where
-    PyTorch's op raises. Returns a `Patch`, which says what it patched. force: take an untested version.
+    Losses are float32 (float64 for float64) and differentiable once. What pythae would broadcast or convert, and an x
+    that requires a gradient, is pythae's own to compute. "bce" of something outside [0, 1] is NaN, where PyTorch's op
+    raises. Returns a `Patch`, which says what it patched. force: take an untested version.
 
     Raises ImportError where pythae is missing, and RuntimeError where it is not a version that was tested.
     """
@@ -33,40 +36,56 @@ def unpatch() -> None:
 def _changes():
     from pythae.models import VAE, BetaVAE, DisentangledBetaVAE
 
-    return [
-        wrap(VAE, "loss_function", _vae),
-        wrap(BetaVAE, "loss_function", _beta_vae),
-        wrap(DisentangledBetaVAE, "loss_function", _disentangled_beta_vae),
-    ]
+    losses = {VAE: _vae, BetaVAE: _beta_vae, DisentangledBetaVAE: _disentangled_beta_vae}
+    return [wrap(cls, "loss_function", _fused(loss)) for cls, loss in losses.items()]
 
 
 _project = Project("pythae", "pythae", ("0.1.2",), _changes)
 
 
-def _vae(theirs):
-    def loss_function(self, recon_x, x, mu, log_var, z):
-        reconstruction, kl = _reconstruction(self, recon_x, x), gaussian_kl(mu, log_var)
-        return reconstruction + kl, reconstruction, kl
+def _fused(loss):
+    def decorator(theirs):
+        def loss_function(self, recon_x, x, mu, log_var, *rest, **named):
+            call = loss if _fits(recon_x, x, mu, log_var) else theirs
+            return call(self, recon_x, x, mu, log_var, *rest, **named)
 
-    return loss_function
+        return loss_function
 
-
-def _beta_vae(theirs):
-    def loss_function(self, recon_x, x, mu, log_var, z):
-        reconstruction, kl = _reconstruction(self, recon_x, x), gaussian_kl(mu, log_var)
-        return reconstruction + self.beta * kl, reconstruction, kl
-
-    return loss_function
+    return decorator
 
 
-def _disentangled_beta_vae(theirs):
-    def loss_function(self, recon_x, x, mu, log_var, z, epoch):
-        reconstruction, kl = _reconstruction(self, recon_x, x), gaussian_kl(mu, log_var, reduction="sample")
-        capacity = self.C * min(epoch / (self.warmup_epoch + 1), 1)
-        distance = (kl - capacity).abs().mean()  # of each sample, before the mean
-        return reconstruction + self.beta * distance, reconstruction, kl.mean()
+def _fits(recon_x, x, mu, log_var):
+    """Whether the fused losses take them: floats of one batch, of which none is broadcast, and no gradient for x.
 
-    return loss_function
+    Bytes would be divided by 255. float64 beside another dtype is refused, or makes losses of another dtype.
+    """
+    return (
+        x.is_floating_point()
+        and not x.requires_grad
+        and x.numel() == recon_x.numel()
+        and mu.dim() == 2
+        and mu.shape == log_var.shape
+        and mu.shape[0] == x.shape[0]
+        and len({t.dtype == torch.float64 for t in (recon_x, x)}) == 1
+        and len({t.dtype == torch.float64 for t in (mu, log_var)}) == 1
+    )
+
+
+def _vae(model, recon_x, x, mu, log_var, z):
+    reconstruction, kl = _reconstruction(model, recon_x, x), gaussian_kl(mu, log_var)
+    return reconstruction + kl, reconstruction, kl
+
+
+def _beta_vae(model, recon_x, x, mu, log_var, z):
+    reconstruction, kl = _reconstruction(model, recon_x, x), gaussian_kl(mu, log_var)
+    return reconstruction + model.beta * kl, reconstruction, kl
+
+
+def _disentangled_beta_vae(model, recon_x, x, mu, log_var, z, epoch):
+    reconstruction, kl = _reconstruction(model, recon_x, x), gaussian_kl(mu, log_var, reduction="sample")
+    capacity = model.C * min(epoch / (model.warmup_epoch + 1), 1)
+    distance = (kl - capacity).abs().mean()  # of each sample, before the mean
+    return reconstruction + model.beta * distance, reconstruction, kl.mean()
 
 
 def _reconstruction(model, recon_x, x):
