@@ -20,12 +20,12 @@ several rounds, and what stands before and behind the loop besides. `report.byte
 tells how many: give `elements` so that the two agree. Where loads run ahead, the path may have more rounds of them than
 of the rest; with `num_stages=1` it has as many.
 
-Atomics are issued, but in neither `loads`, `stores` nor `bytes`; nor are scalars that AMD's scalar unit loads. The one
-number that a program stores last, such as its partial sum, may be left out on NVIDIA, and is counted on AMD.
+Atomics are issued, but in neither `loads`, `stores` nor `bytes`; nor are scalars that AMD's scalar unit loads. A number
+that one thread stores, such as a partial sum, is in `bytes` as if each did; on NVIDIA it may be left out.
 
-A loop that may have no round can be left out, where it has no wide access: `report.skipped` counts these, and `check`
-allows none unless the budget does. What else the counts cannot say, of a kernel that calls subroutines, copies whole
-tiles or divides its warps, is in `report.unsaid`, and fails too.
+A loop can be left out, or left in its first round, where the rest has no wide access: `report.skipped` counts these,
+and `check` allows none unless the budget does. What else the counts cannot say, of a kernel that calls subroutines,
+copies whole tiles or divides its warps, is in `report.unsaid`, and fails too.
 """
 
 import hashlib

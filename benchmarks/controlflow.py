@@ -14,8 +14,8 @@ one that does not. Among all such paths (each loop body passed once) the main pa
 
 In a kernel that has narrow accesses only, bulk is narrow, nothing is skipped, and the count includes them all.
 
-A loop that may have no round can be left out by the same rule, where it has narrow accesses or none, or no more of it
-passed than its condition: the code does not tell the loop of a tail, or of the slow path of sin, from one that does the
+A loop can be left out by the same rule, or left before its first round ends, where the rest has narrow accesses or
+none: the code does not tell the loop of a tail, or of the slow path of sin, from one that does the
 kernel's work. `Path.skipped` counts them.
 """
 
@@ -138,7 +138,7 @@ def _flags_after(block, known, asked):
 
 
 def _excluded(block, onward, known):
-    """Successors to which a block does not go, given what is known of the flags."""
+    """Successors to which a block does not go, given what is known of the flags. onward: those that there are."""
     last = block.instructions[-1] if block.instructions else None
     if last is None:
         return set()
@@ -149,7 +149,8 @@ def _excluded(block, onward, known):
         goes, others = (block.taken, block.through) if taken else (block.through, block.taken)
     else:
         return set()
-    return others - goes if goes.intersection(onward) else set()  # it goes back, and leaves after the next round
+    # Where the only way on would be back, the block leaves after the next round.
+    return others - goes if goes.intersection(onward) else set()
 
 
 def _trace_back(best, exit_block):

@@ -79,7 +79,8 @@ def parse(sass):
 def _with_last_stores(instructions):
     """`@P EXIT`, a store and `EXIT` are how ptxas writes the last store that has a mask: it is issued as the others."""
     for number, (leaves, store, ends) in enumerate(zip(instructions, instructions[1:], instructions[2:])):
-        if leaves.opcode == ends.opcode == "EXIT" and store.access == "store" and not ends.falls_through:
+        is_last = leaves.falls_through and store.access == "store" and not ends.falls_through
+        if is_last and leaves.opcode == ends.opcode == "EXIT":
             instructions[number] = replace(leaves, targets=())
     return instructions
 

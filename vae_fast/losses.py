@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast import checks, likelihoods, objectives, outputs, scales, targets
+from vae_fast.eager.elementary import is_compiling_calls
 from vae_fast.functional import ELBO, elbo_loss, gaussian_kl, reconstruction_loss
 from vae_fast.likelihoods import LikelihoodLike
 from vae_fast.scales import ScaleLike
@@ -170,10 +171,9 @@ class ELBOLoss(nn.Module):
         """
         if self.step is None:
             return
-        if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
+        if is_compiling_calls():
             # A compiled backward may recompute the weight from `step`, and must not find the next one there:
-            # github.com/pytorch/pytorch/pull/197039. A program of torch.export would lose the new tensor. (The flag:
-            # in torch.compile of torch 2.11 is_exporting() is True.)
+            # github.com/pytorch/pytorch/pull/197039. A program of torch.export would lose the new tensor.
             self.step = self.step + 1
         else:
             self.step.add_(1)  # in place, where a CUDA graph reads it

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.benchmarks.test_controlflow import WIDE, amd, nvidia, opcodes
+from tests.benchmarks.test_controlflow import WIDE, nvidia, opcodes
+from tests.benchmarks.test_controlflow_amd import amd
 from vae_fast.benchmarks.controlflow import main_path
 
 

@@ -89,6 +89,13 @@ OTHERS = {
     "one number for each image": lambda recon_x, x, mu, log_var: (recon_x[:, 0, 0, :1], x, mu, log_var),
     "a double variance": lambda recon_x, x, mu, log_var: (recon_x, x, mu, log_var.double()),
     "a double x": lambda recon_x, x, mu, log_var: (recon_x, x.double(), mu, log_var),
+    "latents of two dimensions": lambda recon_x, x, mu, log_var: (recon_x, x, mu[:, None], log_var[:, None]),
+    "two draws of each latent": lambda recon_x, x, mu, log_var: (
+        recon_x,
+        x,
+        torch.cat([mu] * 2),
+        torch.cat([log_var] * 2),
+    ),
     "latents without a batch": lambda recon_x, x, mu, log_var: (recon_x, x, mu[0], log_var[0]),
 }
 

@@ -48,6 +48,14 @@ def cast(tensor, dtype):
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
+def is_compiling_calls():
+    """Whether torch.compile traces, and not torch.export, to which every number is a constant.
+
+    (In torch.compile of torch 2.11 torch.compiler.is_exporting() is True.)
+    """
+    return is_compiling() and not torch.compiler._is_exporting_flag
+
+
 def is_at_hand(tensor):
     """Whether to ask for a tensor's number costs little: a GPU would be waited for, and a compiler break its graph."""
     return tensor.is_cpu and not is_compiling()
@@ -86,12 +94,12 @@ def expm1_minus_x(x, expm1=None):
 
 
 def varying(number, dtype, device):
-    """A number of which a compiled call may be given another each time: while compiling a 0-d tensor.
+    """A number of which a compiled call may be given another each time: under torch.compile a 0-d tensor.
 
-    A compiler makes some ops anew for each number, and outside autograd the cache of torch 2.13's Inductor may then
-    hand out the code of another one (torch.where(mask, number, x)). A product is made once for all of them.
+    It makes some ops anew for each number, and outside autograd the cache of torch 2.13's Inductor may then hand out
+    the code of another one (torch.where(x < number, number, x)). A product is made once for all of them.
     """
-    if isinstance(number, torch.Tensor) or not is_compiling():
+    if isinstance(number, torch.Tensor) or not is_compiling_calls():
         return number
     return torch.ones((), dtype=dtype, device=device) * number
 

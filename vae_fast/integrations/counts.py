@@ -173,6 +173,6 @@ def _log_prob(likelihood, x, params, reduction, *, link=None, at_least=None):
     first, *others = params if link is None else map(link, params)
     nll = reconstruction_loss((first.expand(shape), *others), counts.expand(shape), likelihood, reduction=reduction)
     made = result_dtype(params[0])
-    if not x.is_floating_point():  # theirs takes the lgamma of whole numbers, which is float32
-        at_least = torch.get_default_dtype()
+    if not x.is_floating_point():  # theirs takes the lgamma of whole numbers, which has the default dtype
+        made = torch.promote_types(made, torch.get_default_dtype())
     return nll.neg().to(made if at_least is None else torch.promote_types(made, at_least))

@@ -48,10 +48,12 @@ def complete(instance, lazy, private):
     """Make every `lazy` attribute and drop the `private` ones: what the class's own __init__ leaves."""
     if "_raw" not in vars(instance):  # already complete, or made before the patch
         return
-    for name in lazy:
-        getattr(instance, name)
-    for name in private:
-        vars(instance).pop(name, None)
+    try:
+        for name in lazy:
+            getattr(instance, name)
+    finally:
+        for name in private:
+            vars(instance).pop(name, None)
 
 
 def complete_all(cls, lazy, private):

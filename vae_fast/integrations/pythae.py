@@ -66,8 +66,8 @@ def _fits(recon_x, x, mu, log_var):
         and mu.dim() == 2
         and mu.shape == log_var.shape
         and mu.shape[0] == x.shape[0]
-        and len({t.dtype == torch.float64 for t in (recon_x, x)}) == 1
-        and len({t.dtype == torch.float64 for t in (mu, log_var)}) == 1
+        and (recon_x.dtype == torch.float64) == (x.dtype == torch.float64)
+        and (mu.dtype == torch.float64) == (log_var.dtype == torch.float64)
     )
 
 

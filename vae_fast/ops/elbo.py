@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 from torch.autograd import Function
-from torch.compiler import is_compiling
 
 from vae_fast import checks
-from vae_fast.eager.elementary import varying
+from vae_fast.eager.elementary import is_compiling_calls, varying
 from vae_fast.eager.reductions import accumulator
 from vae_fast.ops import autograd
 from vae_fast.ops.autograd import made_in_forward, place
@@ -29,7 +28,7 @@ def negative_elbo(params, target, weight, seed, beta_tensor, kl, spec):
     """(total, reconstruction, kl), 0-d, in nats per sample. kl: [B] or 0-d; the three before it may be None."""
     function = autograd.select(Ordinary, _Transformable, kl, *params)
     if function is None:
-        if is_compiling() and beta_tensor is None and spec.beta != 1:  # else each number would make another op
+        if is_compiling_calls() and beta_tensor is None and spec.beta != 1:  # else each number would make another op
             beta_tensor, spec = varying(spec.beta, accumulator(params[0].dtype), kl.device), spec._replace(beta=0.0)
         arguments = _arguments(spec, target, weight, seed, beta_tensor, kl)
         return _forward(params, *arguments, [False] * len(params), spec.backend)
