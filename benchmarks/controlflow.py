@@ -25,6 +25,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 BULK_SHARE = 1 / 4
+LAST_SHARE = 1 / 10  # of the instructions of a round
 SLEEP = ("NANOSLEEP", "s_sleep")
 EXIT = -1  # as a branch target: the end of the kernel
 
@@ -185,11 +186,11 @@ def _unroll_once(blocks):
 def _goes_round(blocks, loop, path, asked):
     """Whether a path comes to where another round of a loop may begin, which it has left out.
 
-    Not where a flag ends the loop, which AMD's compiler sets in a round without work.
+    Not where a flag ends the loop, which AMD's compiler sets in a round without work. The path may leave the loop just
+    before that, where no more is left than a jump and a few instructions for the next round.
     """
-    beginnings = {loop.header} | {
-        end for end in loop.ends if all(i.pipe == "control" for i in blocks[end].instructions)
-    }
+    passed = sum(len(blocks[number].instructions) for number in loop.body.intersection(path))
+    beginnings = {loop.header} | {end for end in loop.ends if _is_short(blocks[end], LAST_SHARE * passed)}
     known = {}
     for number in path:
         block = blocks[number]
@@ -198,6 +199,12 @@ def _goes_round(blocks, loop, path, asked):
         if number in loop.body and not beginnings.isdisjoint(onward):
             return True
     return False
+
+
+def _is_short(block, most):
+    return (
+        not any(i.access for i in block.instructions) and sum(i.pipe != "control" for i in block.instructions) <= most
+    )
 
 
 def _works(blocks, body):

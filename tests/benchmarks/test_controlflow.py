@@ -105,10 +105,16 @@ def test_the_end_of_full_tiles_is_no_mask():
     assert opcodes(code) == ["EXIT", "STG.E.128", "EXIT"]
 
 
-def test_a_jump_at_the_end_of_a_round_may_be_left_out():
-    """The path leaves the loop before it, and has gone round."""
-    path = main_path(nvidia(WIDE, "@P1 BRA 0x30", NARROW, "@P0 BRA 0x50", "BRA 0x0", STORE, "EXIT"))
-    assert (path.loops, path.skipped) == (1, 0)
+@pytest.mark.parametrize(
+    ("last", "skipped"), [((), 0), (("FADD R1, R1, R1",), 0), (("FADD R1, R1, R1",) * 3, 1), ((NARROW,), 1)]
+)
+def test_the_last_instructions_of_a_round_may_be_left_out(last, skipped):
+    """The path leaves the loop before them, and has gone round, if they are a tenth of it at most."""
+    after = 16 * (17 + len(last))
+    round_ = WIDE, *["FMUL R1, R1, R1"] * 14, f"@P0 BRA {after:#x}", *last, "BRA 0x0"
+    path = main_path(nvidia(*round_, STORE, "EXIT"))
+    assert (path.loops, path.skipped) == (1 - skipped, skipped)
+    assert len(path.instructions) == 18
 
 
 def test_loops_that_are_left_out_are_counted():
