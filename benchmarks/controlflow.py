@@ -190,7 +190,8 @@ def _goes_round(blocks, loop, path, asked):
     before that, where no more is left than a jump and a few instructions for the next round.
     """
     passed = sum(len(blocks[number].instructions) for number in loop.body.intersection(path))
-    beginnings = {loop.header} | {end for end in loop.ends if _is_short(blocks[end], LAST_SHARE * passed)}
+    left = loop.ends.difference(path)
+    beginnings = {loop.header, *(end for end in left if _is_short(blocks[end], LAST_SHARE * passed))}
     known = {}
     for number in path:
         block = blocks[number]

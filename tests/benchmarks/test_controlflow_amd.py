@@ -18,6 +18,7 @@ s_branch .LBB0_2
 s_andn2_b64 vcc, exec, s[8:9]
 s_cbranch_vccz .LBB0_3
 .LBB0_2:
+{condition}
 v_cmp_nlt_f32_e32 vcc, s10, v0
 s_mov_b64 s[8:9], -1
 s_cbranch_vccnz .LBB0_1
@@ -32,7 +33,8 @@ s_endpgm"""
 @pytest.mark.parametrize(("work", "loops"), [("global_load_ushort", 0), ("global_load_dwordx4", 1)])
 def test_a_round_that_only_leaves_is_none(work, loops):
     """AMD's compiler goes to the end of a `while` once more, with a flag by which it leaves there."""
-    path = main_path(amd(WHILE.format(work=f"{work} v[4:7], v8, s[0:1]")))
+    condition = "\n".join(["v_add_f32_e32 v0, v0, v0"] * 12)  # beside which the flag's own instruction is short
+    path = main_path(amd(WHILE.format(condition=condition, work=f"{work} v[4:7], v8, s[0:1]")))
     assert (path.loops, path.skipped) == (loops, 1 - loops)
     assert [i.opcode for i in path.instructions if i.access == "load"] == ["global_load_dwordx4"] * (1 + loops)
 
