@@ -15,8 +15,8 @@ one that does not. Among all such paths (each loop body passed once) the main pa
 In a kernel that has narrow accesses only, bulk is narrow, nothing is skipped, and the count includes them all.
 
 A loop can be left out by the same rule, or left before its first round ends, where the rest has narrow accesses or
-none: the code does not tell the loop of a tail, or of the slow path of sin, from one that does the
-kernel's work. `Path.skipped` counts them.
+none: the code does not tell the loop of a tail, or of the slow path of sin, from one that does the kernel's work.
+`Path.skipped` counts them.
 """
 
 from collections import Counter, defaultdict
@@ -85,11 +85,10 @@ def main_path(instructions):
         for (known, moved), (weight, called, count, _) in best.get(number, {}).items():
             after = _flags_after(blocks[number], dict(known), asked)
             score = (weight + gain, called - calls, count - len(code), (number, (known, moved)))
-            for successor in edges[number]:
-                if successor not in _excluded(blocks[number], edges[number], after):
-                    states = best.setdefault(successor, {})
-                    key = (frozenset(after.items()), moved | moves)
-                    states[key] = max(states.get(key, score), score, key=lambda s: s[:3])
+            for successor in _onward(blocks[number], edges[number], after):
+                states = best.setdefault(successor, {})
+                key = (frozenset(after.items()), moved | moves)
+                states[key] = max(states.get(key, score), score, key=lambda s: s[:3])
     chosen = _trace_back(best, len(blocks) - 1)
     without_a_round = [loop for loop in loops if not _goes_round(blocks, loop, chosen, asked)]
     skipped = [loop for loop in without_a_round if _works(blocks, loop.body.difference(chosen))]
@@ -138,20 +137,21 @@ def _flags_after(block, known, asked):
     return known
 
 
-def _excluded(block, onward, known):
-    """Successors to which a block does not go, given what is known of the flags. onward: those that there are."""
+def _onward(block, successors, known):
+    """Those of the successors to which a block goes, given what is known of the flags at its end."""
     last = block.instructions[-1] if block.instructions else None
     if last is None:
-        return set()
+        return successors
     if last.likely:
         goes, others = block.taken, block.through
     elif last.asks and last.asks[0] in known:
         taken = known[last.asks[0]] == last.asks[1]
         goes, others = (block.taken, block.through) if taken else (block.through, block.taken)
     else:
-        return set()
-    # Where the only way on would be back, the block leaves after the next round.
-    return others - goes if goes.intersection(onward) else set()
+        return successors
+    if goes.isdisjoint(successors):  # it goes back, and leaves after the next round
+        return successors
+    return [successor for successor in successors if successor not in others - goes]
 
 
 def _trace_back(best, exit_block):
@@ -196,8 +196,7 @@ def _goes_round(blocks, loop, path, asked):
     for number in path:
         block = blocks[number]
         known = _flags_after(block, known, asked)
-        onward = set(block.successors) - _excluded(block, block.successors, known)
-        if number in loop.body and not beginnings.isdisjoint(onward):
+        if number in loop.body and not beginnings.isdisjoint(_onward(block, block.successors, known)):
             return True
     return False
 

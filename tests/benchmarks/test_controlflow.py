@@ -117,6 +117,11 @@ def test_the_last_instructions_of_a_round_may_be_left_out(last, skipped):
     assert len(path.instructions) == 18
 
 
+def test_a_loop_of_which_only_waiting_is_left_out_is_passed():
+    path = main_path(nvidia(WIDE, "@P0 BRA 0x50", "BAR.SYNC 0x0", "@P1 BRA 0x50", "BRA 0x0", "EXIT"))
+    assert (path.loops, path.skipped) == (1, 0)
+
+
 def test_loops_that_are_left_out_are_counted():
     code = nvidia("@P0 BRA 0x30", "FADD R1, R1, R1", "@P1 BRA 0x10", "LDG.E.128 R4, desc[UR6][R2.64]", "EXIT")
     path = main_path(code)

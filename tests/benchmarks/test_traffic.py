@@ -285,17 +285,11 @@ def test_overwrites_are_counted_to_the_byte_where_sizes_differ():
 
 
 def test_what_lies_in_a_view():
-    view = counting._View("x", torch.zeros(8)[::2])
-
-    def at(*offsets):
+    def at(view, *offsets):
         return np.array([view.low + offset for offset in offsets], dtype=np.uint64)
 
-    assert view.span(at(0, 24, 26, 28), 4).tolist() == [True, True, False, False]
-    assert view.elements(at(0, 2, 4, 8, 24), 4).tolist() == [True, False, False, True, True]
-    assert view.elements(at(0, 3, 4, 24, 27, 28), 1).tolist() == [True, True, False, True, True, False]
-    pairs = counting._View("x", torch.zeros(4, 8)[:, :2])
-    assert pairs.elements(pairs.low + np.array([0, 4, 8, 32, 36], dtype=np.uint64), 4).tolist() == [True] * 2 + [
-        False,
-        True,
-        True,
-    ]
+    view, pairs = counting._View("x", torch.zeros(8)[::2]), counting._View("x", torch.zeros(4, 8)[:, :2])
+    assert view.span(at(view, 0, 24, 26, 28), 4).tolist() == [True, True, False, False]
+    assert view.elements(at(view, 0, 2, 4, 8, 24), 4).tolist() == [True, False, False, True, True]
+    assert view.elements(at(view, 0, 3, 4, 24, 27, 28), 1).tolist() == [True, True, False, True, True, False]
+    assert pairs.elements(at(pairs, 0, 4, 8, 32, 36), 4).tolist() == [True, True, False, True, True]
