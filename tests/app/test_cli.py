@@ -131,6 +131,7 @@ BAD_OPTIONS = [
     (["--latent-dim", "0"], "'--latent-dim': latent_dim is 0: expected 1 or more"),
     (["--hidden-dim", "0"], "'--hidden-dim': hidden_dim[0] is 0: expected 1 or more"),
     (["--learning-rate", "0"], "'--learning-rate': learning_rate is 0.0: expected a finite number > 0"),
+    (["--learning-rate", "1e38"], "'--learning-rate': learning_rate is 1e+38: expected 1e+37 or less"),
     (["--learning-rate", "nan"], "'--learning-rate': learning_rate is nan: expected a finite number > 0"),
     (["--beta", "-1"], "'--beta': beta is -1.0: expected a finite number >= 0"),
     (["--beta", "inf"], "'--beta': beta is inf: expected a finite number >= 0"),

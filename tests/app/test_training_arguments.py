@@ -39,6 +39,7 @@ BAD_ARGUMENTS = [
     ({"batch_size": -1}, ValueError, "batch_size is -1: expected 1 or more"),
     ({"batch_size": "64"}, TypeError, "batch_size is str: expected an int"),
     ({"learning_rate": 0}, ValueError, "learning_rate is 0: expected a finite number > 0"),
+    ({"learning_rate": 10**38}, ValueError, f"learning_rate is {10**38}: expected 1e.37 or less"),
     ({"learning_rate": float("inf")}, ValueError, "learning_rate is inf: expected a finite number > 0"),
     ({"learning_rate": "fast"}, TypeError, "learning_rate is str: expected a number"),
     ({"seed": "1"}, TypeError, "seed is str: expected an int"),

@@ -260,6 +260,8 @@ class TestCommand:
         [
             (["--target", "sm_70"], "'--target': 'sm_70' is none of sm_80, sm_90, sm_100, gfx942"),
             (["--card", "titan"], "'--card': 'titan' is none of h200, h100, a100, b200, mi300x"),
+            (["--card", "h200", "--card", "h100"], "'--card': 'h200' and 'h100' are both for sm_90"),
+            (["--target", "gfx942", "--card", "h100"], "'--card': 'h100' is for --target sm_90, which is left out"),
             (["--kernel", "nothing"], "'--kernel': 'nothing' is part of none of backward, categorical, forward"),
             (["--jobs", "0"], "'--jobs': "),
         ],

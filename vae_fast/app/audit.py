@@ -42,7 +42,7 @@ def audit(
     """
     tool = _tool()
     targets = _choices("--target", target or list(tool.TARGETS), tool.TARGETS)
-    cards = _choices("--card", card or [], tool.CARDS)
+    cards = _cards(_choices("--card", card or [], tool.CARDS), targets, tool.CARDS)
     todo = tool.tasks(targets, kernel, main)
     if not todo:
         names = ", ".join(sorted({_name(entry.launch.name) for entry in tool.recorded(main)}))
@@ -74,6 +74,19 @@ def _choices(option: str, names: list[str], known: dict) -> list[str]:
         if name not in known:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=f"'{option}'")
     return list(dict.fromkeys(names))
+
+
+def _cards(names: list[str], targets: list[str], known: dict) -> list[str]:
+    """The names, if each is the one card of a target that is asked for."""
+    taken: dict[str, str] = {}
+    for name in names:
+        target = known[name].target
+        if target not in targets:
+            raise typer.BadParameter(f"{name!r} is for --target {target}, which is left out", param_hint="'--card'")
+        if target in taken:
+            raise typer.BadParameter(f"{taken[target]!r} and {name!r} are both for {target}", param_hint="'--card'")
+        taken[target] = name
+    return names
 
 
 def _show(target: str, rows: list) -> None:

@@ -19,7 +19,7 @@ from vae_fast.app.data import Split, digits, load_images, split
 from vae_fast.app.doctor import ALLOWED, environment, run_checks
 from vae_fast.app.options import INTERRUPTED, argument, console, say, trainable_device
 from vae_fast.app.profile import profile
-from vae_fast.app.training import check_data, fit, resolve_device
+from vae_fast.app.training import check_data, check_learning_rate, fit, resolve_device
 from vae_fast.extras import import_extra
 from vae_fast.files import atomic_path, writable_folder
 from vae_fast.likelihoods import LIKELIHOODS
@@ -79,10 +79,10 @@ def train(
         (checks.count, "batch_size", batch_size),
         (checks.count, "latent_dim", latent_dim),
         (checks.counts, "hidden_dim", hidden_dims),
-        (checks.positive, "learning_rate", learning_rate),
         (checks.number, "beta", beta),
     ):
         argument(f"--{name.replace('_', '-')}", check, name, value)
+    argument("--learning-rate", check_learning_rate, learning_rate)
     argument("--likelihood", checks.choice, "likelihood", likelihood, TRAINABLE)
     argument("--seed", seeds.check_int, seed)
     target = trainable_device(device)

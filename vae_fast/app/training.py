@@ -17,6 +17,9 @@ from vae_fast.extras import import_extra
 from vae_fast.likelihoods import LikelihoodLike, lookup
 from vae_fast.models import VAE
 
+# Adam's first step is ten times as long, and must be a float32.
+LARGEST_LEARNING_RATE = 1e37
+
 
 def fit(
     model: VAE,
@@ -38,7 +41,7 @@ def fit(
             >= 0, or finite ones. That of classes scores none.
         epochs: passes over `data`.
         batch_size: samples a step; the last step of an epoch takes what is left.
-        learning_rate: Adam's.
+        learning_rate: Adam's, up to 1e37.
         test_data: measured after each epoch, always with the same noise.
         seed: of the shuffling and of the noise in training. PyTorch's own generators are left as they were.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:<index>".
@@ -60,7 +63,7 @@ def fit(
     if test_data is not None:
         check_data("test_data", test_data, model.likelihood)
     epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
-    learning_rate = checks.positive("learning_rate", learning_rate)
+    learning_rate = check_learning_rate(learning_rate)
     seed = seeds.check_int(seed)
     target = resolve_device(device)
     module = import_extra("vae_fast.app.lightning_module")
@@ -111,6 +114,14 @@ def check_data(name: str, data: Tensor, likelihood: LikelihoodLike) -> None:
         dtype = checks.dtype_name(data.dtype)
         raise ValueError(f"{name} is {dtype}: likelihood {likelihood!r} wants class indices, which are not trained on")
     validation.require(name, data, validation.TARGETS[domain], whose=f", for likelihood {likelihood!r}")
+
+
+def check_learning_rate(value: float) -> float:
+    """The number, once it is known to be one that Adam takes."""
+    made = checks.positive("learning_rate", value)
+    if made > LARGEST_LEARNING_RATE:
+        raise ValueError(f"learning_rate is {value}: expected {LARGEST_LEARNING_RATE:.0e} or less")
+    return made
 
 
 def resolve_device(name: str) -> torch.device:
