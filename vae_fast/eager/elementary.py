@@ -35,7 +35,7 @@ def _constant(value):
 
 
 _LOG2_E, _MINUS_LOG2_E, _HALF_LOG2_E = _constant(LOG2_E), _constant(-LOG2_E), _constant(LOG2_E / 2)
-ONE, HALF, MINUS_ONE = _constant(1.0), _constant(0.5), _constant(-1.0)
+ONE, HALF, TWO, MINUS_ONE = map(_constant, (1.0, 0.5, 2.0, -1.0))
 
 
 def as_scalar(constant):

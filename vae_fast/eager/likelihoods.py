@@ -83,20 +83,31 @@ def _gaussian_terms(params, target, out=None):
     yield torch.add(logvar, math.log(2 * math.pi), out=out).mul_(0.5)
 
 
+def _gaussian_parts(params, target, outs):
+    """The error over the variance, and its square: where told."""
+    error = torch.sub(params[0], target, out=outs[1])
+    scaled = exp_minus(params[1], outs[0]).mul_(error)
+    return scaled, error.mul_(scaled)
+
+
+def _gaussian_slopes(scaled, excess):
+    return scaled, excess.sub_(1).mul_(-0.5)
+
+
 def _gaussian_derivatives(params, target, outs):
-    mean, logvar = params
-    error = torch.sub(mean, target, out=outs[1])
-    scaled = exp_minus(logvar, outs[0]).mul_(error)
-    return scaled, error.mul_(scaled).sub_(1).mul_(-0.5)
+    return _gaussian_slopes(*_gaussian_parts(params, target, outs))
 
 
 def _gaussian_total(params, target, outs, sums):
-    mean, logvar = params
-    error = torch.sub(mean, target, out=outs[1])
-    scaled = exp_minus(logvar, outs[0]).mul_(error)
-    excess = error.mul_(scaled)
-    total = (sums.of(excess) + sums.of(logvar) + math.log(2 * math.pi) * sums.of_ones(logvar)).mul_(0.5)
-    return total, (scaled, excess.sub_(1).mul_(-0.5))
+    scaled, excess = _gaussian_parts(params, target, outs)
+    total = sums.of(excess) + sums.of(params[1]) + math.log(2 * math.pi) * sums.of_ones(excess)
+    return total.mul_(0.5), _gaussian_slopes(scaled, excess)
+
+
+def _gaussian_both(params, target, outs):
+    scaled, excess = _gaussian_parts(params, target, outs)
+    nll = torch.add(excess, params[1]).add_(math.log(2 * math.pi)).mul_(0.5)
+    return nll, _gaussian_slopes(scaled, excess)
 
 
 def _bernoulli_probs_terms(params, target, out=None):
@@ -172,22 +183,30 @@ def _laplace_terms(params, target, out=None):
     yield torch.add(log_scale, math.log(2), out=out)
 
 
+def _laplace_parts(params, target, outs):
+    """The error and 1 / scale, where told, and the scaled error's size."""
+    error = torch.sub(params[0], target, out=outs[1])
+    inverse = exp_minus(params[1], outs[0])
+    return error, inverse, torch.abs(error).mul_(inverse)
+
+
+def _laplace_slopes(error, inverse, scaled):
+    return inverse.mul_(sign(error)), torch.rsub(scaled, ONE[scaled.dtype])
+
+
 def _laplace_derivatives(params, target, outs):
-    mean, log_scale = params
-    error = torch.sub(mean, target, out=outs[1])
-    inverse = exp_minus(log_scale, outs[0])
-    scaled = torch.abs(error).mul_(inverse)
-    return inverse.mul_(sign(error)), scaled.neg_().add_(1)
+    return _laplace_slopes(*_laplace_parts(params, target, outs))
 
 
 def _laplace_total(params, target, outs, sums):
-    mean, log_scale = params
-    error = torch.sub(mean, target, out=outs[1])
-    inverse = exp_minus(log_scale, outs[0])
-    scaled = torch.abs(error).mul_(inverse)
-    total = sums.of(scaled) + sums.of(log_scale) + math.log(2) * sums.of_ones(scaled)
-    slope = inverse.mul_(sign(error))
-    return total, (slope, torch.rsub(scaled, ONE[scaled.dtype]))
+    parts = _laplace_parts(params, target, outs)
+    total = sums.of(parts[-1]) + sums.of(params[1]) + math.log(2) * sums.of_ones(target)
+    return total, _laplace_slopes(*parts)
+
+
+def _laplace_both(params, target, outs):
+    parts = _laplace_parts(params, target, outs)
+    return torch.add(parts[-1], params[1]).add_(math.log(2)), _laplace_slopes(*parts)
 
 
 def _bin(params, target):
@@ -224,7 +243,7 @@ bernoulli = Formulas(
     native_weighted=_native_weighted_bernoulli,
 )
 mse = Formulas(errors.mse_terms, errors.mse_derivatives, errors.mse_total, torch._C._nn.mse_loss, 2**19, factor=2.0)
-gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total)
+gaussian = Formulas(_gaussian_terms, _gaussian_derivatives, _gaussian_total, both=_gaussian_both)
 bernoulli_probs = Formulas(_bernoulli_probs_terms, _bernoulli_probs_derivatives)
 continuous_bernoulli = Formulas(_continuous_bernoulli_terms, _continuous_bernoulli_derivatives)
 # Any but NaN: there the gradient of PyTorch's own op is 0.
@@ -234,7 +253,7 @@ log_cosh = Formulas(
 )
 huber = Formulas(errors.huber_terms, errors.huber_derivatives, errors.huber_total, torch._C._nn.huber_loss, 2**21)
 student_t = Formulas(_student_t_terms, _student_t_derivatives, _student_t_total)
-laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total)
+laplace = Formulas(_laplace_terms, _laplace_derivatives, _laplace_total, both=_laplace_both)
 discretized_logistic = Formulas(_discretized_logistic_terms, _discretized_logistic_derivatives)
 poisson = Formulas(counts.poisson_terms, counts.poisson_derivatives, both=counts.poisson_both)
 negative_binomial = Formulas(

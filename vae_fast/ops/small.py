@@ -18,7 +18,7 @@ from vae_fast.eager import likelihoods, reductions
 from vae_fast.eager import reconstruction as eager
 from vae_fast.eager import targets as eager_targets
 from vae_fast.eager.blocks import BLOCK
-from vae_fast.eager.elementary import number
+from vae_fast.eager.elementary import is_at_hand, number
 from vae_fast.ops import autograd, backend, categorical, reconstruction
 from vae_fast.ops.plain import PLAIN, hooked, is_plain, listening, overheard
 
@@ -158,8 +158,9 @@ def _loss(name, reduction, params, target, weight, differentiate):
     """(the loss, the derivatives without the weight: if asked for, and several losses and they share work)."""
     formulas, nowhere = getattr(likelihoods, name), (None,) * len(params)
     if reduction in SEVERAL:
-        if differentiate and eager.keeps(name, weight):
+        if differentiate and formulas.both is not None:
             nll, made = formulas.both(params, target, nowhere)
+            nll = nll if weight is None else eager_targets.weighted(nll, weight, out=nll)
         else:
             nll, made = eager.nll_of_block(formulas, params, target, weight), ()
         return nll if reduction == "none" else reductions.partial(nll, reduction), made
@@ -268,4 +269,6 @@ def _weighted(ctx, grads, scale):
             made = getattr(likelihoods, ctx.spec.likelihood).derivatives(params, target, (None,) * len(params))
             grads = itertools.compress(made, ctx.needs_input_grad[4:])
         scale = reductions.spread(scale, target, ctx.spec.reduction)
-    return [g.mul_(scale) if weight is None else eager_targets.weighted(g, weight, scale) for g in grads]
+    elif is_at_hand(scale):
+        scale = scale.item()  # so that weight and scale take one pass
+    return [g.mul_(scale) if weight is None else eager_targets.weighted(g, weight, scale, out=g) for g in grads]
