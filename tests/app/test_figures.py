@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 SHAPES = [
     (6, 5),  # grey
+    (3, 3),  # grey, whose rows and columns could be taken for channels
     (1, 6, 5),  # one channel, first
     (3, 6, 5),  # colour, channels first
     (6, 5, 1),  # one channel, last
@@ -43,6 +44,7 @@ def drawn(monkeypatch):
 def test_curves_say_what_they_show(tmp_path, drawn):
     figures.curves(HISTORY, tmp_path / "curves.png")
     (figure,) = drawn
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["train", "test"]
     assert [axes.get_title() for axes in figure.axes] == ["negative ELBO", "reconstruction", "KL"]
     for axes in figure.axes:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "nats per sample")
@@ -66,6 +68,21 @@ def test_reconstructions_stand_below_their_images(tmp_path, drawn):
     torch.testing.assert_close(torch.tensor(shown[1]), images[1])
     torch.testing.assert_close(torch.tensor(shown[7 + 1]), model.reconstruct(images)[1])
     assert [drawn[0].axes[i].get_ylabel() for i in (0, 7)] == ["test image", "reconstruction"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pixels_of_every_kind_are_shown_where_they_are(tmp_path, drawn, shape):
+    """Colours, of which matplotlib clips what is not in [0, 1], over the range of all images; grey ones as they are."""
+    images = 10 * torch.rand(4, *shape) - 3
+    figures.reconstructions(VAE(shape, 3, (8,), likelihood="mse"), images, tmp_path / "a.png")
+    axes = drawn[0].axes[2]
+    shown, wanted = torch.tensor(axes.images[0].get_array()), images[2]
+    wanted = wanted.movedim(0, -1) if len(shape) == 3 and shape[0] in (1, 3) else wanted
+    if len(shape) == 3 and 3 in shape:
+        wanted = (wanted - images.min()) / (images.max() - images.min())
+    torch.testing.assert_close(shown.float().view(wanted.shape), wanted)
+    assert axes.images[0].get_clim() == (images.min().item(), images.max().item())
+    assert not len(axes.get_xticks())
 
 
 def test_images_of_one_value(tmp_path):
