@@ -54,9 +54,12 @@ def forward(logits, target, ignore_index, reduction, wanted, weight=None):
     if reduction == "none":
         loss = torch.empty_like(target, dtype=dtype)
     elif reduction == "sample":
-        loss = torch.empty(target.shape, dtype=dtype, device=target.device)
+        # Of one element each it is returned itself: a view that a Function returned could not be written to in place.
+        shape = target.shape if target.numel() > len(target) else target.shape[:1]
+        loss = torch.empty(shape, dtype=dtype, device=target.device)
+    losses = None if loss is None else loss.view(target.shape)
     grad = torch.empty_like(logits) if wanted else None
-    partials = _launch(logits, target, weight, loss, None, grad, ignore_index, reduction)
+    partials = _launch(logits, target, weight, losses, None, grad, ignore_index, reduction)
     if reduction == "none":
         return loss, grad
     if reduction == "sample":
@@ -79,9 +82,10 @@ def backward(grad_loss, logits, target, ignore_index, reduction, weight=None):
 
 
 def _sum_samples(losses):
+    """[B] of the elements' losses."""
     batch, count = len(losses), losses.numel() // len(losses)
     if count == 1:
-        return losses.view(batch)
+        return losses
     out = losses.new_empty(batch)
     reductions.sum_partials(reductions.Sum(losses, out, batch, count, (count, 1)))
     return out

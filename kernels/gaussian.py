@@ -54,7 +54,7 @@ def forward(
     partials, count = None, 0
     if reduction not in (None, "none"):
         count = _partial_count(view, tiles, reduction)
-        partials = reductions.workspace(mu, count if each is None else each * count)
+        partials = reductions.workspace(mu, count if each is None else (each, count))
     if samples is not None:
         operands[4:] = (_whole(*pair) for pair in zip((z, eps, elementwise), operands[4:], strict=True))
     steps = _steps(mu, samples, z, eps, elementwise, count)
@@ -191,7 +191,7 @@ def _finish(partials, mu, view, tiles, reduction, samples):
     rows, count = (view.rows, tiles.column_blocks) if reduction == "sample" else (1, tiles.programs)
     shape = (*lead, rows) if reduction == "sample" else lead
     if reduction == "sample" and count == 1:
-        return partials if samples is None else partials.view(shape)
+        return partials  # itself: a view that a Function returned could not be written to in place
     return _add(partials, partials.new_empty(shape), (samples or 1) * rows, count, (count, 1), mu, reduction)
 
 

@@ -44,8 +44,17 @@ def is_real(name, tensor):
 
 
 def is_dense(name, tensor):
+    """A tensor whose memory a kernel could read."""
+    if type(tensor).__name__ == "DTensor":  # to import it takes a second
+        raise TypeError(f"{name} is a DTensor: expected a tensor of this process alone, such as its to_local()")
+    is_strided(name, tensor)
+
+
+def is_strided(name, tensor):
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} has layout {tensor.layout}: expected a dense (strided) tensor")
+    if tensor.is_nested:
+        raise TypeError(f"{name} is a nested tensor: expected a dense one")
 
 
 def has_batch(name, tensor):
@@ -196,7 +205,7 @@ def is_nats(name, tensor):
     is_tensor(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} is {dtype_name(tensor.dtype)}: expected float32 or float64 nats")
-    is_dense(name, tensor)
+    is_strided(name, tensor)
 
 
 def kl(tensor, target=None):
@@ -208,6 +217,7 @@ def kl(tensor, target=None):
             f'kl has shape {list(tensor.shape)}: expected [{batch}] (reduction="sample") or [] (reduction="batchmean")'
         )
     if target is not None:
+        is_dense("kl", tensor)
         same_device("kl", tensor, "target", target)
 
 

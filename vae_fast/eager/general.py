@@ -208,7 +208,7 @@ def clamped_gradient(gradient, logvar, clamp):
     return gradient
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _next_below(bound, dtype):
     """The largest number below the bound: PyTorch's op gives 0 at its own threshold."""
     return torch.nextafter(*torch.tensor((bound, -math.inf), dtype=dtype, device="cpu")).item()

@@ -6,12 +6,14 @@ import torch
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from vae_fast.ops.plain import batching, vmapping
+from vae_fast.ops.plain import PLAIN, batching, vmapping
 
 TWICE = (
     "vae_fast's losses cannot be differentiated twice (gradient penalty, grad of grad, Hessian): "
     "compute that term with PyTorch's own functions"
 )
+
+_PLAIN_OR_NONE = frozenset((*PLAIN, type(None)))
 
 
 class Short(Function):
@@ -64,13 +66,16 @@ def made_in_forward(params, wanted):
     return list(wanted)
 
 
-def take(ctx):
+def take(ctx, *upstream):
     """The gradients that forward made, which serve once and have no graph; None where backward must recompute them.
 
-    An empty list, or None, where forward made none.
+    An empty list, or None, where forward made none. They are scaled in place by the `upstream` gradients, once: a
+    subclass of tensors may run an op several times.
     """
     grads, ctx.grads = ctx.grads, None
-    return None if torch.is_grad_enabled() or vmapping() or forward_ad._current_level >= 0 else grads
+    if torch.is_grad_enabled() or vmapping() or forward_ad._current_level >= 0:
+        return None
+    return grads if _PLAIN_OR_NONE.issuperset(map(type, upstream)) else None
 
 
 def place(grads, wanted):

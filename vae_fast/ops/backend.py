@@ -21,9 +21,9 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Within the block `with use_backend(name):`, compute with "triton", "eager", or "auto".
 
     "auto" is Triton for CUDA tensors where it is installed, and eager otherwise. It holds for all threads of the
-    process. The environment variable VAE_FAST_BACKEND sets the default. A backward pass uses the backend of its
-    forward, wherever it runs. "triton" takes CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1, set before
-    triton is imported).
+    process: where blocks of two overlap, the last to end leaves the backend that it began with. The environment
+    variable VAE_FAST_BACKEND sets the default. A backward pass uses the backend of its forward, wherever it runs.
+    "triton" takes CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1, set before triton is imported).
 
     Raises ValueError for any other name, as the functions do for one in the environment; they raise RuntimeError where
     "triton" cannot take their tensors.

@@ -100,7 +100,7 @@ class Ordinary(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grads, kind = autograd.take(ctx), ctx.kind
+        grads, kind = autograd.take(ctx, grad_loss), ctx.kind
         if not grads:
             return _recompute(ctx, grad_loss, _backward_direct if kind is None else kind.backward)
         scale_(grads, grad_loss, ctx.spec.backend)

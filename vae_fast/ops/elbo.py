@@ -135,7 +135,7 @@ class Ordinary(Function):
 
     @staticmethod
     def backward(ctx, *upstream):
-        grads, kind = autograd.take(ctx), ctx.kind
+        grads, kind = autograd.take(ctx, *upstream), ctx.kind
         if upstream[0] is None and upstream[1] is None:
             return _only_kl(ctx, upstream[2])
         if not grads:

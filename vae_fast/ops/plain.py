@@ -58,6 +58,7 @@ def is_plain(value):
     return (
         type(value) in PLAIN
         and value.layout is torch.strided
+        and not value.is_nested
         and not (value.is_neg() or value._is_zerotensor() or is_functorch_wrapped_tensor(value))
     )
 

@@ -34,6 +34,8 @@ def reconstruct(output, target, row, reduction, target_scale, weight, noise):
     """
     if type(target) not in PLAIN or not target.is_cpu or type(reduction) is not str or is_compiling():
         return None
+    if target.is_nested:  # has no shape
+        return None
     binarize, seed, generator = noise
     if binarize is False and target_scale is weight is seed is generator is None and reduction in SCALARS:
         if row.domain == "classes":
@@ -95,6 +97,7 @@ def _suits(output, target, most):
         and output.dtype is torch.float32
         and output.is_cpu
         and output.layout is target.layout is torch.strided
+        and not output.is_nested
         and output.shape == shape
         and len(shape) > 0
         and 0 < shape.numel() <= most
@@ -180,7 +183,7 @@ def _reconstruct_classes(logits, target, row, reduction):
 
 def elbo(output, target, kl, beta, row, *options):
     """(total, reconstruction, kl) by `reconstruct`; None for classes, whose gradient must not be scaled afterwards."""
-    if is_compiling() or row.domain == "classes" or not _is_of_cpu(kl) or type(target) not in PLAIN:
+    if is_compiling() or row.domain == "classes" or not _is_of_cpu(kl) or type(target) not in PLAIN or target.is_nested:
         return None
     if not (is_weight(beta) or _is_weight_tensor(beta)) or not _fits(kl, target):
         return None
@@ -250,7 +253,7 @@ class _Reconstruction(autograd.Short, reconstruction.Ordinary):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grads = autograd.take(ctx)
+        grads = autograd.take(ctx, grad_loss)
         if grads is None:
             return reconstruction.Ordinary.backward(ctx, grad_loss)
         scale = grad_loss if ctx.share == 1 else grad_loss * number(ctx.share, torch.float32)
