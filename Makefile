@@ -69,11 +69,13 @@ test-launcher: .venv/triton36/.ready  ## compiled kernels, run by NumPy under Tr
 	@echo "== and that of triton 3.6.0, which is another"
 	PYTHONPATH=.venv/triton36 $(PYTEST) -p tests.kernels.played_driver tests/kernels/test_launching.py
 
-test-torch: .venv/torch-$(TORCH)/.ready  ## the CPU path and the interpreter on PyTorch 2.11, or TORCH=2.14.1; not in `test`: GBs
+test-torch: .venv/torch-$(TORCH)/.ready  ## most of them on PyTorch 2.11, or TORCH=2.15.0 (Python >= 3.11); not in `test`: GBs
 	@echo "== the CPU path on torch $(TORCH)"
 	PYTHONPATH=.venv/torch-$(TORCH) $(PYTEST)
 	@echo "== the kernels in the interpreter, on torch $(TORCH)"
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/torch-$(TORCH) $(PYTEST)
+	@echo "== Triton's own launcher, of its version"
+	PYTHONPATH=.venv/torch-$(TORCH) $(PYTEST) -p tests.kernels.played_driver $(LAUNCHED)
 
 test-peers: .venv/peers/.ready  ## vae_fast.integrations against the projects that it patches (Python >= 3.11)
 	@echo "== diffusers, pythae and scvi-tools, patched and not"

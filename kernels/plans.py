@@ -132,6 +132,7 @@ class _Writer:
         """A line that launches without what Triton asks of each argument to find the compiled kernel, and hooks."""
         rest = (each.constants[name] for name in each.kernel.arg_names[len(each.arguments) :])
         launch, given = _handed_on(each.compiled, each.programs, [*each.arguments, *rest])
+        self.constant(each.compiled)  # kept as long as the function: from triton 3.8 on what is dropped is unloaded
         return f"{self.constant(launch)}({', '.join(self.expression(value, self.address) for value in given)})"
 
     def interpreted(self, each):

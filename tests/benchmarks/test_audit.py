@@ -10,10 +10,9 @@ import torch
 
 pytest.importorskip("triton")
 
-import triton
-
 from tests.benchmarks import sample_kernels as kernels
 from tests.benchmarks.test_controlflow import nvidia
+from tests.support.environment import TRITON
 from vae_fast.benchmarks import audit as tool
 from vae_fast.benchmarks.audit import Budget, Resources, audit, check
 from vae_fast.benchmarks.cards import CARDS, H200, bound
@@ -103,9 +102,7 @@ def test_catches_a_spill_on_amd():
     assert any("spills" in f for f in check(report, Budget()))
 
 
-@pytest.mark.skipif(
-    tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9), reason="its cosine has no array on the stack"
-)
+@pytest.mark.skipif(TRITON >= (3, 9), reason="its cosine has no array on the stack")
 def test_catches_local_memory_that_is_no_spill():
     report = audited("sm_90", kernels.cosine, meta(8192), meta(8192))
     assert report.resources.spilled == 0

@@ -14,6 +14,7 @@ import sysconfig
 import tempfile
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ ON_LAUNCH = ctypes.CFUNCTYPE(
 )  # fmt: skip
 _streams = itertools.count(7)  # a new one each time that Triton, or a plan, asks for the current one
 _current = [None]
-_kernels = {}  # function -> what was compiled
+_kernels = {}  # function -> what was compiled, which is not kept alive: nor does the driver
 _launches = []  # the name of the kernel of each
 
 
@@ -111,7 +112,7 @@ def _install(folder):
 
     def noting(kernel):
         init_handles(kernel)
-        _kernels[kernel.function] = kernel
+        _kernels[kernel.function] = SimpleNamespace(metadata=kernel.metadata, asm=kernel.asm)
 
     CompiledKernel._init_handles = noting
     torch.cuda.get_device_capability = lambda device=None: (9, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.kernels.plays import CALLS, draw
-from tests.support.environment import PLUGINS
+from tests.support.environment import INTERPRETED, PLUGINS
 from vae_fast.kernels import gaussian, launching, reconstruction, reductions
 
 
@@ -37,6 +37,31 @@ def test_a_launcher_that_computes_after_its_launch_is_never_played(kernels_devic
 
     assert [doubled_sum(torch.ones(8, device=kernels_device)).item() for _ in range(CALLS)] == [16.0] * CALLS
     assert not played
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+def test_a_plan_keeps_what_it_launches(kernels_device, monkeypatch):
+    """From triton 3.8 on a kernel that is dropped is unloaded, as one of two is that two threads compile."""
+    launches, launch = [], launching.Launch
+
+    def noting(kernel, compiled, *rest):
+        launches.append((kernel, weakref.ref(compiled)))
+        return launch(kernel, compiled, *rest)
+
+    @launching.replayed
+    def total(values):
+        out = values.new_empty(())
+        reductions.sum_partials(reductions.Sum(values, out, 1, values.numel(), (0, 1)))
+        return out
+
+    monkeypatch.setattr(launching, "Launch", noting)
+    for _ in range(CALLS):
+        assert total(torch.full((8,), 1.0, device=kernels_device)).item() == 8
+        for kernel, _ in launches:
+            kernel.device_caches.clear()
+        gc.collect()
+    assert len(launches) == 1
+    assert launches[0][1]() is not None
 
 
 @pytest.mark.parametrize("others", [1, 0])

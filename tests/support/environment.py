@@ -11,6 +11,17 @@ import torch
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
+def _triton_version():
+    if not HAS_TRITON:
+        return (0, 0)
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2]))
+
+
+TRITON = _triton_version()  # (major, minor)
+
+
 def _interpreted():
     if not HAS_TRITON:
         return False
