@@ -56,6 +56,34 @@ def test_nested_tensors(name, call, layout):
     assert str(caught.value) == f"{name} {what}"
 
 
+# Beside what they are given for, good tensors that need a gradient: only then are calls of a kind remembered.
+M, V = zeros(4, 3).requires_grad_(), zeros(4, 3).requires_grad_()
+KNOWN = {
+    "mu": (M, lambda t: sample_kl(t, V)),
+    "logvar": (V, lambda t: gaussian_kl(M, t)),
+    "prior mu": (A, lambda t: gaussian_kl(M, V, prior=(t, A))),
+    "eps": (A, lambda t: sample_kl(M, V, eps=t)),
+    "output": (M, lambda t: reconstruction_loss(t, A)),
+    "output's logvar": (V, lambda t: reconstruction_loss((M, t), A, "gaussian")),
+    "target": (A, lambda t: reconstruction_loss(M, t)),
+    "weight": (A, lambda t: reconstruction_loss(M, A, weight=t)),
+    "kl": (zeros(4), lambda t: elbo_loss(M, A, t)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("name", KNOWN)
+def test_nested_tensors_after_good_ones(name, backend):
+    """PyTorch's guard, by which calls of a known kind are told, would end the process."""
+    good, call = KNOWN[name]
+    if backend.device != "cpu":
+        pytest.skip("the tensors are the CPU's")
+    for _ in range(3):
+        call(good)
+    with pytest.raises(TypeError, match=f"^{name} is a nested tensor: expected a dense one$"):
+        call(torch.nested.nested_tensor([zeros(3, 4), zeros(2, 4)]))
+
+
 @pytest.fixture(scope="module")
 def mesh():
     """Of this process alone."""

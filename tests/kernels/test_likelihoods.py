@@ -216,23 +216,23 @@ def log_cosh(d):
 
 @pytest.mark.parametrize("reduction", ["none", "sample"])
 def test_the_log_cosh_of_each_error_keeps_its_digits_and_is_never_negative(reduction, backend):
-    """Down to errors of 2e-5 all of them; below, eager's absolute error is float64's rounding of 1."""
     d = torch.logspace(-12, 3, 301, device=backend.device)[:, None].requires_grad_()
     loss = reconstruction_loss(d, torch.zeros_like(d), "log_cosh", reduction=reduction).view_as(d)
     wide = d.detach().double()
-    torch.testing.assert_close(loss.double(), log_cosh(wide), rtol=1e-6, atol=3e-16)
+    torch.testing.assert_close(loss.double(), log_cosh(wide), rtol=1e-6, atol=0)
     assert (loss >= 0).all()
     (slope,) = torch.autograd.grad(loss.sum(), d)
-    torch.testing.assert_close(slope.double(), torch.tanh(wide), rtol=1e-6, atol=3e-16)
+    torch.testing.assert_close(slope.double(), torch.tanh(wide), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("equal", [False, True], ids=["drawn", "equal"])
-@pytest.mark.parametrize("spread", [1e-4, 1e-2, 0.25, 0.32, 0.9, 1.01, 1.26, 1.4, 50.0])
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 0.25, 0.69, 0.7, 0.75, 0.86, 0.88, 1.4, 50.0])
 def test_the_sum_of_log_cosh_keeps_its_digits_however_large_the_errors(spread, equal, weighted, backend):
-    drawn = torch.randn((8, 1024), generator=torch.Generator().manual_seed(1))
+    """Eager takes another way where their mean is less than log 2, and most is lost just above."""
+    drawn = torch.randn((128, 784), generator=torch.Generator().manual_seed(1))
     a = spread * (torch.ones_like(drawn) if equal else drawn).to(backend.device)
-    weight = torch.linspace(0, 3, 8, device=backend.device) if weighted else None
+    weight = torch.linspace(0, 3, len(a), device=backend.device) if weighted else None
     loss = reconstruction_loss(a.requires_grad_(), torch.zeros_like(a), "log_cosh", weight=weight, reduction="sum")
     d = a.detach().double().cpu().abs()
     nll = log_cosh(d).sum(1)

@@ -78,7 +78,8 @@ def reconstruction_forward(
     beside: the second parameter's dtype.
     """
     count = 1 if likelihood in ("bernoulli", "mse") else 2
-    wanted = reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
+    keep = keep and backend.name == "eager"
+    wanted = keep or reduction not in ("none", "sample")  # forward makes the gradient of scalar losses
     params = [tensor(layout, seed=i, device=backend.device, **options) for i in range(count)]
     if shared is not None:
         params[1] = tensor("contiguous", seed=1, device=backend.device, shape=shared, **options)
@@ -89,7 +90,6 @@ def reconstruction_forward(
         target, scale = (target * 255).to(torch.uint8), 1 / 255
         seed = torch.full((1,), 5, device=backend.device) if likelihood == "bernoulli" else None
         weight = tensor("contiguous", seed=8, device=backend.device)[:, :1].expand(target.shape)
-    keep = keep and backend.name == "eager"
     return (params, target, weight, seed, scale, likelihood, reduction, [wanted] * count, backend.name, keep)
 
 

@@ -183,6 +183,6 @@ def test_raw_ops_refuse_gradients_of_noise_and_weights(backend):
 def test_a_raw_op_that_is_differentiated_gives_all_it_has():
     a, x = torch.rand(3, 4).requires_grad_(), torch.ones(3, 4)
     op = torch.ops.vae_fast.reconstruction_forward
-    made = op([a], x, None, None, 1.0, "poisson", "none", [False], "eager", True)
+    made = op([a], x, None, None, 1.0, "poisson", "none", [True], "eager", True)
     assert len(made) == 2
     torch.testing.assert_close(torch.autograd.grad(made[0].sum(), a)[0], made[1])

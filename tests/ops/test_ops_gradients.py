@@ -262,3 +262,19 @@ def test_a_clamp_that_bfloat16_does_not_hold_bounds_its_gradient(reduction, back
     logvar = torch.tensor([[0.703125], [-0.69921875]], dtype=torch.bfloat16, device=backend.device, requires_grad=True)
     kl = gaussian_kl(torch.zeros_like(logvar), logvar, logvar_clamp=(-0.699, 0.702), reduction=reduction)
     assert not torch.autograd.grad(kl.sum(), logvar)[0].any()
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace", "negative_binomial"])
+@pytest.mark.parametrize("first", [True, False])
+def test_derivatives_are_kept_of_what_needs_a_gradient_alone(first, likelihood):
+    """In float64, which has no short way."""
+    params = tuple(
+        values(4, 3, device="cpu", dtype=torch.float64, seed=k).requires_grad_(first == (k == 1)) for k in (1, 2)
+    )
+    target, upstream = torch.ones(4, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    with use_backend("eager"):
+        loss = reconstruction_loss(params, target, likelihood, reduction="sample")
+        each = reconstruction_loss(params, target, likelihood, reduction="sum", weight=upstream)
+    assert sum(t is not None for t in loss.grad_fn.saved_tensors) == 4  # target, two parameters, and that
+    (leaf,) = (p for p in params if p.requires_grad)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf, upstream), torch.autograd.grad(each, leaf))

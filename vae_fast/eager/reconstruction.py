@@ -29,18 +29,18 @@ def keeps(likelihood, weight):
     return _formulas(likelihood).both is not None and weight is None
 
 
-def forward_keeping(params, target, likelihood, reduction, extras=targets.PLAIN):
-    """(loss [B] or elementwise, the derivatives of each parameter if it `keeps` them, or nothing)."""
+def forward_keeping(params, target, likelihood, reduction, wanted, extras=targets.PLAIN):
+    """(loss [B] or elementwise, the derivatives: None, but for those `wanted` of a likelihood that it `keeps`)."""
     if not keeps(likelihood, extras[0]):
-        return _elementwise(params, target, likelihood, reduction, extras), ()
+        return _elementwise(params, target, likelihood, reduction, extras), (None,) * len(params)
     formulas, dtype = _formulas(likelihood), reductions.accumulator(params[0].dtype)
-    kept = tuple(torch.empty_like(params[0], dtype=dtype) for _ in params)
+    kept = tuple(torch.empty_like(params[0], dtype=dtype) if want else None for want in wanted)
     loss = torch.empty_like(params[0], dtype=dtype) if reduction == "none" else None
     sums = []
     for *inputs, _, losses, outs in _blocks(params, target, kept, dtype, extras, loss):
         nll, derivatives = formulas.both(*inputs, outs)
         for out, derivative in zip(outs, derivatives, strict=True):
-            if out is not derivative:
+            if out is not None and out is not derivative:
                 out.copy_(derivative)
         sums.append(reductions.partial(nll, reduction) if losses is None else losses.copy_(nll))
     return reductions.finish(sums, reduction, target.shape) if loss is None else loss, kept
@@ -49,7 +49,7 @@ def forward_keeping(params, target, likelihood, reduction, extras=targets.PLAIN)
 def backward(grad_loss, params, target, likelihood, reduction, wanted, extras=targets.PLAIN, kept=()):
     """As `vae_fast.kernels.reconstruction.backward`, for a scalar loss with its own gradient alone.
 
-    kept: what `forward_keeping` kept.
+    kept: what `forward_keeping` kept, if anything.
     """
     formulas, dtype, grads = _formulas(likelihood), reductions.accumulator(params[0].dtype), Gradients(params, wanted)
     upstream = reductions.spread(grad_loss, target, reduction)

@@ -62,6 +62,9 @@ def find(tensors, *asked):
     """
     if overheard() or type(tensors[0]) not in PLAIN or not backend.launches(tensors[0]) or not torch.is_grad_enabled():
         return None, None
+    for tensor in tensors:
+        if type(tensor) in PLAIN and tensor.is_nested:  # it has no shape, and PyTorch's guard would end the process
+            return None, None
     try:
         return _kinds.look_up(tensors, asked)
     except TypeError:  # an option that has no hash

@@ -49,23 +49,22 @@ def fake_grads(params, wanted):
 
 
 def _forward_impl(params, target, weight, seed, scale, likelihood, reduction, wanted, backend, keep):
-    if keep:
-        loss, kept = eager.forward_keeping(params, target, likelihood, reduction, (weight, seed, scale))
-        return [loss, *kept]
-    forward = room(backend, "reconstruction", target).forward
-    loss, grads = forward(params, target, likelihood, reduction, wanted, (weight, seed, scale))
-    return [loss, *(g for g in grads if g is not None)]
+    forward = eager.forward_keeping if keep else room(backend, "reconstruction", target).forward
+    loss, made = forward(params, target, likelihood, reduction, wanted, (weight, seed, scale))
+    return [loss, *present(*made)]
 
 
 def _forward_fake(params, target, weight, seed, scale, likelihood, reduction, wanted, backend, keep):
     dtype = accumulator(params[0].dtype)
     loss = fake_loss(params[0], dtype, reduction)
-    kept = params if keep and eager.keeps(likelihood, weight) else ()
-    return [loss, *fake_grads(params, wanted), *(torch.empty_like(params[0], dtype=dtype) for _ in kept)]
+    if not keep:
+        return [loss, *fake_grads(params, wanted)]
+    kept = wanted if eager.keeps(likelihood, weight) else ()
+    return [loss, *(torch.empty_like(params[0], dtype=dtype) for want in kept if want)]
 
 
 def _backward_impl(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend, kept):
-    backward, options = room(backend, "reconstruction", target).backward, {"kept": kept} if kept else {}
+    backward, options = room(backend, "reconstruction", target).backward, {"kept": place(kept, wanted)} if kept else {}
     grads = backward(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale), **options)
     return [g for g in grads if g is not None]
 
@@ -113,9 +112,10 @@ class Ordinary(Function):
 
     @staticmethod
     def forward(ctx, spec, target, weight, seed, *params):
-        scalar = is_scalar(spec.reduction)
-        wanted = made_in_forward(params, [scalar and want for want in ctx.needs_input_grad[4:]])
+        scalar, wanted = is_scalar(spec.reduction), list(ctx.needs_input_grad[4:])
         keep = not scalar and spec.backend == "eager"
+        if not keep:
+            wanted = made_in_forward(params, [scalar and want for want in wanted])
         loss, *made = _forward_direct(params, target, weight, seed, *spec[:3], wanted, spec.backend, keep)
         ctx.spec, ctx.kind, ctx.grads, ctx.strides = spec, None, made if scalar else None, params[0].stride()
         ctx.save_for_backward(target, weight, seed, *params, *(made if keep else ()))
