@@ -39,12 +39,10 @@ OF_NATS = {
     "kl": lambda t: free_bits(t, 0.1),
     "nll": lambda t: iwae_loss(t, A),
 }
-arguments = pytest.mark.parametrize(
-    ("name", "call"), [(name, call) for part in (ARGUMENTS, OF_CLASSES) for name, call in part.items()]
-)
+prototype = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@prototype
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 @pytest.mark.parametrize(("name", "call"), [*ARGUMENTS.items(), *OF_CLASSES.items(), *OF_NATS.items()])
 def test_nested_tensors(name, call, layout):
@@ -56,32 +54,33 @@ def test_nested_tensors(name, call, layout):
     assert str(caught.value) == f"{name} {what}"
 
 
-# Beside what they are given for, good tensors that need a gradient: only then are calls of a kind remembered.
-M, V = zeros(4, 3).requires_grad_(), zeros(4, 3).requires_grad_()
-KNOWN = {
-    "mu": (M, lambda t: sample_kl(t, V)),
-    "logvar": (V, lambda t: gaussian_kl(M, t)),
-    "prior mu": (A, lambda t: gaussian_kl(M, V, prior=(t, A))),
-    "eps": (A, lambda t: sample_kl(M, V, eps=t)),
-    "output": (M, lambda t: reconstruction_loss(t, A)),
-    "output's logvar": (V, lambda t: reconstruction_loss((M, t), A, "gaussian")),
-    "target": (A, lambda t: reconstruction_loss(M, t)),
-    "weight": (A, lambda t: reconstruction_loss(M, A, weight=t)),
-    "kl": (zeros(4), lambda t: elbo_loss(M, A, t)),
-}
+def after_good_ones(device):
+    """(a good tensor, a call) of each argument: the others need a gradient, as only such calls are remembered."""
+    mu, logvar = zeros(4, 3, device=device).requires_grad_(), zeros(4, 3, device=device).requires_grad_()
+    good, kls = zeros(4, 3, device=device), zeros(4, device=device)
+    return {
+        "mu": (mu, lambda t: sample_kl(t, logvar)),
+        "logvar": (logvar, lambda t: gaussian_kl(mu, t)),
+        "prior mu": (good, lambda t: gaussian_kl(mu, logvar, prior=(t, good))),
+        "eps": (good, lambda t: sample_kl(mu, logvar, eps=t)),
+        "output": (mu, lambda t: reconstruction_loss(t, good)),
+        "output's logvar": (logvar, lambda t: reconstruction_loss((mu, t), good, "gaussian")),
+        "target": (good, lambda t: reconstruction_loss(mu, t)),
+        "weight": (good, lambda t: reconstruction_loss(mu, good, weight=t)),
+        "kl": (kls, lambda t: elbo_loss(mu, good, t)),
+    }
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
-@pytest.mark.parametrize("name", KNOWN)
+@prototype
+@pytest.mark.parametrize("name", after_good_ones("cpu"))
 def test_nested_tensors_after_good_ones(name, backend):
     """PyTorch's guard, by which calls of a known kind are told, would end the process."""
-    good, call = KNOWN[name]
-    if backend.device != "cpu":
-        pytest.skip("the tensors are the CPU's")
+    good, call = after_good_ones(backend.device)[name]
     for _ in range(3):
         call(good)
+    nested = torch.nested.nested_tensor([zeros(3, 4), zeros(2, 4)], device=backend.device)
     with pytest.raises(TypeError, match=f"^{name} is a nested tensor: expected a dense one$"):
-        call(torch.nested.nested_tensor([zeros(3, 4), zeros(2, 4)]))
+        call(nested)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def distributed(mesh, tensor):
     return distribute_tensor(tensor, mesh, [Shard(0)])
 
 
-@arguments
+@pytest.mark.parametrize(("name", "call"), [*ARGUMENTS.items(), *OF_CLASSES.items()])
 def test_distributed_tensors(name, call, mesh):
     """Their shards are no business of ours: noise is numbered by a tensor's own memory."""
     shape = (4,) if name == "kl" else (4, 6) if name == "moments" else (4, 3)

@@ -37,7 +37,7 @@ def l1_total(params, target, outs, sums):
 
 
 def log_cosh_terms(params, target, out=None):
-    yield _log_cosh(torch.sub(params[0], target, out=out).abs_())
+    yield _log_cosh(torch.sub(params[0], target, out=out).abs_())[0]
 
 
 def log_cosh_derivatives(params, target, outs):
@@ -46,39 +46,20 @@ def log_cosh_derivatives(params, target, outs):
 
 def log_cosh_both(params, target, outs):
     error = torch.sub(params[0], target, out=outs[0])
-    nll, slope = _log_cosh_and_slope(error, error.abs())
-    return nll, (slope,)
+    nll, t = _log_cosh(error.abs())
+    half = torch.addcmul(t, t, t, value=0.5)  # tanh is (t + t^2 / 2) / (1 + t + t^2 / 2)
+    return nll, (torch.copysign(half.div_(half + 1), error, out=error),)
 
 
 def _log_cosh(size):
-    """log cosh |d|, in new memory; `size` is lost.
+    """(log cosh |d| in new memory, t = exp(|d|) - 1 as far as `FLAT`); `size` is lost.
 
-    With t = exp(|d|) - 1, cosh - 1 is t^2 / (2 t + 2), of which nothing cancels. Where t would overflow the other of
-    two lower bounds has long met it.
+    cosh - 1 is t^2 / (2 t + 2), of which nothing cancels. Where t would overflow the other of two lower bounds has long
+    met it.
     """
-    t = _bounded_expm1(size)
-    return _log_of_1_more((t * t).div_(_twice_1_more(t)), size)
-
-
-def _log_cosh_and_slope(error, size):
-    """(log cosh d, tanh d in the error's memory), as `_log_cosh`: tanh is (t^2 + 2 t) / (t^2 + 2 t + 2)."""
-    t = _bounded_expm1(size)
-    square = t * t
-    excess = torch.add(square, t, alpha=2)
-    nll = _log_of_1_more(square.div_(_twice_1_more(t)), size)
-    return nll, torch.copysign(excess.div_(excess + 2), error, out=error)
-
-
-def _bounded_expm1(size):
-    return torch.clamp(size, max=FLAT).expm1_()
-
-
-def _twice_1_more(t):
-    return torch.add(TWO[t.dtype], t, alpha=2)
-
-
-def _log_of_1_more(excess, size):
-    return torch.maximum(excess.log1p_(), size.sub_(math.log(2)), out=excess)
+    t = torch.clamp(size, max=FLAT).expm1_()
+    nll = (t * t).div_(torch.add(TWO[t.dtype], t, alpha=2)).log1p_()
+    return torch.maximum(nll, size.sub_(math.log(2)), out=nll), t
 
 
 def log_cosh_total(params, target, outs, sums):
@@ -88,11 +69,11 @@ def log_cosh_total(params, target, outs, sums):
     logarithms is that of products, which take no time. exp(-2 |d|) - 1 gives the slope with all its digits, in half the
     time of tanh.
     """
+    if target.dtype == torch.float64:
+        nll, slopes = log_cosh_both(params, target, outs)
+        return sums.of(nll), slopes
     error = torch.sub(params[0], target, out=outs[0])
     size = error.abs()
-    if error.dtype == torch.float64:
-        nll, slope = _log_cosh_and_slope(error, size)
-        return sums.of(nll), (slope,)
     linear = sums.of(size - math.log(2))  # each less that, or the rounding of a large sum would count
     if not (is_at_hand(error) and linear.item() >= 0):
         return _small_log_cosh_total(error, size, sums)

@@ -43,7 +43,7 @@ def _arguments(spec, target, weight, seed, beta_tensor, kl):
 def _forward_impl(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
     forward = room(backend, "elbo", target).forward
     made = forward(params, target, kl, beta_tensor, beta, likelihood, wanted, (weight, seed, scale))
-    return [*made[:3], *(g for g in made[3] if g is not None)]
+    return [*made[:3], *present(*made[3])]
 
 
 def _forward_fake(params, target, weight, seed, scale, kl, beta_tensor, beta, likelihood, wanted, backend):
@@ -59,7 +59,7 @@ def _backward_impl(
         grad_total, grad_reconstruction, grad_kl,
         params, target, kl, beta_tensor, beta, likelihood, wanted, (weight, seed, scale),
     )  # fmt: skip
-    return [kl_grad, *(g for g in grads if g is not None)]
+    return [kl_grad, *present(*grads)]
 
 
 def _backward_fake(

@@ -66,7 +66,7 @@ def _forward_fake(params, target, weight, seed, scale, likelihood, reduction, wa
 def _backward_impl(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend, kept):
     backward, options = room(backend, "reconstruction", target).backward, {"kept": place(kept, wanted)} if kept else {}
     grads = backward(grad_loss, params, target, likelihood, reduction, wanted, (weight, seed, scale), **options)
-    return [g for g in grads if g is not None]
+    return present(*grads)
 
 
 def _backward_fake(grad_loss, params, target, weight, seed, scale, likelihood, reduction, wanted, backend, kept):

@@ -34,7 +34,7 @@ def reconstruct(output, target, row, reduction, target_scale, weight, noise):
     """
     if type(target) not in PLAIN or not target.is_cpu or type(reduction) is not str or is_compiling():
         return None
-    if target.is_nested:  # has no shape
+    if target.is_nested:  # it has no shape
         return None
     binarize, seed, generator = noise
     if binarize is False and target_scale is weight is seed is generator is None and reduction in SCALARS:
