@@ -22,6 +22,7 @@ from vae_fast.kernels import launching, plans, tiling
 pytestmark = pytest.mark.compiled_only
 
 STREAM = 7
+HEAP = 2**20  # no tensor lies below it, even where Python is loaded at a fixed address; no size of these calls is above
 # Besides the main ones, those whose sums of each latent are parts of one workspace. What is unaligned is never played.
 PARTS = "latent, learned prior, std, monte_carlo"
 WORKLOADS = [w for w in workloads() if w.main or (w.options.startswith(PARTS) and w.layout != "unaligned")]
@@ -93,7 +94,7 @@ def numbered(value, addresses):
         return tuple(numbered(item, addresses) for item in value)
     if isinstance(value, torch.Tensor):
         value = value.data_ptr()
-    if isinstance(value, int) and value >= 2**32:  # no shape or stride of these calls
+    if isinstance(value, int) and value >= HEAP:
         return "address", addresses.setdefault(value, len(addresses))
     return value
 
