@@ -219,15 +219,15 @@ def test_the_sum_of_logarithms(dtype, bounds, size):
     assert abs(sum_of_logs(x.clone()).item() - logs.sum()) <= allowed * np.abs(logs).sum()
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 2**17, 100_003], ids=str)  # around one row, many, a prime
-@pytest.mark.parametrize("value", [None, 1 / 3], ids=["random", "equal"])  # equal ones round to one side
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 2**17, 100_003], ids=str)  # around one row, many, a prime
+@pytest.mark.parametrize("value", [None, 1 / 3, 0.7, 1.3, 2.9])  # equal ones round to one side
 def test_the_sum_of_squares(value, size):
     x = torch.rand(size, generator=torch.Generator().manual_seed(0)) if value is None else torch.full((size,), value)
     expected = x.double().square().sum().item()
     assert abs(sum_of_squares(x).item() - expected) <= 1e-6 * expected
 
 
-@pytest.mark.parametrize("size", [3, 512, 600])
+@pytest.mark.parametrize("size", [3, 256, 300])
 @pytest.mark.parametrize("special", [math.nan, math.inf, 1e30])
 def test_a_sum_of_squares_is_not_finite_where_one_is_not(special, size):
     x = torch.ones(size)

@@ -169,7 +169,7 @@ def test_a_foreign_or_broken_config(saved, content, message):
     ("key", "value", "message"),
     [
         ("latent_dim", -1, "latent_dim is -1"),
-        ("latent_dim", 10**15, "allocate memory"),
+        ("latent_dim", 10**15, "memory: you tried to allocate"),
         ("likelihood", "foreign", "likelihood is 'foreign'"),
         ("beta", "high", "beta is str"),
         ("dropout", 0.5, "dropout"),
