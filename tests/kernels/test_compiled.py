@@ -1,4 +1,4 @@
-"""What the compiler makes of the float64 kernels; registers, accesses and instructions are in test_audit_table.py."""
+"""What the compiler makes of float64, of classes, and for other GPUs; the audit itself is in test_audit_table.py."""
 
 import re
 
@@ -84,3 +84,25 @@ def test_the_gaussian_likelihoods_constant_has_all_digits_in_float64():
     constants = [float(number) for number in re.findall(r"dense<([-+.\de]+)> : tensor<\d+x\d+xf64>", code)]
     log_2pi = 1.8378770664093454836
     assert min(abs(c - value) for c in constants for value in (log_2pi / 2, log_2pi)) < 1e-15
+
+
+@pytest.mark.parametrize(
+    ("vendor", "architecture"),
+    [
+        ("cuda", 75),  # Turing, the GPUs of free notebooks
+        ("cuda", 120),  # the newest GeForce
+        ("hip", "gfx1100"),  # a Radeon, whose warps have 32 lanes
+    ],
+)
+def test_main_variants_compile_for_gpus_that_are_not_audited(vendor, architecture, monkeypatch):
+    from triton.backends.compiler import GPUTarget
+
+    from vae_fast.benchmarks import audit_table, launches
+    from vae_fast.benchmarks.audit import compile_launch
+
+    monkeypatch.setitem(launches.TARGETS, "other", GPUTarget(vendor, architecture, 32))
+    some = audit_table.tasks(["other"], main=True)[::20]
+    entries = [audit_table.recorded(main=True)[task.index] for task in some]
+    assert {entry.launch.name for entry in entries} >= {"_forward", "_reconstruct", "_categorical"}
+    for entry in entries:
+        compile_launch(entry.launch, "other")

@@ -130,7 +130,7 @@ def test_large_theta_costs_the_plain_formula_its_digits_and_ours_none(room, thet
     exact, *_ = counts.exact(counts.negative_binomial, (mean, theta, x))
     plain = scvi_log_nb_positive(x, mean, theta).double().numpy()
     ours, _ = run(room, "negative_binomial", (mean, theta), x, device)
-    assert np.abs(-plain - exact).max() > theirs / 3  # by what PyTorch's logarithm makes of a sum that is rounded
+    assert theirs / 3 < np.abs(-plain - exact).max() < theirs * 5  # 4.2 times as much on a processor without AVX2
     assert np.abs(ours - exact).max() < 3e-5
 
 
