@@ -134,9 +134,10 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:<index>'")
     if name == "cpu":
         return torch.device("cpu")
-    index = int(name.partition(":")[2] or 0)
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here")
+    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if index >= count:
+        expected = f"an index below {count}" if count else "'auto' or 'cpu'"
+        raise ValueError(f"device is {name!r}: PyTorch finds {count} CUDA devices here, expected {expected}")
     return torch.device("cuda", index)
 
 
